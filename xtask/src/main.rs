@@ -1,1 +1,42 @@
-fn main() {}
+//! `cargo xtask`: fetches, patches, builds and stress-tests guacd. One file per command.
+
+mod build;
+mod digest;
+mod doctor;
+mod failure;
+mod fetch;
+mod flags;
+mod install;
+mod layout;
+mod manifest;
+mod patch;
+mod run;
+mod steps;
+mod stress;
+mod test;
+mod tls_rs;
+mod ui;
+mod upstream;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = flags::Cli::parse();
+    run::watch_for_signals();
+    let result = match cli.command {
+        flags::Command::Fetch(flags) => fetch::fetch(&flags),
+        flags::Command::Build(flags) => build::build(&flags),
+        flags::Command::Stress(flags) => stress::stress(&flags),
+        flags::Command::Doctor(flags) => doctor::doctor(&flags),
+        flags::Command::Test(flags) => test::test(&flags),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            ui::error(&error);
+            failure::exit_code(&error)
+        }
+    }
+}

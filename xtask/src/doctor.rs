@@ -1,0 +1,351 @@
+//! `cargo xtask doctor`: what does this machine have of what a build needs, and how does one get the rest?
+
+use std::fs;
+use std::thread;
+
+use anyhow::{Result, bail, ensure};
+use rustix::process::{Resource, getrlimit};
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::{flags, layout, run, ui};
+
+/// What a tool or a library is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Need {
+    /// Nothing can be built without it.
+    Build,
+    /// The SSH protocol, which `stress` drives.
+    Ssh,
+    /// Another protocol or feature of guacd, which is left out without it.
+    Optional,
+    /// The SSH server behind `stress --target openssh`.
+    OpenSsh,
+    /// The project's tests.
+    Tests,
+    /// Sources that come from git or as an unpacked tree.
+    Git,
+}
+
+enum Probe {
+    /// A program, and the argument that makes it print its version.
+    Program(&'static str, &'static str),
+    /// A library under one of these names in pkg-config.
+    Library(&'static [&'static str]),
+}
+
+struct Item {
+    name: &'static str,
+    probe: Probe,
+    need: Need,
+    unlocks: &'static str,
+    /// Debian's and Ubuntu's package, or several of which the first that exists is meant.
+    packages: &'static [&'static str],
+}
+
+const fn program(
+    name: &'static str,
+    version: &'static str,
+    need: Need,
+    unlocks: &'static str,
+    packages: &'static [&'static str],
+) -> Item {
+    Item { name, probe: Probe::Program(name, version), need, unlocks, packages }
+}
+
+const fn library(
+    name: &'static str,
+    modules: &'static [&'static str],
+    need: Need,
+    unlocks: &'static str,
+    packages: &'static [&'static str],
+) -> Item {
+    Item { name, probe: Probe::Library(modules), need, unlocks, packages }
+}
+
+/// Everything that matters. Upstream's configure looks for the same libraries.
+const ITEMS: &[Item] = &[
+    program("cc", "--version", Need::Build, "compiling C", &["gcc", "libc6-dev"]),
+    program("make", "--version", Need::Build, "upstream's build", &["make"]),
+    program("autoreconf", "--version", Need::Build, "upstream's build", &["autoconf"]),
+    program("automake", "--version", Need::Build, "upstream's build", &["automake"]),
+    program("libtoolize", "--version", Need::Build, "upstream's build", &["libtool"]),
+    program("pkg-config", "--version", Need::Build, "finding libraries", &["pkg-config"]),
+    program("patch", "--version", Need::Build, "applying the series", &["patch"]),
+    library("cairo", &["cairo"], Need::Build, "drawing", &["libcairo2-dev"]),
+    library("libjpeg", &["libjpeg"], Need::Build, "JPEG images", &["libjpeg-dev"]),
+    library("libpng", &["libpng"], Need::Build, "PNG images", &["libpng-dev"]),
+    library("uuid", &["uuid", "ossp-uuid"], Need::Build, "connection ids", &["uuid-dev"]),
+    library("libssh2", &["libssh2"], Need::Ssh, "SSH, SFTP", &["libssh2-1-dev"]),
+    library("openssl", &["openssl"], Need::Ssh, "SSH, TLS, Kubernetes", &["libssl-dev"]),
+    library("pango", &["pangocairo"], Need::Ssh, "SSH, telnet, Kubernetes", &["libpango1.0-dev"]),
+    library("freerdp", &["freerdp2", "freerdp3"], Need::Optional, "RDP", &["freerdp2-dev", "freerdp3-dev"]),
+    library("libvncclient", &["libvncclient"], Need::Optional, "VNC", &["libvncserver-dev"]),
+    library("libtelnet", &["libtelnet"], Need::Optional, "telnet", &["libtelnet-dev"]),
+    library("libwebsockets", &["libwebsockets"], Need::Optional, "Kubernetes", &["libwebsockets-dev"]),
+    library("libwebp", &["libwebp"], Need::Optional, "WebP images", &["libwebp-dev"]),
+    library("libpulse", &["libpulse"], Need::Optional, "sound over VNC", &["libpulse-dev"]),
+    library("vorbis", &["vorbisenc"], Need::Optional, "Ogg Vorbis in guacd's sound", &["libvorbis-dev"]),
+    program("git", "--version", Need::Git, "`fetch --from` a clone or a tree", &["git"]),
+    library("cunit", &["cunit"], Need::Tests, "upstream's `make check`", &["libcunit1-dev"]),
+    program("g++", "--version", Need::Tests, "the header's test in C++", &["g++"]),
+    program("valgrind", "--version", Need::Tests, "the C tests under memcheck", &["valgrind"]),
+    program("sshd", "-V", Need::OpenSsh, "`stress --target openssh`", &["openssh-server"]),
+];
+
+/// What was found of one item.
+#[derive(Serialize)]
+pub struct Finding {
+    name: &'static str,
+    /// Its version, or nothing if it is missing.
+    version: Option<String>,
+    need: Need,
+    unlocks: &'static str,
+    #[serde(skip)]
+    packages: &'static [&'static str],
+}
+
+/// A resource limit, and how many sessions it allows.
+#[derive(Serialize)]
+struct Limit {
+    name: &'static str,
+    value: u64,
+    sessions: u64,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    schema_version: u32,
+    findings: &'a [Finding],
+    limits: &'a [Limit],
+    /// The command that installs what is missing, if there is one for this distribution.
+    install: Option<String>,
+}
+
+/// Lists what is there and what is not.
+pub fn doctor(flags: &flags::Doctor) -> Result<()> {
+    let mut findings = probe();
+    if flags.install {
+        install(&findings, |_| true)?;
+        findings = probe();
+    }
+    let missing = missing_packages(&findings, |_| true);
+    let command = (!missing.is_empty()).then(|| install_command(&missing)).flatten();
+    if flags.json {
+        let report = Report { schema_version: 1, findings: &findings, limits: &limits(), install: command };
+        ui::result(serde_json::to_string_pretty(&report)?);
+    } else {
+        print(&findings, &limits());
+        if let Some(command) = command {
+            ui::result(format!(
+                "\nTo install what is missing: {command}\n                        or: cargo xtask doctor --install"
+            ));
+        }
+    }
+    let unmet: Vec<&str> = unmet(&findings, &[Need::Build]).map(|finding| finding.name).collect();
+    if !unmet.is_empty() {
+        bail!(Failure::Preflight(format!("guacd cannot be built here without {}", unmet.join(", "))));
+    }
+    Ok(())
+}
+
+/// Checks that what `needs` names is there, installing it first if the flags allow that.
+///
+/// Returns the versions of everything that was found, for the digest of a build.
+pub fn preflight(needs: &[Need], setup: &flags::Setup) -> Result<Vec<String>> {
+    let mut findings = probe();
+    if setup.install {
+        // Besides what is needed, whatever unlocks another protocol: a guacd without RDP is not what users expect.
+        let wanted = |need: Need| needs.contains(&need) || need == Need::Optional;
+        if findings.iter().any(|finding| finding.version.is_none() && wanted(finding.need)) {
+            install(&findings, wanted)?;
+            findings = probe();
+        }
+    }
+    let unmet: Vec<&str> = unmet(&findings, needs).map(|finding| finding.name).collect();
+    if !unmet.is_empty() {
+        let packages = missing_packages(&findings, |need| needs.contains(&need));
+        let how = match install_command(&packages) {
+            Some(command) => {
+                format!("install with: {command}\n        or let it be done: add --install to this command")
+            }
+            None => format!(
+                "install them with your distribution's package manager (on Debian: {})",
+                packages.join(" ")
+            ),
+        };
+        bail!(Failure::Preflight(format!("missing here: {}\n{how}", unmet.join(", "))));
+    }
+    Ok(findings
+        .into_iter()
+        .map(|finding| format!("{}={}", finding.name, finding.version.unwrap_or_default()))
+        .collect())
+}
+
+/// Warns of limits that end before `sessions` do.
+pub fn warn_of_limits(sessions: u64) {
+    for limit in limits().iter().filter(|limit| limit.sessions < sessions) {
+        ui::warning(format!(
+            "{} ({}) allows about {} sessions, and {sessions} are asked for: raise it, or expect failures",
+            limit.name, limit.value, limit.sessions
+        ));
+    }
+}
+
+/// The C compiler: what configure takes, too.
+pub fn c_compiler() -> String {
+    std::env::var("CC").unwrap_or_else(|_| "cc".to_owned())
+}
+
+fn probe() -> Vec<Finding> {
+    let look = |item: &Item| match item.probe {
+        Probe::Program("cc", argument) => run::version_line(&c_compiler(), argument),
+        // sshd answers -V since OpenSSH 9.3 only, and lies outside of most users' path.
+        Probe::Program("sshd", argument) => run::version_line("sshd", argument)
+            .or_else(|| fs::exists("/usr/sbin/sshd").unwrap_or(false).then(|| "/usr/sbin/sshd".to_owned())),
+        Probe::Program(program, argument) => run::version_line(program, argument),
+        Probe::Library(modules) => modules
+            .iter()
+            .find_map(|module| duct::cmd!("pkg-config", "--modversion", module).stderr_null().read().ok()),
+    };
+    // Side by side, as each is a program to wait for.
+    let versions: Vec<Option<String>> = thread::scope(|scope| {
+        let threads: Vec<_> = ITEMS.iter().map(|item| scope.spawn(move || look(item))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or_default()).collect()
+    });
+    ITEMS
+        .iter()
+        .zip(versions)
+        .map(|(item, version)| Finding {
+            name: item.name,
+            version,
+            need: item.need,
+            unlocks: item.unlocks,
+            packages: item.packages,
+        })
+        .collect()
+}
+
+fn unmet<'a>(findings: &'a [Finding], needs: &'a [Need]) -> impl Iterator<Item = &'a Finding> {
+    findings.iter().filter(|finding| finding.version.is_none() && needs.contains(&finding.need))
+}
+
+/// The packages that provide what is missing, each once.
+fn missing_packages(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Vec<String> {
+    let mut packages = Vec::new();
+    for finding in findings.iter().filter(|finding| finding.version.is_none() && wanted(finding.need)) {
+        // FreeRDP's package has another name in each generation of Debian; everything else is needed as listed.
+        let names = if finding.name == "freerdp" { available(finding.packages) } else { finding.packages };
+        packages.extend(names.iter().map(|name| (*name).to_owned()));
+    }
+    packages
+}
+
+/// The first of `alternatives` that the package manager knows.
+fn available(alternatives: &'static [&'static str]) -> &'static [&'static str] {
+    let known = |name: &&'static str| {
+        duct::cmd!("apt-cache", "show", "--no-all-versions", *name).stderr_null().stdout_null().run().is_ok()
+    };
+    let index = alternatives.iter().position(known).unwrap_or(0);
+    &alternatives[index..=index]
+}
+
+/// The command that installs `packages` on this distribution, if it is one that we know.
+fn install_command(packages: &[String]) -> Option<String> {
+    let release = fs::read_to_string("/etc/os-release").ok()?;
+    let like_debian = release
+        .lines()
+        .filter_map(|line| line.strip_prefix("ID=").or_else(|| line.strip_prefix("ID_LIKE=")))
+        .any(|value| value.split(['"', ' ']).any(|id| id == "debian" || id == "ubuntu"));
+    let sudo = if rustix::process::geteuid().is_root() { "" } else { "sudo " };
+    like_debian.then(|| format!("{sudo}apt-get install -y --no-install-recommends {}", packages.join(" ")))
+}
+
+fn install(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Result<()> {
+    ensure!(
+        install_command(&[]).is_some(),
+        Failure::Preflight(
+            "--install knows Debian and Ubuntu only: `cargo xtask doctor` lists what to install".into()
+        )
+    );
+    if missing_packages(findings, &wanted).is_empty() {
+        return Ok(());
+    }
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        // In the foreground, as it may ask for the password.
+        let allowed = duct::cmd!("sudo", "-v").unchecked().run().is_ok_and(|output| output.status.success());
+        ensure!(
+            allowed,
+            Failure::Preflight("--install needs root, or sudo: run as root, or install by hand".into())
+        );
+    }
+    let log_dir = layout::target_dir().join("guacd");
+    fs::create_dir_all(&log_dir)?;
+    let log = log_dir.join("install.log");
+    fs::write(&log, "")?;
+    let apt = |arguments: &[&str]| {
+        let (program, first): (&str, &[&str]) = if is_root { ("env", &[]) } else { ("sudo", &["env"]) };
+        duct::cmd(
+            program,
+            first.iter().chain(&["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]).chain(arguments),
+        )
+    };
+    let progress = ui::Step::start("apt-get");
+    progress.busy_with("update");
+    run::logged(&progress, "apt-get update", apt(&["update"]), &log)?;
+    // Only now does apt know which packages there are.
+    let packages = missing_packages(findings, &wanted);
+    let mut arguments = vec!["install", "-y", "--no-install-recommends"];
+    arguments.extend(packages.iter().map(String::as_str));
+    run::logged(&progress, "apt-get install", apt(&arguments), &log)?;
+    progress.done(format!("{} packages: {}", packages.len(), packages.join(" ")));
+    Ok(())
+}
+
+/// The limits that sessions run into, measured on 1.6.0: 3 descriptors in guacd's parent process and 12 tasks per
+/// session, and 14 MB for a session over SSH.
+fn limits() -> Vec<Limit> {
+    let mut limits = Vec::new();
+    let mut add = |name, value: Option<u64>, base: u64, each: u64| {
+        if let Some(value) = value {
+            limits.push(Limit { name, value, sessions: value.saturating_sub(base) / each });
+        }
+    };
+    // Root is exempt from RLIMIT_NPROC, as long as it has its capabilities.
+    let nproc = getrlimit(Resource::Nproc).current.filter(|_| !rustix::process::geteuid().is_root());
+    let number = |path| fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
+    let memory = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    });
+    // The soft limit is not listed: the harness raises it to the hard one.
+    add("open files (ulimit -Hn)", getrlimit(Resource::Nofile).maximum, 6, 3);
+    add("processes (ulimit -u)", nproc, 100, 12);
+    add("tasks of this control group", number("/sys/fs/cgroup/pids.max"), 100, 12);
+    add("kernel.pid_max", number("/proc/sys/kernel/pid_max"), 1000, 12);
+    add("available memory (kB)", memory, 500_000, 14_000);
+    limits
+}
+
+fn print(findings: &[Finding], limits: &[Limit]) {
+    let sections: [(&str, &[Need]); 4] = [
+        ("To build guacd", &[Need::Build]),
+        ("Protocols and features", &[Need::Ssh, Need::Optional]),
+        ("Sources and tests", &[Need::Git, Need::Tests]),
+        ("Load tests with a real sshd", &[Need::OpenSsh]),
+    ];
+    for (title, needs) in sections {
+        ui::result(title);
+        for finding in findings.iter().filter(|finding| needs.contains(&finding.need)) {
+            let version = finding.version.as_deref().unwrap_or("-");
+            let remark = format!("{:<52} {}", version.chars().take(50).collect::<String>(), finding.unlocks);
+            ui::check(finding.version.is_some(), finding.need == Need::Build, finding.name, remark);
+        }
+    }
+    ui::result("Limits, and the sessions that each allows");
+    for limit in limits {
+        ui::result(format!("  {:<30} {:>12} {:>8}", limit.name, limit.value, limit.sessions));
+    }
+}

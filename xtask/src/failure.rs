@@ -1,0 +1,47 @@
+//! Which exit code does an error end in? Only errors that code branches on are typed.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// An error with an exit code of its own. Every other error exits with 1, and clap's usage errors with 2.
+#[derive(Debug)]
+pub enum Failure {
+    /// A tool, a library or a resource is missing: exit code 3.
+    Preflight(String),
+    /// A patch does not apply exactly: exit code 4.
+    Patch(String),
+    /// `guac-stress` ended with this code, having said why itself.
+    Stress(u8),
+    /// A signal asked to stop: exit code 130, as of a shell after Ctrl-C.
+    Interrupted,
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        match self {
+            Failure::Preflight(_) => 3,
+            Failure::Patch(_) => 4,
+            Failure::Stress(code) => *code,
+            Failure::Interrupted => 130,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Preflight(what) | Failure::Patch(what) => f.write_str(what),
+            Failure::Stress(5) => f.write_str("some sessions did not prove themselves alive (see the table)"),
+            Failure::Stress(code) => write!(f, "guac-stress exited with {code}"),
+            Failure::Interrupted => f.write_str("interrupted"),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// The exit code that `error` ends in.
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let code = error.downcast_ref::<Failure>().map_or(1, Failure::code);
+    ExitCode::from(code)
+}

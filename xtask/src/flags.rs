@@ -1,0 +1,184 @@
+//! The command line of `cargo xtask`, all of it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// What `cargo xtask` is asked to do.
+#[derive(Parser)]
+#[command(
+    name = "xtask",
+    bin_name = "cargo xtask",
+    version,
+    about = "Builds a guacd whose sessions are limited by the machine and not by libc, and proves it",
+    after_help = "Exit codes: 0 done; 1 failed; 2 usage; 3 a tool, a library or a resource is missing; 4 a patch does not \
+        apply; 5 a stress run missed its threshold; 130 interrupted."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    Fetch(Fetch),
+    Build(Build),
+    Stress(Stress),
+    Doctor(Doctor),
+    Test(Test),
+}
+
+/// Fetch a release's source, check it against its pin, and keep it in the user's cache.
+///
+/// Without --from the release's origins are tried one after another: the Apache archive, the Apache downloads, the
+/// archive of the tag on GitHub. What is in the cache already is not fetched again. The cache is below
+/// $XDG_CACHE_HOME/guacd-uncapped, or ~/.cache/guacd-uncapped.
+#[derive(Args)]
+pub struct Fetch {
+    #[command(flatten)]
+    pub release: Release,
+
+    #[command(flatten)]
+    pub source: Source,
+}
+
+/// Fetch, patch, configure and make guacd, and install it into a prefix.
+///
+/// A step whose inputs have not changed is skipped, and the prefix appears whole or not at all. Beside it,
+/// PREFIX.manifest.json says what it was made of. guacd finds its protocol plugins through the library path:
+/// LD_LIBRARY_PATH=PREFIX/lib PREFIX/sbin/guacd -f
+#[derive(Args)]
+pub struct Build {
+    #[command(flatten)]
+    pub release: Release,
+
+    /// `patched`, or `stock`: the release as it is.
+    #[arg(long, value_enum, default_value_t = Variant::Patched)]
+    pub variant: Variant,
+
+    /// Where to install guacd [default: target/guacd/RELEASE/VARIANT/prefix].
+    #[arg(long, value_name = "DIR")]
+    pub prefix: Option<PathBuf>,
+
+    /// How many compilers to run at once [default: one per core].
+    #[arg(short, long, value_name = "N")]
+    pub jobs: Option<std::num::NonZero<usize>>,
+
+    #[command(flatten)]
+    pub setup: Setup,
+
+    /// Further arguments for upstream's configure, after `--`.
+    #[arg(last = true, value_name = "CONFIGURE_ARGS")]
+    pub configure_args: Vec<String>,
+}
+
+/// Hold real SSH sessions through guacd, and count those that prove themselves alive.
+///
+/// Builds what is missing, starts guacd on a free loopback port, opens the sessions, holds them open together, and then
+/// types a fresh random word into each of them. A session counts if its word comes back. Nothing that was started
+/// is left running.
+#[derive(Args)]
+pub struct Stress {
+    #[command(flatten)]
+    pub release: Release,
+
+    /// Which guacd to load: `patched`, `stock`, or `both`, one after the other.
+    #[arg(long, value_enum, default_value_t = Variants::Patched, conflicts_with = "guacd")]
+    pub variant: Variants,
+
+    #[command(flatten)]
+    pub load: guac_stress::flags::Load,
+
+    #[command(flatten)]
+    pub setup: Setup,
+}
+
+/// Say which tools and libraries are there, what each is for, and the command that installs what is missing.
+///
+/// Exits with 3 if something is missing without which guacd cannot be built.
+#[derive(Args)]
+pub struct Doctor {
+    /// Install what is missing, optional protocols included (Debian and Ubuntu; as root, or through sudo).
+    #[arg(long)]
+    pub install: bool,
+
+    /// Print the findings as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Run every check of the project: format, lints, unit tests, C tests, and the integration tests.
+///
+/// The integration tests build stock and patched guacd and hold 300 sessions. Those that need upstream's source are
+/// skipped, in one loud line, where it can neither be found in the cache nor fetched.
+#[derive(Args)]
+pub struct Test {
+    #[command(flatten)]
+    pub setup: Setup,
+
+    /// Only the quick checks: nothing that builds or runs a guacd.
+    #[arg(long)]
+    pub quick: bool,
+}
+
+#[derive(Args)]
+pub struct Release {
+    /// Which guacamole-server release, of those that upstream.toml pins.
+    #[arg(long, value_name = "RELEASE", default_value = "1.6.0")]
+    pub release: String,
+}
+
+#[derive(Args)]
+pub struct Source {
+    /// Take the source from here: a URL, a tarball, an unpacked tree, or a git clone (bare or not).
+    #[arg(long, value_name = "URL|TARBALL|DIRECTORY|GIT")]
+    pub from: Option<String>,
+
+    /// Do not touch the network.
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// What a command may do to get what it needs.
+#[derive(Args)]
+pub struct Setup {
+    #[command(flatten)]
+    pub source: Source,
+
+    /// Install the tools and libraries that are missing first (Debian and Ubuntu; as root, or through sudo).
+    #[arg(long)]
+    pub install: bool,
+}
+
+/// A guacd as upstream made it, or with our patches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Variant {
+    Patched,
+    Stock,
+}
+
+impl Variant {
+    pub fn name(self) -> &'static str {
+        match self {
+            Variant::Patched => "patched",
+            Variant::Stock => "stock",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Variants {
+    Patched,
+    Stock,
+    Both,
+}
+
+impl Variants {
+    pub fn list(self) -> &'static [Variant] {
+        match self {
+            Variants::Patched => &[Variant::Patched],
+            Variants::Stock => &[Variant::Stock],
+            Variants::Both => &[Variant::Stock, Variant::Patched],
+        }
+    }
+}

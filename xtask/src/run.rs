@@ -1,0 +1,112 @@
+//! How are other programs run? With a log file, watched for Ctrl-C, and never outliving xtask.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use duct::Expression;
+use rustix::process::{Pid, Signal};
+
+use crate::failure::Failure;
+use crate::ui;
+
+/// How many lines of a log an error shows.
+const TAIL_LINES: usize = 20;
+
+static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// From here on SIGINT, SIGTERM and SIGHUP end what is being run, and are then reported as an error, so that destructors clean up.
+pub fn watch_for_signals() {
+    let flag = INTERRUPTED.get_or_init(Arc::default);
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+        // It fails only for signals that cannot be caught.
+        let _ = signal_hook::flag::register(signal, Arc::clone(flag));
+    }
+}
+
+/// An error if a signal has asked to stop.
+pub fn check_interrupted() -> Result<()> {
+    if INTERRUPTED.get().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+        bail!(Failure::Interrupted);
+    }
+    Ok(())
+}
+
+/// Runs a program whose output goes to the end of `log`. An error shows the last lines of the log and its path.
+pub fn logged(step: &ui::Step, what: &str, command: Expression, log: &Path) -> Result<()> {
+    let mut file = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("cannot write the log {}", log.display()))?;
+    let output = file.try_clone()?;
+    let handle = command
+        .stdin_null()
+        .stderr_to_stdout()
+        .stdout_file(output)
+        .unchecked()
+        .before_spawn(|command| {
+            // Its own group, so that a signal reaches make's children as well as make.
+            command.process_group(0);
+            die_with_parent(command);
+            Ok(())
+        })
+        .start()
+        .with_context(|| format!("cannot start {what}"))?;
+    loop {
+        if let Some(output) = handle.wait_timeout(Duration::from_millis(100))? {
+            if output.status.success() {
+                return Ok(());
+            }
+            check_interrupted()?;
+            return Err(anyhow!("{}\nthe whole log: {}", tail(log, TAIL_LINES), log.display())
+                .context(format!("{what} failed ({})", output.status)));
+        }
+        if check_interrupted().is_err() {
+            for group in handle.pids().into_iter().filter_map(|pid| Pid::from_raw(pid.try_into().ok()?)) {
+                // The group may be gone already.
+                let _ = rustix::process::kill_process_group(group, Signal::TERM);
+            }
+            handle.wait()?;
+            bail!(Failure::Interrupted);
+        }
+        step.busy_with(last_line(&mut file).unwrap_or_default());
+    }
+}
+
+/// Has the kernel end the program when xtask dies, however it dies.
+pub fn die_with_parent(command: &mut Command) {
+    // SAFETY: the closure runs in the forked child and makes one system call: it neither allocates nor locks.
+    unsafe {
+        command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?));
+    }
+}
+
+/// The first line that a program prints when asked for its version, or nothing if it cannot be run.
+pub fn version_line(program: &str, argument: &str) -> Option<String> {
+    let output = duct::cmd!(program, argument).stderr_to_stdout().stdout_capture().unchecked().run().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    output.status.success().then(|| text.lines().next().unwrap_or_default().trim().to_owned())
+}
+
+fn tail(log: &Path, lines: usize) -> String {
+    let bytes = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+fn last_line(log: &mut File) -> Option<String> {
+    let mut log = log.try_clone().ok()?;
+    let length = log.seek(SeekFrom::End(0)).ok()?;
+    log.seek(SeekFrom::Start(length.saturating_sub(400))).ok()?;
+    let mut bytes = Vec::new();
+    log.read_to_end(&mut bytes).ok()?;
+    String::from_utf8_lossy(&bytes).lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned)
+}

@@ -1,0 +1,92 @@
+//! Which steps of a build have to run? Each leaves the digest of its inputs, and is skipped while they stay the same.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::digest::Hasher;
+use crate::{run, ui};
+
+/// The record of a work directory's steps, in its `steps.json`.
+pub struct Steps {
+    dir: PathBuf,
+    done: BTreeMap<String, String>,
+    /// Whether any step had to run.
+    pub ran: bool,
+}
+
+/// The proof that a step is done, for the steps that build on it.
+#[derive(Clone)]
+pub struct Done(String);
+
+impl Steps {
+    /// Opens the record of the work directory `dir`.
+    pub fn open(dir: &Path) -> Result<Steps> {
+        fs::create_dir_all(dir.join("logs")).with_context(|| format!("cannot create {}", dir.display()))?;
+        // A record that cannot be read is as good as none: every step runs again.
+        let record = fs::read(dir.join("steps.json")).ok();
+        let done = record.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        Ok(Steps { dir: dir.to_owned(), done, ran: false })
+    }
+
+    /// Runs the step `name`, unless it has run with the same `inputs` after the same steps and its `outputs`
+    /// are still there.
+    /// `body` is given the progress line and the step's log file, and returns a remark for the former.
+    pub fn step(
+        &mut self,
+        name: &str,
+        after: &[&Done],
+        inputs: &[&str],
+        outputs: &[&Path],
+        body: impl FnOnce(&ui::Step, &Path) -> Result<String>,
+    ) -> Result<Done> {
+        run::check_interrupted()?;
+        let mut hasher = Hasher::default();
+        hasher.add(name);
+        for done in after {
+            hasher.add(&done.0);
+        }
+        hasher.add("inputs");
+        for input in inputs {
+            hasher.add(input);
+        }
+        let digest = hasher.finish();
+
+        if self.done.get(name) == Some(&digest) && outputs.iter().all(|output| output.exists()) {
+            ui::unchanged(name);
+            return Ok(Done(digest));
+        }
+        self.ran = true;
+        // From here to its end the step is not done, whatever interrupts it.
+        self.done.remove(name);
+        self.save()?;
+        let log = self.dir.join("logs").join(format!("{name}.log"));
+        fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
+        let progress = ui::Step::start(name);
+        let remark = body(&progress, &log)?;
+        progress.done(remark);
+        self.done.insert(name.to_owned(), digest.clone());
+        self.save()?;
+        Ok(Done(digest))
+    }
+
+    fn save(&self) -> Result<()> {
+        write_atomically(&self.dir.join("steps.json"), &serde_json::to_vec_pretty(&self.done)?)
+    }
+}
+
+/// Writes a file whole or not at all.
+pub fn write_atomically(path: &Path, contents: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let dir = path.parent().context("a file needs a directory")?;
+    let written = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(dir)
+        .and_then(|mut file| {
+            file.write_all(contents)?;
+            Ok(file.persist(path)?)
+        });
+    written.map(drop).with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,92 @@
+//! `cargo xtask stress`: builds what is missing, and hands the rest to `guac-stress`.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use guac_stress::flags::Target;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::build::{self, Options};
+use crate::doctor::{self, Need};
+use crate::failure::Failure;
+use crate::upstream::Release;
+use crate::{flags, layout, manifest, run, ui};
+
+/// Runs the load that the flags describe.
+pub fn stress(flags: &flags::Stress) -> Result<()> {
+    let mut arguments = flags.load.to_args();
+    if flags.load.guacd.is_none() {
+        let mut needs = vec![Need::Build, Need::Ssh];
+        if flags.load.target == Target::OpenSsh {
+            needs.push(Need::OpenSsh);
+        }
+        doctor::preflight(&needs, &flags.setup)?;
+        doctor::warn_of_limits(u64::from(flags.load.count));
+        let release = Release::load(&flags.release.release)?;
+        arguments.push(format!("--release={}", release.version).into());
+        for &variant in flags.variant.list() {
+            let prefix = build::build_variant(&release, variant, &flags.setup, &Options::default())?;
+            if !manifest::protocols(&prefix)?.iter().any(|protocol| protocol == "ssh") {
+                bail!(Failure::Preflight(format!(
+                    "{} was built without SSH, which the sessions speak",
+                    prefix.display()
+                )));
+            }
+            arguments.push(format!("--prefix={}={}", variant.name(), prefix.display()).into());
+        }
+    }
+    let logs = layout::target_dir().join("guacd/stress");
+    std::fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
+    let guac_stress = compile(&logs)?;
+    arguments.push(format!("--logs={}", logs.display()).into());
+    let mut command = Command::new(guac_stress);
+    command.args(arguments);
+    hand_over(command)
+}
+
+/// Compiles `guac-stress` and its preload library, and returns the former, beside which the latter lies.
+fn compile(logs: &Path) -> Result<PathBuf> {
+    let progress = ui::Step::start("guac-stress");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let target = layout::target_dir();
+    let command = duct::cmd!(
+        cargo,
+        "build",
+        "--locked",
+        "--release",
+        "--package=guac-stress",
+        "--package=key-limit",
+        "--target-dir",
+        &target
+    )
+    .dir(layout::root());
+    run::logged(&progress, "compiling guac-stress", command, &logs.join("compile.log"))?;
+    progress.done("");
+    Ok(target.join("release/guac-stress"))
+}
+
+/// Runs `guac-stress` with our terminal, and passes on the signals that reach us and the code that it exits with.
+fn hand_over(mut command: Command) -> Result<()> {
+    run::die_with_parent(&mut command);
+    let mut child = command.stdin(Stdio::null()).spawn().context("cannot start guac-stress")?;
+    let mut told = false;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if !told && run::check_interrupted().is_err() {
+            // It reports what it has measured, and ends what it has started, before it exits.
+            let _ = kill_process(Pid::from_child(&child), Signal::INT);
+            told = true;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    match (status.code(), status.signal()) {
+        (Some(0), _) => Ok(()),
+        (Some(130), _) => Err(Failure::Interrupted.into()),
+        (Some(code), _) => Err(Failure::Stress(u8::try_from(code).unwrap_or(1)).into()),
+        (None, signal) => bail!("guac-stress was ended by signal {}", signal.unwrap_or_default()),
+    }
+}

@@ -1,0 +1,65 @@
+//! `cargo xtask test`: is the project sound? Every check that CI makes, in the order of what it costs.
+
+use anyhow::{Result, bail, ensure};
+
+use crate::doctor::{self, Need};
+use crate::failure::Failure;
+use crate::upstream::Release;
+use crate::{fetch, flags, layout, run, ui};
+
+/// The release that the integration tests build.
+const RELEASE: &str = "1.6.0";
+
+/// Runs the checks, and stops at the first that fails.
+pub fn test(flags: &flags::Test) -> Result<()> {
+    let needs: &[Need] = match flags.quick {
+        true => &[Need::Tests],
+        false => &[Need::Build, Need::Ssh, Need::Git, Need::Tests, Need::OpenSsh],
+    };
+    doctor::preflight(needs, &flags.setup)?;
+    for component in ["fmt", "clippy"] {
+        ensure!(
+            run::version_line(&format!("cargo-{component}"), "--version").is_some(),
+            Failure::Preflight(format!(
+                "`cargo {component}` is missing: rustup component add rustfmt clippy"
+            ))
+        );
+    }
+
+    cargo("format", &["fmt", "--all", "--check"], "cargo fmt --all")?;
+    let clippy = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    cargo("lints", &clippy, "cargo clippy --workspace --all-targets --fix")?;
+    // Package by package: together they would be compiled with each other's features, and xtask all over again.
+    for package in ["xtask", "tls-rs", "key-limit", "guac-stress"] {
+        cargo(package, &["test", "--locked", "--package", package], &format!("cargo test -p {package}"))?;
+    }
+    if flags.quick {
+        return Ok(());
+    }
+    if let Err(error) = fetch::source(&Release::load(RELEASE)?, &flags.setup.source) {
+        run::check_interrupted()?;
+        ui::warning(format!("NO SOURCE OF {RELEASE}: THE TESTS THAT NEED IT ARE SKIPPED\n{error:#}"));
+    }
+    cargo("integration", &["test", "--locked", "--package", "tests"], "cargo test -p tests")
+}
+
+/// Runs cargo with our terminal: the tests' own reports are what the user wants to see.
+fn cargo(title: &str, arguments: &[&str], mend: &str) -> Result<()> {
+    run::check_interrupted()?;
+    ui::heading(format!("{title}: cargo {}", arguments.join(" ")));
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = duct::cmd(cargo, arguments)
+        .dir(layout::root())
+        .stdin_null()
+        .unchecked()
+        .before_spawn(|command| {
+            run::die_with_parent(command);
+            Ok(())
+        })
+        .run()?;
+    run::check_interrupted()?;
+    if !output.status.success() {
+        bail!("{title} failed; to see it alone, or to mend it: {mend}");
+    }
+    Ok(())
+}
