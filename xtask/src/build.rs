@@ -157,10 +157,7 @@ impl<'a> Build<'a> {
         })?;
         let inputs: Vec<&str> = patches.iter().flat_map(|patch| [&*patch.name, &*patch.sha256]).collect();
         let patched = steps.step("patch", &[&unpacked], &inputs, &[&source], |progress, log| {
-            if source.exists() {
-                fs::remove_dir_all(&source).with_context(|| format!("cannot remove {}", source.display()))?;
-            }
-            run::logged(progress, "copying the source", duct::cmd!("cp", "-a", &pristine, &source), log)?;
+            copy_tree(progress, log, &pristine, &source)?;
             patch::apply(&release.patches_dir(), patches, &source)?;
             Ok(match patches.len() {
                 0 => "stock: nothing to apply".to_owned(),
@@ -202,12 +199,10 @@ impl<'a> Build<'a> {
             [&arguments, &environment, versions].into_iter().flatten().map(String::as_str).collect();
         let makefile = build.join("Makefile");
         let configured = steps.step("configure", &[source], &inputs, &[&makefile], |progress, log| {
-            // Objects that were compiled with other flags must not survive.
-            if build.exists() {
-                fs::remove_dir_all(&build).with_context(|| format!("cannot remove {}", build.display()))?;
-            }
-            fs::create_dir(&build)?;
-            let command = duct::cmd(self.work.join("source/configure"), &arguments).dir(&build);
+            // Afresh, as objects that were compiled with other flags must not survive; and in a copy, as upstream's
+            // tests do not compile outside of the source tree.
+            copy_tree(progress, log, &self.work.join("source"), &build)?;
+            let command = duct::cmd("sh", [&["./configure".to_owned()], &*arguments].concat()).dir(&build);
             run::logged(progress, "configure", command, log)?;
             Ok(String::new())
         })?;
@@ -225,7 +220,7 @@ impl<'a> Build<'a> {
             let stage = tempfile::TempDir::with_prefix_in("stage-", &self.work)?;
             let destdir = format!("DESTDIR={}", stage.path().display());
             run::logged(progress, "make install", self.make_command(options, &["install", &destdir]), log)?;
-            install::install(stage.path(), &self.prefix)?;
+            install::install(progress, log, stage.path(), &self.prefix)?;
             self.manifest(options)?.save()?;
             Ok(self.prefix.display().to_string())
         })?;
@@ -276,6 +271,14 @@ impl<'a> Build<'a> {
             protocols: manifest::protocols(&self.prefix)?,
         })
     }
+}
+
+/// Makes `to` a copy of the tree `from`, with its times, which make goes by.
+fn copy_tree(progress: &ui::Step, log: &Path, from: &Path, to: &Path) -> Result<()> {
+    if to.exists() {
+        fs::remove_dir_all(to).with_context(|| format!("cannot remove {}", to.display()))?;
+    }
+    run::logged(progress, "copying the source", duct::cmd!("cp", "-a", from, to), log)
 }
 
 fn rustc_version() -> String {

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, RenameFlags};
 use tempfile::TempDir;
 
 use crate::manifest::{self, Manifest};
+use crate::{run, ui};
 
 /// What a build and its staged installation take at most, with room to spare: 230 MB were measured.
 const BYTES_NEEDED: u64 = 400 << 20;
@@ -61,7 +62,7 @@ pub fn check_space(dir: &Path) -> Result<()> {
 }
 
 /// Puts what was installed below `stage` (as with `make install DESTDIR=stage`) into `prefix`.
-pub fn install(stage: &Path, prefix: &Path) -> Result<()> {
+pub fn install(progress: &ui::Step, log: &Path, stage: &Path, prefix: &Path) -> Result<()> {
     let staged = stage.join(prefix.strip_prefix("/").unwrap_or(prefix));
     only_below(stage, &staged, prefix)?;
     let parent = parent(prefix)?;
@@ -70,7 +71,8 @@ pub fn install(stage: &Path, prefix: &Path) -> Result<()> {
         .with_context(|| format!("cannot write to {}", parent.display()))?;
     let new = beside.path().join("prefix");
     if fs::rename(&staged, &new).is_err() {
-        copy_tree(&staged, &new)?;
+        // Another file system.
+        run::logged(progress, "copying the installation", duct::cmd!("cp", "-a", &staged, &new), log)?;
     }
     let moved = if prefix.exists() {
         // Atomic where the file system can do it; elsewhere there is a moment without the prefix.
@@ -105,13 +107,5 @@ fn only_below(dir: &Path, staged: &Path, prefix: &Path) -> Result<()> {
             );
         }
     }
-    Ok(())
-}
-
-/// Copies a tree of files, directories and symbolic links, for a prefix on another file system.
-fn copy_tree(from: &Path, to: &PathBuf) -> Result<()> {
-    let output = duct::cmd!("cp", "-a", from, to).stderr_to_stdout().stdout_capture().unchecked().run()?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "cannot copy the installation to {}: {}", to.display(), said.trim_end());
     Ok(())
 }
