@@ -1,0 +1,151 @@
+//! Is the patched libguac a drop-in? What plugins were compiled against stays as it was.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use crate::support::{self, RELEASE, root, target_dir};
+
+crate::tests! {
+    Source:
+        stocks_symbols_are_all_exported_and_only_the_api_is_new,
+        no_new_library_is_needed,
+        only_libguac_contains_the_storage,
+        the_layout_of_a_rwlock_is_that_of_stock,
+        the_header_is_installed_with_libguacs,
+        upstreams_own_tests_pass_as_they_do_on_stock;
+}
+
+fn stocks_symbols_are_all_exported_and_only_the_api_is_new() -> Result<()> {
+    for library in libraries()? {
+        let (stock, patched) = (exported(&library, "stock")?, exported(&library, "patched")?);
+        ensure!(!stock.is_empty(), "{library} of stock exports nothing");
+        let lost: Vec<_> = stock.difference(&patched).collect();
+        ensure!(lost.is_empty(), "{library} no longer exports {lost:?}");
+        let new: Vec<_> = patched.difference(&stock).map(String::as_str).collect();
+        let api: &[&str] = match library.as_str() {
+            "libguac.so" => &[
+                "guac_thread_local_getspecific",
+                "guac_thread_local_key_create",
+                "guac_thread_local_key_delete",
+                "guac_thread_local_setspecific",
+            ],
+            _ => &[],
+        };
+        ensure!(new == api, "{library} also exports {new:?}");
+    }
+    Ok(())
+}
+
+fn no_new_library_is_needed() -> Result<()> {
+    for library in libraries()? {
+        let needed = |variant: &str| -> Result<BTreeSet<String>> {
+            let text = read(Command::new("ldd").arg(support::prefix(variant).join("lib").join(&library)))?;
+            Ok(text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
+        };
+        let (stock, patched) = (needed("stock")?, needed("patched")?);
+        ensure!(stock.len() > 1 && stock == patched, "{library}: {stock:?} became {patched:?}");
+    }
+    Ok(())
+}
+
+fn only_libguac_contains_the_storage() -> Result<()> {
+    let prefix = support::prefix("patched");
+    let defines = |file: &Path| -> Result<bool> {
+        let symbols = read(Command::new("nm").arg("--defined-only").arg(file))?;
+        Ok(symbols.contains("guac_thread_local_key_create"))
+    };
+    ensure!(defines(&prefix.join("lib/libguac.so"))?, "libguac.so does not define it");
+    let others = libraries()?
+        .into_iter()
+        .filter(|library| library != "libguac.so")
+        .map(|library| format!("lib/{library}"));
+    for other in others.chain(["sbin/guacd".to_owned()]) {
+        ensure!(!defines(&prefix.join(&other))?, "{other} defines it too");
+    }
+    Ok(())
+}
+
+fn the_layout_of_a_rwlock_is_that_of_stock() -> Result<()> {
+    let dir = TempDir::new()?;
+    let layout = |variant: &str| -> Result<String> {
+        let program = dir.path().join(variant);
+        let status = Command::new("cc")
+            .arg("-I")
+            .arg(support::prefix(variant).join("include"))
+            .arg(root().join("tests/it/c/rwlock_layout.c"))
+            .arg("-o")
+            .arg(&program)
+            .status()?;
+        ensure!(status.success(), "a program with the headers of {variant} does not compile");
+        read(&mut Command::new(program))
+    };
+    let (stock, patched) = (layout("stock")?, layout("patched")?);
+    ensure!(stock.starts_with("guac_rwlock ") && stock == patched, "{stock} became {patched}");
+    Ok(())
+}
+
+fn the_header_is_installed_with_libguacs() -> Result<()> {
+    let installed = fs::read(support::prefix("patched").join("include/guacamole/thread-local.h"))?;
+    let ours = fs::read(root().join("tls-rs/include/guacamole/thread-local.h"))?;
+    ensure!(installed == ours, "it is another one");
+    Ok(())
+}
+
+fn upstreams_own_tests_pass_as_they_do_on_stock() -> Result<()> {
+    let (stock, patched) = (passing_tests("stock")?, passing_tests("patched")?);
+    ensure!(stock.len() > 100, "only {} tests passed on stock", stock.len());
+    let lost: Vec<_> = stock.difference(&patched).collect();
+    ensure!(lost.is_empty(), "these pass on stock only: {lost:#?}");
+    Ok(())
+}
+
+/// The tests of upstream's `make check` that pass.
+fn passing_tests(variant: &str) -> Result<BTreeSet<String>> {
+    let build = target_dir().join("guacd").join(RELEASE).join(variant).join("build");
+    // A test that hangs, as one did, must not hang this one. Its exit code is no matter: single results are.
+    let output = Command::new("timeout")
+        .args(["180", "make", "-k", "-C"])
+        .arg(build)
+        .args(["-j2", "check"])
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    for line in text.lines().filter(|line| line.starts_with("FAIL: ") || line.starts_with("ERROR: ")) {
+        println!("{variant}: {line}");
+    }
+    // Without the number, as the order of the tests is another one in each build: `test_libguac 6 - [mem] free: OK`.
+    let passed = text.lines().filter_map(|line| line.strip_prefix("PASS: "));
+    let name = |line: &str| {
+        let (program, rest) = line.split_once(' ')?;
+        Some(format!("{program} {}", rest.split_once(" - ")?.1))
+    };
+    Ok(passed.filter_map(name).collect())
+}
+
+/// The file names of stock's libraries.
+fn libraries() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(support::prefix("stock").join("lib")).context("stock was not built")? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".so") {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+fn exported(library: &str, variant: &str) -> Result<BTreeSet<String>> {
+    let path = support::prefix(variant).join("lib").join(library);
+    let symbols = read(Command::new("nm").args(["--dynamic", "--defined-only", "--format=posix"]).arg(path))?;
+    Ok(symbols.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
+}
+
+fn read(command: &mut Command) -> Result<String> {
+    let output = command.output()?;
+    ensure!(output.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}

@@ -1,0 +1,203 @@
+//! `cargo xtask build`: what it refuses, what it skips, and what an interruption leaves.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use crate::support::{self, Checkout, SmallDisk, processes_that_mention, xtask};
+
+crate::tests! {
+    Nothing:
+        without_a_c_compiler_it_says_what_to_install,
+        without_a_library_it_says_what_to_install,
+        a_target_directory_that_cannot_be_written_is_refused,
+        a_prefix_of_somebody_else_is_refused;
+    SourceAndMount:
+        a_disk_without_room_is_refused;
+    Source:
+        a_patch_that_needs_an_offset_is_refused,
+        a_patch_that_needs_fuzz_is_refused,
+        a_patch_that_is_not_listed_is_refused,
+        a_step_that_fails_shows_the_end_of_its_log,
+        stock_builds,
+        patched_builds,
+        nothing_to_do_is_said_in_under_a_second,
+        an_interruption_leaves_nothing_and_the_next_run_goes_on;
+}
+
+fn without_a_c_compiler_it_says_what_to_install() -> Result<()> {
+    let target = TempDir::new()?;
+    let build = xtask(["build"]).env("CC", "/nowhere/cc").env("CARGO_TARGET_DIR", target.path());
+    build.run()?.expect(3, &["missing here: cc", "gcc", "--install"])?;
+    ensure!(is_empty(target.path())?, "something was built");
+    Ok(())
+}
+
+fn without_a_library_it_says_what_to_install() -> Result<()> {
+    let target = TempDir::new()?;
+    let build = xtask(["build"]).env("PKG_CONFIG_LIBDIR", "/nowhere").env("CARGO_TARGET_DIR", target.path());
+    build.run()?.expect(3, &["missing here: cairo, libjpeg, libpng, uuid", "libcairo2-dev"])?;
+    ensure!(is_empty(target.path())?, "something was built");
+    let doctor = xtask(["doctor"]).env("PKG_CONFIG_LIBDIR", "/nowhere");
+    doctor.run()?.expect(3, &["guacd cannot be built here without cairo"])
+}
+
+fn a_target_directory_that_cannot_be_written_is_refused() -> Result<()> {
+    // Not even root can create a directory there.
+    let build = xtask(["build"]).env("CARGO_TARGET_DIR", "/proc/target");
+    build.run()?.expect(1, &["cannot create /proc/target", "set CARGO_TARGET_DIR to where you may write"])?;
+    xtask(["build", "--prefix", "/proc/guacd"])
+        .run()?
+        .expect(1, &["/proc", "choose a prefix that you may write"])
+}
+
+fn a_disk_without_room_is_refused() -> Result<()> {
+    let disk = SmallDisk::mount()?;
+    let build = xtask(["build"]).env("CARGO_TARGET_DIR", disk.path());
+    build.run()?.expect(1, &["MB are free in", "make room"])?;
+    ensure!(!disk.path().join("guacd/1.6.0/patched/prefix").exists(), "there is a prefix");
+    Ok(())
+}
+
+fn a_prefix_of_somebody_else_is_refused() -> Result<()> {
+    let dir = TempDir::new()?;
+    fs::write(dir.path().join("precious"), "data")?;
+    let output = xtask(["build", "--prefix", &dir.path().to_string_lossy()]).run()?;
+    output.expect(1, &["is not empty, and was not made by this toolkit", "choose a directory of its own"])?;
+    ensure!(fs::read_to_string(dir.path().join("precious"))? == "data", "it was changed");
+    xtask(["build", "--prefix", "/tmp/two words"]).run()?.expect(1, &["cannot cope with"])
+}
+
+fn a_patch_that_needs_an_offset_is_refused() -> Result<()> {
+    refuses_the_patch(|text| text.replacen("@@ -317,3 +317,3 @@", "@@ -316,3 +316,3 @@", 1))
+}
+
+fn a_patch_that_needs_fuzz_is_refused() -> Result<()> {
+    refuses_the_patch(|text| text.replacen(" guac_socket* socket = ", " guac_socket* sock = ", 1))
+}
+
+/// Checks that the series is refused when its last patch is changed by `spoil`, and taken up again when it is mended.
+fn refuses_the_patch(spoil: impl Fn(&str) -> String) -> Result<()> {
+    let checkout = Checkout::new()?;
+    let file = checkout.patch("0005-libguac-initialize-nested-sockets.patch");
+    let good = fs::read_to_string(&file)?;
+    let bad = spoil(&good);
+    ensure!(bad != good, "the patch was not spoiled");
+    fs::write(&file, bad)?;
+    let output = checkout.xtask(["build"]).run()?;
+    output.expect(
+        4,
+        &["0005-libguac-initialize-nested-sockets.patch does not apply exactly", "CONTRIBUTING.md"],
+    )?;
+    ensure!(!checkout.work("patched").join("prefix").exists(), "there is a prefix");
+
+    fs::write(&file, good)?;
+    let mut next = checkout.xtask(["build"]).start()?;
+    let log = checkout.work("patched").join("logs/autoreconf.log");
+    next.wait_until("the step after the patches", || log.exists())?;
+    next.interrupt()?.expect(130, &["5 patches, no fuzz, no offset"])
+}
+
+fn a_patch_that_is_not_listed_is_refused() -> Result<()> {
+    let checkout = Checkout::new()?;
+    fs::write(checkout.patch("0099-forgotten.patch"), "")?;
+    checkout.xtask(["build"]).run()?.expect(1, &["does not list 0099-forgotten.patch"])
+}
+
+fn a_step_that_fails_shows_the_end_of_its_log() -> Result<()> {
+    let checkout = Checkout::new()?;
+    let output =
+        checkout.xtask(["build", "--variant", "stock", "--", "--with-ssh=maybe", "CC=false"]).run()?;
+    output.expect(
+        1,
+        &[
+            "configure failed",
+            "C compiler cannot create executables",
+            "the whole log: ",
+            "logs/configure.log",
+        ],
+    )
+}
+
+fn stock_builds() -> Result<()> {
+    builds("stock")
+}
+
+fn patched_builds() -> Result<()> {
+    builds("patched")
+}
+
+fn builds(variant: &str) -> Result<()> {
+    let output = xtask(["build", "--variant", variant]).run()?;
+    output.expect(0, &[])?;
+    let prefix = support::prefix(variant);
+    ensure!(Path::new(output.stdout.trim()) == prefix, "it says {:?}", output.stdout);
+    let version = Command::new(prefix.join("sbin/guacd"))
+        .arg("-v")
+        .env("LD_LIBRARY_PATH", prefix.join("lib"))
+        .output()?;
+    let version = String::from_utf8_lossy(&version.stdout).into_owned();
+    ensure!(version.contains("version 1.6.0"), "guacd says {version:?}");
+
+    let manifest = fs::read(prefix.with_file_name("prefix.manifest.json"))?;
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest)?;
+    ensure!(manifest["variant"] == variant && manifest["release"] == "1.6.0", "{manifest:#}");
+    let patches = manifest["patches"].as_array().map(Vec::len);
+    ensure!(patches == Some(if variant == "patched" { 5 } else { 0 }), "{manifest:#}");
+    let protocols = manifest["protocols"].as_array().context("no protocols")?;
+    ensure!(protocols.iter().any(|protocol| protocol == "ssh"), "{manifest:#}");
+    Ok(())
+}
+
+fn nothing_to_do_is_said_in_under_a_second() -> Result<()> {
+    let mut best = Duration::MAX;
+    // The machine may be busy with something else.
+    for _ in 0..3 {
+        let output = xtask(["build", "--variant", "patched"]).run()?;
+        output.expect(0, &["nothing has changed"])?;
+        best = best.min(output.took);
+    }
+    ensure!(best < Duration::from_secs(1), "it took {best:?}");
+    Ok(())
+}
+
+fn an_interruption_leaves_nothing_and_the_next_run_goes_on() -> Result<()> {
+    let dir = TempDir::new()?;
+    let (target, prefix) = (dir.path().join("target"), dir.path().join("guacd"));
+    let build = || xtask(["build", "--prefix", &prefix.to_string_lossy()]).env("CARGO_TARGET_DIR", &target);
+    for step in ["autoreconf", "tls-rs", "configure", "make", "install"] {
+        let mut running = build().start()?;
+        running.wait_until(step, || {
+            let works = fs::read_dir(target.join("guacd/1.6.0")).into_iter().flatten().flatten();
+            works
+                .into_iter()
+                .any(|work| fs::metadata(work.path().join("logs").join(format!("{step}.log"))).is_ok())
+        })?;
+        // Into the middle of it.
+        std::thread::sleep(Duration::from_millis(300));
+        let output = running.interrupt()?;
+        output.expect(130, &["interrupted"])?;
+        ensure!(!prefix.exists(), "a prefix after {step} was interrupted");
+        let left: Vec<_> = fs::read_dir(dir.path())?.flatten().map(|entry| entry.file_name()).collect();
+        ensure!(left == ["target"], "left beside the prefix: {left:?}");
+        let dir = dir.path().to_string_lossy();
+        // What make had started takes a moment to end.
+        std::thread::sleep(Duration::from_millis(300));
+        ensure!(processes_that_mention(&dir).is_empty(), "still running: {:?}", processes_that_mention(&dir));
+    }
+    let output = build().run()?;
+    output.expect(0, &["unpack       unchanged", "configure    unchanged"])?;
+    ensure!(
+        prefix.join("sbin/guacd").exists() && dir.path().join("guacd.manifest.json").exists(),
+        "no prefix"
+    );
+    build().run()?.expect(0, &["nothing has changed"])
+}
+
+fn is_empty(dir: &Path) -> Result<bool> {
+    Ok(fs::read_dir(dir)?.next().is_none())
+}

@@ -1,0 +1,197 @@
+//! `cargo xtask fetch`: whatever does not match its pin is refused, and leaves nothing in the cache.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use tempfile::TempDir;
+
+use crate::support::{self, Output, RELEASE, Xtask, xtask};
+
+crate::tests! {
+    Nothing:
+        a_git_clone_without_the_commit_is_refused,
+        a_directory_that_is_no_source_is_refused,
+        a_source_that_is_not_there_is_refused,
+        without_a_network_every_way_to_supply_the_source_is_named,
+        offline_asks_nobody,
+        an_unknown_release_is_answered_with_those_that_are_known;
+    Source:
+        a_tarball_with_a_flipped_byte_is_refused,
+        an_unpacked_tree_is_checked_byte_by_byte,
+        damage_in_the_cache_is_noticed;
+}
+
+/// A cache of the test's own, and xtask with it.
+struct Cache(TempDir);
+
+impl Cache {
+    fn new() -> Result<Cache> {
+        Ok(Cache(TempDir::new()?))
+    }
+
+    fn fetch(&self, arguments: &[&str]) -> Xtask {
+        xtask(["fetch"].iter().chain(arguments)).env("XDG_CACHE_HOME", self.0.path())
+    }
+
+    fn fetch_from(&self, from: &Path) -> Result<Output> {
+        self.fetch(&["--from", &from.to_string_lossy()]).run()
+    }
+
+    /// Everything in it that is not an empty directory.
+    fn files(&self) -> Result<Vec<PathBuf>> {
+        fn walk(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+            for entry in fs::read_dir(dir)? {
+                let path = entry?.path();
+                if path.is_dir() { walk(&path, files)? } else { files.push(path) }
+            }
+            Ok(())
+        }
+        let mut files = Vec::new();
+        walk(self.0.path(), &mut files)?;
+        Ok(files)
+    }
+}
+
+fn a_tarball_with_a_flipped_byte_is_refused() -> Result<()> {
+    let cache = Cache::new()?;
+    let dir = TempDir::new()?;
+    let tarball = tarball(dir.path())?;
+
+    let mut bytes = fs::read(&tarball)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    let flipped = dir.path().join("flipped.tar.gz");
+    fs::write(&flipped, bytes)?;
+    let output = cache.fetch_from(&flipped)?;
+    output.expect(1, &["flipped.tar.gz", "SHA-256", "upstream.toml pins", "fetch it anew"])?;
+    ensure!(cache.files()?.is_empty(), "left behind: {:?}", cache.files()?);
+
+    // The same without the flip is taken, so that it was the byte that was refused.
+    cache.fetch_from(&tarball)?.expect(0, &[])?;
+    cache.fetch(&["--offline"]).run()?.expect(0, &[])
+}
+
+fn a_git_clone_without_the_commit_is_refused() -> Result<()> {
+    let cache = Cache::new()?;
+    let clone = TempDir::new()?;
+    let git = |arguments: &[&str]| -> Result<()> {
+        let status = Command::new("git").arg("-C").arg(clone.path()).args(arguments).status()?;
+        ensure!(status.success(), "git {arguments:?} failed");
+        Ok(())
+    };
+    git(&["init", "--quiet"])?;
+    fs::write(clone.path().join("README"), "not guacamole-server")?;
+    git(&["add", "README"])?;
+    git(&["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "one"])?;
+    let output = cache.fetch_from(clone.path())?;
+    output.expect(1, &["git cannot get commit 1f664e08", "tag 1.6.0", "fetch https://github.com/apache"])?;
+    ensure!(cache.files()?.is_empty(), "left behind: {:?}", cache.files()?);
+    Ok(())
+}
+
+fn a_directory_that_is_no_source_is_refused() -> Result<()> {
+    let cache = Cache::new()?;
+    let dir = TempDir::new()?;
+    cache.fetch_from(dir.path())?.expect(1, &["neither a guacamole-server source tree nor a git clone"])
+}
+
+fn a_source_that_is_not_there_is_refused() -> Result<()> {
+    let cache = Cache::new()?;
+    cache.fetch_from(Path::new("/nowhere/at/all"))?.expect(1, &["/nowhere/at/all", "cannot find it"])
+}
+
+fn an_unpacked_tree_is_checked_byte_by_byte() -> Result<()> {
+    let cache = Cache::new()?;
+    let dir = TempDir::new()?;
+    let tree = dir.path().join("tree");
+    fs::create_dir(&tree)?;
+    let status = Command::new("tar")
+        .arg("-xf")
+        .arg(support::source()?)
+        .arg("--strip-components=1")
+        .arg("-C")
+        .arg(&tree)
+        .status()?;
+    ensure!(status.success(), "the source does not unpack");
+    if tree.join("configure").exists() {
+        // Apache's own tarball has generated files besides: its tree is not the tag's.
+        return cache.fetch_from(&tree)?.expect(1, &["generated files"]);
+    }
+    cache.fetch_from(&tree)?.expect(0, &[])?;
+
+    let cache = Cache::new()?;
+    let file = tree.join("src/libguac/rwlock.c");
+    let text = fs::read_to_string(&file)?.replacen("count + 1", "count + 2", 1);
+    fs::write(&file, text)?;
+    cache
+        .fetch_from(&tree)?
+        .expect(1, &["its git tree is", "2d7ad5663f6cd1980c41e6bb6d35bf062bc94456", "was changed"])?;
+    ensure!(cache.files()?.is_empty(), "left behind: {:?}", cache.files()?);
+    Ok(())
+}
+
+fn damage_in_the_cache_is_noticed() -> Result<()> {
+    let cache = Cache::new()?;
+    let dir = TempDir::new()?;
+    cache.fetch_from(&tarball(dir.path())?)?.expect(0, &[])?;
+    let archive =
+        cache.files()?.into_iter().find(|file| file.ends_with(format!("guacamole-server-{RELEASE}.tar.gz")));
+    let archive = archive.ok_or_else(|| anyhow::anyhow!("no archive in {:?}", cache.files()))?;
+    let mut bytes = fs::read(&archive)?;
+    bytes[1000] ^= 1;
+    fs::write(&archive, bytes)?;
+    cache.fetch(&["--offline"]).run()?.expect(3, &["was damaged in the cache", "no source for"])?;
+    ensure!(!archive.exists(), "the damaged archive is still there");
+    Ok(())
+}
+
+fn without_a_network_every_way_to_supply_the_source_is_named() -> Result<()> {
+    let cache = Cache::new()?;
+    // Port 9 is discard's: nobody listens there.
+    let fetch =
+        cache.fetch(&[]).env("ALL_PROXY", "http://127.0.0.1:9").env("HTTPS_PROXY", "http://127.0.0.1:9");
+    let output = fetch.run()?;
+    output.expect(
+        3,
+        &[
+            "the cache",
+            "https://archive.apache.org/dist/guacamole/1.6.0/source/guacamole-server-1.6.0.tar.gz: ",
+            "https://downloads.apache.org/guacamole/1.6.0/source/guacamole-server-1.6.0.tar.gz: ",
+            "https://github.com/apache/guacamole-server/archive/refs/tags/1.6.0.tar.gz: ",
+            "curl -LO",
+            "git clone --depth 1 --branch 1.6.0",
+            "cargo xtask fetch --release 1.6.0 --from DIRECTORY",
+        ],
+    )?;
+    ensure!(cache.files()?.is_empty(), "left behind: {:?}", cache.files()?);
+    Ok(())
+}
+
+fn offline_asks_nobody() -> Result<()> {
+    let cache = Cache::new()?;
+    let output = cache.fetch(&["--offline"]).run()?;
+    output.expect(3, &["not tried, because of --offline"])?;
+    let output =
+        cache.fetch(&["--offline", "--from", "https://localhost/guacamole-server-1.6.0.tar.gz"]).run()?;
+    output.expect(1, &["--offline forbids it"])
+}
+
+fn an_unknown_release_is_answered_with_those_that_are_known() -> Result<()> {
+    let output = Cache::new()?.fetch(&["--release", "0.9.9"]).run()?;
+    output.expect(1, &["0.9.9 is not pinned in upstream.toml", "known releases: 1.6.0"])
+}
+
+/// The release as a tarball that is pinned: the cache's own, or GitHub's, which is what gzip makes of git's archive.
+fn tarball(dir: &Path) -> Result<PathBuf> {
+    let source = support::source()?;
+    if source.extension().is_some_and(|extension| extension == "gz") {
+        return Ok(source);
+    }
+    let tarball = dir.join("tag.tar.gz");
+    let status =
+        Command::new("gzip").args(["-n", "-c"]).arg(&source).stdout(fs::File::create(&tarball)?).status()?;
+    ensure!(status.success(), "gzip failed");
+    Ok(tarball)
+}

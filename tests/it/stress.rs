@@ -1,0 +1,204 @@
+//! `cargo xtask stress`: real guacds under real load, and what goes wrong around them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use guac_stress::report::{Failure, Report, Run};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::support::{self, Output, Running, processes, xtask};
+
+crate::tests! {
+    Nothing:
+        a_count_of_nothing_or_of_too_much_is_refused;
+    Source:
+        stock_carries_58_sessions_of_128_keys_and_patched_all_300,
+        the_same_holds_with_openssh_behind_it,
+        patched_carries_300_sessions,
+        plugins_of_stock_work_with_the_patched_libguac,
+        a_port_that_is_taken_is_refused,
+        a_guacd_that_dies_fails_every_session,
+        a_target_that_refuses_fails_every_session,
+        a_target_that_never_answers_fails_every_session,
+        an_interruption_leaves_no_process_and_a_report;
+}
+
+/// A run of `cargo xtask stress` with a report.
+struct Stress {
+    dir: TempDir,
+    before: BTreeSet<i32>,
+}
+
+impl Stress {
+    fn new() -> Result<Stress> {
+        Ok(Stress { dir: TempDir::new()?, before: started_by_a_run() })
+    }
+
+    fn json(&self) -> PathBuf {
+        self.dir.path().join("report.json")
+    }
+
+    fn start(&self, arguments: &[&str]) -> Result<Running> {
+        let json = self.json();
+        let json = json.to_string_lossy();
+        xtask(["stress", "--json", &json].iter().chain(arguments)).start()
+    }
+
+    /// The report, once the run is over: nothing of it may be left.
+    fn report(&self, output: &Output) -> Result<Report> {
+        let left: Vec<_> = started_by_a_run().difference(&self.before).copied().collect();
+        ensure!(left.is_empty(), "still running: {left:?}\n{}", output.stderr);
+        let json = fs::read(self.json()).with_context(|| format!("no report\n{}", output.stderr))?;
+        Report::parse(&mut serde_json::Deserializer::from_slice(&json)).map_err(anyhow::Error::msg)
+    }
+
+    fn run(&self, code: i32, arguments: &[&str]) -> Result<Report> {
+        let output = self.start(arguments)?.wait()?;
+        let report = self.report(&output)?;
+        output.expect(code, &[])?;
+        Ok(report)
+    }
+}
+
+fn started_by_a_run() -> BTreeSet<i32> {
+    processes(&["guacd", "sshd", "guac-stress"])
+}
+
+fn stock_carries_58_sessions_of_128_keys_and_patched_all_300() -> Result<()> {
+    both_under_128_keys("embedded")
+}
+
+fn the_same_holds_with_openssh_behind_it() -> Result<()> {
+    both_under_128_keys("openssh")
+}
+
+fn both_under_128_keys(target: &str) -> Result<()> {
+    let arguments = ["--count", "300", "--key-limit", "128", "--variant", "both", "--target", target];
+    let report = Stress::new()?.run(0, &arguments)?;
+    let [stock, patched] = &report.runs[..] else {
+        anyhow::bail!("{} runs", report.runs.len());
+    };
+    ensure!(stock.variant == "stock" && (56..=60).contains(&stock.proven), "stock proved {}", stock.proven);
+    let says_why =
+        |failure: &Failure| failure.log.as_ref().is_some_and(|log| log.contains("'pthread_key_create'"));
+    ensure!(stock.failures.iter().any(says_why), "GLib's line is missing: {:#?}", stock.failures);
+    ensure!(patched.variant == "patched", "the second is {}", patched.variant);
+    all_proved(patched, 300)
+}
+
+fn patched_carries_300_sessions() -> Result<()> {
+    let report = Stress::new()?.run(0, &["--count", "300"])?;
+    all_proved(&report.runs[0], 300)
+}
+
+fn all_proved(run: &Run, count: u32) -> Result<()> {
+    ensure!(run.requested == count && run.proven == count && run.failures.is_empty(), "{run:#?}");
+    Ok(())
+}
+
+fn plugins_of_stock_work_with_the_patched_libguac() -> Result<()> {
+    let dir = TempDir::new()?;
+    let mixed = dir.path().join("mixed");
+    for sub in ["sbin", "lib"] {
+        fs::create_dir_all(mixed.join(sub))?;
+    }
+    let link = |variant: &str, name: &str| symlink(support::prefix(variant).join(name), mixed.join(name));
+    // guacd and libguac are ours, and everything else was compiled and linked against stock.
+    link("patched", "sbin/guacd")?;
+    for entry in fs::read_dir(support::prefix("stock").join("lib"))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let variant = if name.starts_with("libguac.so") { "patched" } else { "stock" };
+        link(variant, &format!("lib/{name}"))?;
+    }
+    let guac_stress = support::target_dir().join("release/guac-stress");
+    let output = std::process::Command::new(guac_stress)
+        .args(["--count", "5", "--hold", "1s", "--prefix", &format!("mixed={}", mixed.display())])
+        .output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    Ok(())
+}
+
+fn a_count_of_nothing_or_of_too_much_is_refused() -> Result<()> {
+    for count in ["0", "-1", "1000000", "many"] {
+        let output = xtask(["stress", &format!("--count={count}")]).run()?;
+        output.expect(2, &["--count", count])?;
+    }
+    Ok(())
+}
+
+fn a_port_that_is_taken_is_refused() -> Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port().to_string();
+    let output = xtask(["stress", "--count", "2", "--port", &port]).run()?;
+    output.expect(1, &[&port])
+}
+
+fn a_guacd_that_dies_fails_every_session() -> Result<()> {
+    let stress = Stress::new()?;
+    let mut running = stress.start(&["--count", "10", "--hold", "30s"])?;
+    let mut guacd = None;
+    running.wait_until("guacd and some of its children", || {
+        let now: Vec<i32> = processes(&["guacd"]).difference(&stress.before).copied().collect();
+        // The parent was there before its children.
+        guacd = now.iter().min().copied();
+        now.len() > 4
+    })?;
+    let guacd = guacd.and_then(Pid::from_raw).context("no guacd")?;
+    kill_process(guacd, Signal::KILL)?;
+    let output = running.wait()?;
+    let report = stress.report(&output)?;
+    output.expect(5, &[])?;
+    let run = &report.runs[0];
+    ensure!(run.proven == 0 && !run.failures.is_empty(), "{run:#?}");
+    ensure!(run.guacd.as_ref().is_some_and(|guacd| guacd.died.is_some()), "{run:#?}");
+    Ok(())
+}
+
+fn a_target_that_refuses_fails_every_session() -> Result<()> {
+    // Bound and closed again: nobody listens there now.
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    fails_every_session(&format!("127.0.0.1:{port}"))
+}
+
+fn a_target_that_never_answers_fails_every_session() -> Result<()> {
+    let silent = TcpListener::bind("127.0.0.1:0")?;
+    fails_every_session(&silent.local_addr()?.to_string())
+}
+
+fn fails_every_session(target: &str) -> Result<()> {
+    let dir = TempDir::new()?;
+    let password = dir.path().join("password");
+    fs::write(&password, "secret\n")?;
+    let password = password.to_string_lossy();
+    let credentials = ["--user", "nobody", "--password-file", &password];
+    let load = ["--count", "3", "--hold", "1s", "--timeout", "8s", "--target", target];
+    let report = Stress::new()?.run(5, &[&load[..], &credentials[..]].concat())?;
+    let run = &report.runs[0];
+    let failed: u32 = run.failures.iter().map(|failure| failure.count).sum();
+    ensure!(run.proven == 0 && failed == 3, "{run:#?}");
+    Ok(())
+}
+
+fn an_interruption_leaves_no_process_and_a_report() -> Result<()> {
+    let load = ["--count", "20", "--hold", "3s", "--rate", "5"];
+    for (phase, after) in [("ramp", 1), ("hold", 6)] {
+        let stress = Stress::new()?;
+        let mut running = stress.start(&load)?;
+        running.wait_until("guacd", || processes(&["guacd"]).difference(&stress.before).count() > 1)?;
+        std::thread::sleep(Duration::from_secs(after));
+        let output = running.interrupt()?;
+        let report = stress.report(&output)?;
+        output.expect(130, &[])?;
+        ensure!(report.interrupted && report.runs[0].started > 0, "in the {phase}: {report:#?}");
+    }
+    let report = Stress::new()?.run(0, &load)?;
+    all_proved(&report.runs[0], 20)?;
+    ensure!(Path::new(&report.runs[0].guacd.as_ref().context("no guacd")?.log_file).is_file(), "no log");
+    Ok(())
+}

@@ -1,0 +1,260 @@
+//! What the tests share: running xtask, looking at processes, and a checkout to spoil.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// The release that is built.
+pub const RELEASE: &str = "1.6.0";
+
+/// The root of the checkout.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
+}
+
+/// Cargo's output directory: the one that this test lies in.
+pub fn target_dir() -> PathBuf {
+    // target/debug/deps/it-…
+    let test = std::env::current_exe().unwrap_or_default();
+    test.ancestors().nth(3).map_or_else(|| root().join("target"), Path::to_owned)
+}
+
+/// The installation prefix of a variant.
+pub fn prefix(variant: &str) -> PathBuf {
+    target_dir().join("guacd").join(RELEASE).join(variant).join("prefix")
+}
+
+/// Compiles the xtask that the tests drive.
+pub fn compile_xtask() -> Result<()> {
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "--package=xtask", "--target-dir"])
+        .arg(target_dir())
+        .current_dir(root())
+        .status()?;
+    ensure!(status.success(), "xtask does not compile");
+    Ok(())
+}
+
+/// Whether upstream's source is in the user's cache.
+pub fn has_source() -> bool {
+    xtask(["fetch", "--offline"]).run().is_ok_and(|output| output.code == 0)
+}
+
+/// The archive of upstream's source in the user's cache.
+pub fn source() -> Result<PathBuf> {
+    let output = xtask(["fetch", "--offline"]).run()?;
+    ensure!(output.code == 0, "{}", output.stderr);
+    Ok(output.stdout.trim().into())
+}
+
+/// Whether this process may mount a file system.
+pub fn can_mount() -> bool {
+    static CAN: OnceLock<bool> = OnceLock::new();
+    *CAN.get_or_init(|| SmallDisk::mount().is_ok())
+}
+
+/// A file system with room for one megabyte.
+pub struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    pub fn mount() -> Result<SmallDisk> {
+        let dir = TempDir::new()?;
+        let options = c"size=1m";
+        rustix::mount::mount("none", dir.path(), "tmpfs", rustix::mount::MountFlags::empty(), options)?;
+        Ok(SmallDisk(dir))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// How a program ended, and what it said.
+#[derive(Debug)]
+pub struct Output {
+    /// Its exit code, or 128 and the signal that ended it.
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+    pub took: Duration,
+}
+
+impl Output {
+    /// Checks the exit code, and that standard error says all of `words`.
+    pub fn expect(&self, code: i32, words: &[&str]) -> Result<()> {
+        ensure!(self.code == code, "exit code {} instead of {code}\n{}", self.code, self.stderr);
+        for word in words {
+            ensure!(self.stderr.contains(word), "{word:?} is not said in:\n{}", self.stderr);
+        }
+        Ok(())
+    }
+}
+
+/// A run of xtask that is being prepared.
+pub struct Xtask(Command);
+
+/// Prepares a run of xtask.
+pub fn xtask<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Xtask {
+    let mut command = Command::new(target_dir().join("debug/xtask"));
+    command
+        .args(arguments)
+        .env("CARGO_MANIFEST_DIR", root().join("xtask"))
+        .env("CARGO_TARGET_DIR", target_dir())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    // What cargo set for this test is none of xtask's business.
+    command.env_remove("CARGO_PKG_NAME").env_remove("LD_LIBRARY_PATH");
+    Xtask(command)
+}
+
+impl Xtask {
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Xtask {
+        self.0.env(name, value);
+        self
+    }
+
+    /// Runs it to its end.
+    pub fn run(self) -> Result<Output> {
+        self.start()?.wait()
+    }
+
+    /// Starts it, with its output in files, so that it can be looked at while it grows.
+    pub fn start(mut self) -> Result<Running> {
+        let dir = TempDir::new()?;
+        let stdout = fs::File::create(dir.path().join("stdout"))?;
+        let stderr = fs::File::create(dir.path().join("stderr"))?;
+        let child = self.0.stdout(stdout).stderr(stderr).spawn().context("xtask does not start")?;
+        Ok(Running { child, dir, since: Instant::now() })
+    }
+}
+
+/// A run of xtask that is under way, and is killed when dropped.
+pub struct Running {
+    child: Child,
+    dir: TempDir,
+    since: Instant,
+}
+
+impl Running {
+    /// Waits until `ready` has come true.
+    pub fn wait_until(&mut self, what: &str, mut ready: impl FnMut() -> bool) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(300);
+        while !ready() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("it ended ({status}) before {what}\n{}", self.stderr());
+            }
+            ensure!(Instant::now() < deadline, "{what} never came\n{}", self.stderr());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Presses Ctrl-C, as it were, and waits for the end.
+    pub fn interrupt(self) -> Result<Output> {
+        kill_process(Pid::from_child(&self.child), Signal::INT)?;
+        self.wait()
+    }
+
+    pub fn stderr(&self) -> String {
+        fs::read_to_string(self.dir.path().join("stderr")).unwrap_or_default()
+    }
+
+    /// Waits for the end.
+    pub fn wait(mut self) -> Result<Output> {
+        use std::os::unix::process::ExitStatusExt;
+        let status = self.child.wait()?;
+        Ok(Output {
+            code: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default()),
+            stdout: fs::read_to_string(self.dir.path().join("stdout"))?,
+            stderr: self.stderr(),
+            took: self.since.elapsed(),
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// The processes that run one of `programs`.
+pub fn processes(programs: &[&str]) -> BTreeSet<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter(|entry| {
+            // The dead that nobody has asked after have an empty command line.
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            !line.is_empty() && programs.contains(&name.trim())
+        })
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// Processes whose command line mentions `text`.
+pub fn processes_that_mention(text: &str) -> Vec<String> {
+    let own = std::process::id().to_string();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_name().to_str() != Some(&own))
+        .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(text))
+        .collect()
+}
+
+/// A checkout whose patches can be spoiled: the rest of it is this checkout's own.
+pub struct Checkout(TempDir);
+
+impl Checkout {
+    pub fn new() -> Result<Checkout> {
+        let dir = TempDir::new()?;
+        for name in ["Cargo.toml", "Cargo.lock", "tls-rs", "upstream.toml", "xtask"] {
+            symlink(root().join(name), dir.path().join(name))?;
+        }
+        let series = Path::new("patches").join(RELEASE);
+        fs::create_dir_all(dir.path().join(&series))?;
+        for entry in fs::read_dir(root().join(&series))? {
+            let path = entry?.path();
+            fs::copy(&path, dir.path().join(&series).join(path.file_name().unwrap_or_default()))?;
+        }
+        Ok(Checkout(dir))
+    }
+
+    /// A file of the series.
+    pub fn patch(&self, name: &str) -> PathBuf {
+        self.0.path().join("patches").join(RELEASE).join(name)
+    }
+
+    /// Prepares a run of xtask that takes this for its checkout, and builds below it.
+    pub fn xtask<const N: usize>(&self, arguments: [&str; N]) -> Xtask {
+        xtask(arguments)
+            .env("CARGO_MANIFEST_DIR", self.0.path().join("xtask"))
+            .env("CARGO_TARGET_DIR", self.0.path().join("target"))
+    }
+
+    /// Where the build of a variant works.
+    pub fn work(&self, variant: &str) -> PathBuf {
+        self.0.path().join("target/guacd").join(RELEASE).join(variant)
+    }
+}
