@@ -1,0 +1,118 @@
+/*
+ * Licensed under the Apache License, Version 2.0 (the "License"); you may not
+ * use this file except in compliance with the License. You may obtain a copy
+ * of the License at
+ *
+ *   http://www.apache.org/licenses/LICENSE-2.0
+ *
+ * Unless required by applicable law or agreed to in writing, software
+ * distributed under the License is distributed on an "AS IS" BASIS, WITHOUT
+ * WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied. See the
+ * License for the specific language governing permissions and limitations
+ * under the License.
+ */
+
+#ifndef GUAC_THREAD_LOCAL_H
+#define GUAC_THREAD_LOCAL_H
+
+/**
+ * Thread-local storage which behaves as that of POSIX threads does, but has
+ * as many keys as memory allows.
+ *
+ * Arguments and results are those of the corresponding pthread functions:
+ * zero on success, otherwise an error number (which is not to be looked for in
+ * errno or guac_error). No function takes a lock, hence all of them may be
+ * used at once in the child of a fork(), whatever threads the parent has.
+ *
+ * @file thread-local.h
+ */
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/**
+ * A key. The value of a key is never used again after that key is deleted,
+ * and zero is never a key.
+ */
+typedef uintptr_t guac_thread_local_key_t;
+
+/**
+ * A function which is called with the value that an exiting thread has for a
+ * key.
+ */
+typedef void (*guac_thread_local_destructor_t)(void* value);
+
+/**
+ * Creates a key whose value is NULL in every thread.
+ *
+ * When a thread returns, calls pthread_exit() or is cancelled, but not when
+ * the process calls exit(), each of its values which is not NULL and whose
+ * key has a destructor is set to NULL, then given to that destructor. This is
+ * repeated up to PTHREAD_DESTRUCTOR_ITERATIONS times while destructors set
+ * new values. Destructors may use any of the functions declared here.
+ *
+ * @param key
+ *     Where to store the new key. Not written to on failure.
+ *
+ * @param destructor
+ *     The destructor of the key's values, or NULL.
+ *
+ * @return
+ *     Zero, ENOMEM if there is not enough memory, EAGAIN if there are too many
+ *     keys (134 million, or one million where pointers have 32 bits), or
+ *     EINVAL if key is NULL.
+ */
+int guac_thread_local_key_create(guac_thread_local_key_t* key,
+        guac_thread_local_destructor_t destructor);
+
+/**
+ * Deletes a key. No destructor is called, and the values that threads still
+ * have for the key can no longer be read.
+ *
+ * @param key
+ *     The key to delete.
+ *
+ * @return
+ *     Zero, or EINVAL if there is no such key (any more).
+ */
+int guac_thread_local_key_delete(guac_thread_local_key_t key);
+
+/**
+ * Sets the calling thread's value for a key. Each thread has room for the
+ * values of 12 keys from its beginning. Memory is allocated only once those
+ * places are taken, be it by values or by what is left of deleted keys.
+ *
+ * @param key
+ *     The key.
+ *
+ * @param value
+ *     The new value.
+ *
+ * @return
+ *     Zero, ENOMEM if there is not enough memory, in which case no value has
+ *     changed, or EINVAL if there is no such key (any more).
+ */
+int guac_thread_local_setspecific(guac_thread_local_key_t key,
+        const void* value);
+
+/**
+ * Returns the calling thread's value for a key. This function never allocates
+ * and is async-signal-safe.
+ *
+ * @param key
+ *     The key.
+ *
+ * @return
+ *     The value which this thread last set, or NULL if it has not set any or
+ *     there is no such key (any more).
+ */
+void* guac_thread_local_getspecific(guac_thread_local_key_t key);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

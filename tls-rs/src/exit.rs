@@ -1,0 +1,157 @@
+//! What happens when a thread ends.
+//!
+//! Libc says when that is: it calls the destructor of one native key, taken when the library is loaded, before
+//! anything else can use them all up. A native key it must be: POSIX runs its destructor on return, on
+//! `pthread_exit` and on cancellation, for the main thread too, and not on `exit`. (`__cxa_thread_atexit_impl`
+//! would do the opposite for the main thread.)
+
+use core::ffi::c_void;
+use core::sync::atomic::Ordering::{Relaxed, Release};
+use core::sync::atomic::{AtomicUsize, compiler_fence};
+
+use crate::root::Root;
+use crate::sys::{self, PTHREAD_DESTRUCTOR_ITERATIONS, pthread_key_t};
+use crate::table;
+
+/// The native key plus one, or 0 as long as there is none.
+static HOOK: AtomicUsize = AtomicUsize::new(0);
+
+/// Takes the native key when the library is loaded.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static TAKE_HOOK: extern "C" fn() = {
+    extern "C" fn take_hook() {
+        let _ = hook(); // if it fails, then the first thread that needs it tries again
+    }
+    take_hook
+};
+
+/// The native key whose destructor is `thread_exit`.
+pub(crate) fn hook() -> Option<pthread_key_t> {
+    let taken = HOOK.load(Relaxed);
+    if taken != 0 {
+        return Some((taken - 1) as pthread_key_t);
+    }
+    let mut key = 0;
+    // SAFETY: `key` may be written to.
+    if unsafe { sys::pthread_key_create(&mut key, Some(thread_exit)) } != 0 {
+        return None;
+    }
+    match HOOK.compare_exchange(0, key as usize + 1, Relaxed, Relaxed) {
+        Ok(_) => Some(key),
+        Err(taken) => {
+            // SAFETY: another thread was faster, so nobody has seen ours.
+            unsafe { sys::pthread_key_delete(key) };
+            Some((taken - 1) as pthread_key_t)
+        }
+    }
+}
+
+/// Runs the destructors of this thread's values, then leaves the thread as it began.
+///
+/// Values without a destructor stay until the last destructor has run, then go too. (glibc and musl clear them
+/// in between, POSIX says nothing of it.) Other libraries' destructors may still set values. The first that
+/// needs a destructor or memory sets the hook again, and libc, which has more than one round as well, calls
+/// this again.
+unsafe extern "C" fn thread_exit(_root: *mut c_void) {
+    let root = Root::current();
+    // POSIX: "If, after all the destructors have been called for all non-NULL values with associated
+    // destructors, there are still some [...], then the process is repeated."
+    for _ in 0..PTHREAD_DESTRUCTOR_ITERATIONS {
+        if !run_destructors(root) {
+            break;
+        }
+    }
+    let table = root.table();
+    root.set_table(None);
+    compiler_fence(Release);
+    if let Some(table) = table {
+        root.release(table);
+    }
+    root.disarm();
+}
+
+/// One round: calls the destructor of each value at most once. Says whether there was any.
+fn run_destructors(root: &Root) -> bool {
+    let Some(table) = root.table() else { return false };
+    let mut any = false;
+    // A destructor may set values, and so move the table. The round is over the positions of the one that it
+    // began with, or it might never end.
+    root.set_walked(Some(table));
+    for key in table.keys() {
+        if let Some((value, destructor)) = table::take(root, key) {
+            any = true;
+            // SAFETY: POSIX's contract between who created the key and who set the value.
+            unsafe { destructor(value) };
+        }
+    }
+    root.set_walked(None);
+    if root.table() != Some(table) {
+        root.release(table);
+    }
+    any
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::registry::REGISTRY;
+
+    static FREED: AtomicUsize = AtomicUsize::new(0);
+
+    unsafe extern "C" fn free_number(value: *mut c_void) {
+        // SAFETY: `allocated_number` made it.
+        FREED.fetch_add(unsafe { *std::boxed::Box::from_raw(value.cast::<usize>()) }, Relaxed);
+    }
+
+    fn allocated_number() -> *mut c_void {
+        std::boxed::Box::into_raw(std::boxed::Box::new(1_usize)).cast()
+    }
+
+    /// Sets values for more keys than the table that is being walked has room for.
+    unsafe extern "C" fn set_more(value: *mut c_void) {
+        for _ in 0..100 {
+            table::set(REGISTRY.create(Some(free_number)).unwrap(), allocated_number()).unwrap();
+        }
+        // SAFETY: as `free_number` asks.
+        unsafe { free_number(value) };
+    }
+
+    #[test]
+    fn each_value_is_taken_once_though_destructors_move_the_table() {
+        for values in [1, 12, 13] {
+            FREED.store(0, Relaxed);
+            thread::spawn(move || {
+                for _ in 0..values {
+                    table::set(REGISTRY.create(Some(set_more)).unwrap(), allocated_number()).unwrap();
+                }
+            })
+            .join()
+            .unwrap();
+            assert_eq!(FREED.load(Relaxed), values * 101);
+        }
+    }
+
+    #[test]
+    fn a_thread_is_left_as_it_began() {
+        unsafe extern "C" fn nothing(_: *mut c_void) {}
+        thread::spawn(|| {
+            let root = Root::current();
+            for count in [1, 12, 100] {
+                let keys: Vec<_> = (0..count).map(|_| REGISTRY.create(Some(nothing)).unwrap()).collect();
+                for key in &keys {
+                    table::set(*key, core::ptr::dangling_mut()).unwrap();
+                }
+                // SAFETY: what libc calls when the thread ends.
+                unsafe { thread_exit(core::ptr::null_mut()) };
+                assert!(root.table().is_none());
+                assert!(keys.iter().all(|key| table::get(*key).is_null()));
+            }
+        })
+        .join()
+        .unwrap();
+    }
+}

@@ -1,0 +1,55 @@
+//! The C API, as `include/guacamole/thread-local.h` declares and documents it.
+
+use core::ffi::{c_int, c_void};
+
+use crate::registry::REGISTRY;
+use crate::sys::{EINVAL, Errno};
+use crate::table;
+
+/// `guac_thread_local_key_t`.
+pub type Key = usize;
+
+/// `guac_thread_local_destructor_t`; `None` is NULL.
+pub type Destructor = Option<unsafe extern "C" fn(*mut c_void)>;
+
+/// Creates a key, as `pthread_key_create` does. `EAGAIN`, `ENOMEM`, or `EINVAL` if `key` is NULL.
+///
+/// # Safety
+///
+/// `key` is NULL or may be written to. `destructor` may be called with any value that a thread sets.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn guac_thread_local_key_create(key: *mut Key, destructor: Destructor) -> c_int {
+    if key.is_null() {
+        return EINVAL.get();
+    }
+    match REGISTRY.create(destructor) {
+        Ok(created) => {
+            // SAFETY: not NULL, and the caller promises the rest.
+            unsafe { key.write(created) };
+            0
+        }
+        Err(error) => error.get(),
+    }
+}
+
+/// Deletes a key, as `pthread_key_delete` does. `EINVAL` if it is not alive.
+#[unsafe(no_mangle)]
+pub extern "C" fn guac_thread_local_key_delete(key: Key) -> c_int {
+    status(REGISTRY.delete(key))
+}
+
+/// Sets this thread's value, as `pthread_setspecific` does. `ENOMEM`, or `EINVAL` if `key` is not alive.
+#[unsafe(no_mangle)]
+pub extern "C" fn guac_thread_local_setspecific(key: Key, value: *const c_void) -> c_int {
+    status(table::set(key, value.cast_mut()))
+}
+
+/// This thread's value, as `pthread_getspecific` gives it. NULL if there is none or `key` is not alive.
+#[unsafe(no_mangle)]
+pub extern "C" fn guac_thread_local_getspecific(key: Key) -> *mut c_void {
+    table::get(key)
+}
+
+fn status(result: Result<(), Errno>) -> c_int {
+    result.map_or_else(Errno::get, |()| 0)
+}

@@ -1,0 +1,77 @@
+/* What happens when memory has run out. Linked with -Wl,--wrap=calloc */
+
+#include "check.h"
+#include "libguac.h"
+
+#include <errno.h>
+#include <limits.h>
+
+void* __real_calloc(size_t count, size_t size);
+void* __wrap_calloc(size_t count, size_t size);
+
+/* Calls that succeed until calloc fails, and calls so far */
+static int left = INT_MAX, made;
+
+void* __wrap_calloc(size_t count, size_t size) {
+    made++;
+    return left-- > 0 ? __real_calloc(count, size) : NULL;
+}
+
+int main(void) {
+
+    guac_thread_local_key_t keys[1000], key = 5;
+    int in_use = 0, failures = 0;
+
+    /* As many keys as fit into three blocks, then into a fourth: a failure loses none */
+    for (left = 3; guac_thread_local_key_create(&keys[in_use], NULL) == 0; in_use++)
+        CHECK(in_use < 1000);
+    CHECK(in_use == 32 + 64 + 128 - 1);
+    for (left = 1; guac_thread_local_key_create(&keys[in_use], NULL) == 0; in_use++)
+        CHECK(in_use < 1000);
+    CHECK(in_use == 32 + 64 + 128 + 256 - 1);
+    CHECK(guac_thread_local_key_create(&key, NULL) == ENOMEM);
+    CHECK(key == 5);
+    CHECK(guac_thread_local_key_delete(keys[0]) == 0);
+    CHECK(guac_thread_local_key_create(&keys[0], NULL) == 0);
+
+    left = INT_MAX;
+    for (; in_use < 1000; in_use++)
+        CHECK(guac_thread_local_key_create(&keys[in_use], NULL) == 0);
+
+    /* A thread that uses one key after the other needs no memory */
+    left = made = 0;
+    for (int i = 0; i < 1000; i++) {
+        CHECK(guac_thread_local_key_delete(keys[0]) == 0);
+        CHECK(guac_thread_local_key_create(&keys[0], NULL) == 0);
+        CHECK(guac_thread_local_setspecific(keys[0], VALUE(1)) == 0);
+    }
+
+    /* Nor do a few values, nor NULL, nor setting them again */
+    for (int i = 0; i < 12; i++)
+        CHECK(guac_thread_local_setspecific(keys[i], VALUE(i + 1)) == 0);
+    CHECK(guac_thread_local_setspecific(keys[500], NULL) == 0);
+    CHECK(guac_thread_local_setspecific(keys[11], VALUE(12)) == 0);
+    CHECK(guac_thread_local_getspecific(keys[500]) == NULL);
+    CHECK(made == 0);
+
+    /* Each time that memory runs out, all values stay */
+    for (int i = 12; i < 1000; i++) {
+        int error = guac_thread_local_setspecific(keys[i], VALUE(i + 1));
+        if (error != 0) {
+            failures++;
+            CHECK(error == ENOMEM);
+            CHECK(guac_thread_local_getspecific(keys[i]) == NULL);
+            for (int j = 0; j < i; j++)
+                CHECK(guac_thread_local_getspecific(keys[j]) == VALUE(j + 1));
+            left = 1;
+            CHECK(guac_thread_local_setspecific(keys[i], VALUE(i + 1)) == 0);
+        }
+    }
+    CHECK(failures == 7);
+
+    for (int i = 0; i < 1000; i++)
+        CHECK(guac_thread_local_getspecific(keys[i]) == VALUE(i + 1));
+
+    return 0;
+
+}
