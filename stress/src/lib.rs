@@ -1,1 +1,37 @@
-//! stub
+//! A load generator for any guacd: it opens many sessions at once over the real Guacamole protocol, with real SSH behind
+//! them, and counts a session as alive only when what was typed into it has come back out of it.
+//!
+//! Two parts. [`flags`] and [`report`] say what can be asked for and what was found; they are light, and other tools of
+//! the workspace use them alone. The rest is the engine behind the feature `engine`, and belongs to the program.
+//!
+//! Reading order: [`codec`] (the wire), [`link`] (what a session makes of what it receives), [`session`] (one session
+//! over a socket), [`load`] (many of them: ramp, hold, proof), [`guacd`] (the daemon under test), [`target`] (what
+//! guacd connects to), [`program`] (a whole invocation).
+
+pub mod flags;
+pub mod report;
+
+#[cfg(feature = "engine")]
+pub mod codec;
+#[cfg(feature = "engine")]
+pub mod guacd;
+#[cfg(feature = "engine")]
+pub mod guardian;
+#[cfg(feature = "engine")]
+pub mod keys;
+#[cfg(feature = "engine")]
+pub mod link;
+#[cfg(feature = "engine")]
+pub mod load;
+#[cfg(feature = "engine")]
+pub mod log;
+#[cfg(feature = "engine")]
+pub mod print;
+#[cfg(feature = "engine")]
+pub mod processes;
+#[cfg(feature = "engine")]
+pub mod program;
+#[cfg(feature = "engine")]
+pub mod session;
+#[cfg(feature = "engine")]
+pub mod target;

@@ -1,1 +1,219 @@
-//! stub
+//! How would a program fare if libc had fewer pthread keys? Preload this library (`LD_PRELOAD`), and `pthread_key_create`
+//! answers EAGAIN once a process has `KEY_LIMIT` live keys, as POSIX has it for {PTHREAD_KEYS_MAX}.
+//!
+//! `KEY_LIMIT_STATS` may name a file of at least eight bytes. Its first 32-bit word becomes the most keys that any
+//! process had at once, its second one the number of refusals: of all processes that have inherited the two variables.
+//!
+//! A forked child begins with its parent's keys, as it does in libc. It runs where its parent may have held any lock, so
+//! nothing here takes one: settings are read before `main`, and counters are atomic.
+
+use std::{
+    ffi::{CStr, c_char, c_int, c_void},
+    ptr::null_mut,
+    sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed},
+};
+
+use libc::{EAGAIN, pthread_key_t};
+
+type Destructor = Option<unsafe extern "C" fn(*mut c_void)>;
+type Create = unsafe extern "C" fn(*mut pthread_key_t, Destructor) -> c_int;
+type Delete = unsafe extern "C" fn(pthread_key_t) -> c_int;
+type TssDelete = unsafe extern "C" fn(pthread_key_t);
+
+/// `thrd_error` of C11's threads.h, the same in glibc and in musl.
+const THRD_ERROR: c_int = 2;
+
+/// How many keys this process has. Plain memory: a forked child goes on from its parent's count.
+static LIVE: AtomicU32 = AtomicU32::new(0);
+
+/// How many it may have.
+static LIMIT: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// The counters that all processes share.
+static STATS: AtomicPtr<Stats> = AtomicPtr::new(null_mut());
+
+#[repr(C)]
+struct Stats {
+    most: AtomicU32,
+    refusals: AtomicU32,
+}
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static BEFORE_MAIN: extern "C" fn() = read_settings;
+
+/// Reads the environment, while there is one thread. Until then nothing is limited, but all is counted.
+extern "C" fn read_settings() {
+    let setting = |name: &CStr| {
+        // SAFETY: there is only one thread, so nobody changes the environment while it is read, and the value is copied
+        // out of the string that it ends before anybody does.
+        unsafe {
+            let value = libc::getenv(name.as_ptr().cast::<c_char>());
+            (!value.is_null()).then(|| CStr::from_ptr(value).to_owned())
+        }
+    };
+    let limit = setting(c"KEY_LIMIT").and_then(|limit| limit.to_str().ok()?.parse().ok());
+    LIMIT.store(limit.unwrap_or(u32::MAX), Relaxed);
+    if let Some(file) = setting(c"KEY_LIMIT_STATS") {
+        STATS.store(map(&file).unwrap_or(null_mut()), Relaxed);
+    }
+    count_most(LIVE.load(Relaxed));
+}
+
+/// Maps the file of counters. The mapping is shared, and stays for as long as the process does.
+fn map(file: &CStr) -> Option<*mut Stats> {
+    // SAFETY: the path is a C string; the descriptor is checked, used for one mapping and closed. The mapping is at an
+    // address of the kernel's choice, so it replaces nothing, and is as long as the structure that is read through it.
+    unsafe {
+        let descriptor = libc::open(file.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+        if descriptor < 0 {
+            return None;
+        }
+        let mut about = std::mem::zeroed::<libc::stat>();
+        let size = size_of::<Stats>();
+        // A page beyond the file's end would be SIGBUS.
+        let long_enough = libc::fstat(descriptor, &mut about) == 0 && about.st_size >= size as libc::off_t;
+        let mapped = if long_enough {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(null_mut(), size, access, libc::MAP_SHARED, descriptor, 0)
+        } else {
+            libc::MAP_FAILED
+        };
+        libc::close(descriptor);
+        (mapped != libc::MAP_FAILED).then(|| mapped.cast())
+    }
+}
+
+fn stats() -> Option<&'static Stats> {
+    // SAFETY: the pointer is null or that of a mapping which is never unmapped, and its fields are atomic.
+    unsafe { STATS.load(Relaxed).as_ref() }
+}
+
+fn count_most(live: u32) {
+    if let Some(stats) = stats() {
+        stats.most.fetch_max(live, Relaxed);
+    }
+}
+
+/// Takes a key from the allowance. The check and the count are one step, so that threads cannot both have the last one.
+fn take() -> bool {
+    let limit = LIMIT.load(Relaxed);
+    match LIVE.fetch_update(Relaxed, Relaxed, |live| (live < limit).then_some(live + 1)) {
+        Ok(before) => {
+            count_most(before + 1);
+            true
+        }
+        Err(_) => {
+            if let Some(stats) = stats() {
+                stats.refusals.fetch_add(1, Relaxed);
+            }
+            false
+        }
+    }
+}
+
+fn give_back() {
+    // A key that was made before this library was there is not counted.
+    let _ = LIVE.fetch_update(Relaxed, Relaxed, |live| live.checked_sub(1));
+}
+
+/// libc's own function of a name. Looking it up twice at the same time does no harm.
+fn next(name: &CStr, cache: &AtomicUsize) -> *const c_void {
+    match cache.load(Relaxed) {
+        0 => {
+            // SAFETY: the name is a C string, and RTLD_NEXT is a handle that dlsym knows.
+            let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
+            cache.store(found as usize, Relaxed);
+            found
+        }
+        found => found as *const c_void,
+    }
+}
+
+/// Makes a key by a function of libc's, or refuses to.
+///
+/// # Safety
+///
+/// As for the function of libc's, which has to be of type [`Create`].
+unsafe fn create(
+    name: &CStr,
+    cache: &AtomicUsize,
+    refusal: c_int,
+    key: *mut pthread_key_t,
+    destructor: Destructor,
+) -> c_int {
+    if !take() {
+        return refusal;
+    }
+    let real = next(name, cache);
+    if real.is_null() {
+        give_back();
+        return refusal;
+    }
+    // SAFETY: the caller vouches for the arguments and for the type, and the function is there.
+    let result = unsafe { std::mem::transmute::<*const c_void, Create>(real)(key, destructor) };
+    if result != 0 {
+        give_back();
+    }
+    result
+}
+
+/// `pthread_key_create(3)` with a limit.
+///
+/// # Safety
+///
+/// As POSIX has it: `key` is valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pthread_key_create(key: *mut pthread_key_t, destructor: Destructor) -> c_int {
+    static REAL: AtomicUsize = AtomicUsize::new(0);
+    // SAFETY: libc's function of that name has these arguments, and the caller keeps POSIX's terms.
+    unsafe { create(c"pthread_key_create", &REAL, EAGAIN, key, destructor) }
+}
+
+/// `pthread_key_delete(3)`, which frees what the limit counts.
+///
+/// # Safety
+///
+/// As POSIX has it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pthread_key_delete(key: pthread_key_t) -> c_int {
+    static REAL: AtomicUsize = AtomicUsize::new(0);
+    let real = next(c"pthread_key_delete", &REAL);
+    if real.is_null() {
+        return libc::EINVAL;
+    }
+    // SAFETY: this is libc's function of that name, and the caller keeps POSIX's terms.
+    let result = unsafe { std::mem::transmute::<*const c_void, Delete>(real)(key) };
+    if result == 0 {
+        give_back();
+    }
+    result
+}
+
+/// `tss_create(3)`: C11's name for the same keys. libc's own goes past the function above.
+///
+/// # Safety
+///
+/// As C11 has it: `key` is valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tss_create(key: *mut pthread_key_t, destructor: Destructor) -> c_int {
+    static REAL: AtomicUsize = AtomicUsize::new(0);
+    // SAFETY: libc's function of that name has these arguments, and the caller keeps C11's terms.
+    unsafe { create(c"tss_create", &REAL, THRD_ERROR, key, destructor) }
+}
+
+/// `tss_delete(3)`.
+///
+/// # Safety
+///
+/// As C11 has it: the key is live.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tss_delete(key: pthread_key_t) {
+    static REAL: AtomicUsize = AtomicUsize::new(0);
+    let real = next(c"tss_delete", &REAL);
+    if !real.is_null() {
+        // SAFETY: this is libc's function of that name, and the caller keeps C11's terms.
+        unsafe { std::mem::transmute::<*const c_void, TssDelete>(real)(key) };
+        give_back();
+    }
+}

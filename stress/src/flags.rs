@@ -1,0 +1,441 @@
+//! What can a user ask for? The flags of `guac-stress`, which `cargo xtask stress` offers too.
+
+use std::{ffi::OsString, fmt, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{Args, Parser};
+
+/// The most sessions that can be asked for: each takes an ephemeral port towards guacd, of which Linux has 28,232.
+pub const MOST_SESSIONS: u32 = 28_000;
+
+/// The command line of `guac-stress`.
+#[derive(Debug, Clone, PartialEq, Parser)]
+#[command(
+    name = "guac-stress",
+    version,
+    about = "Opens many sessions through guacd at once, and counts those that are really alive",
+    long_about = "Opens many SSH sessions through guacd at once, holds them open together, and then types a fresh random \
+        word into every one of them. A session counts only when its word comes back out of it: an answer from guacd \
+        (`ready`) proves nothing, for it comes before guacd has tried to connect.",
+    after_help = "Exit codes: 0 every session was proven; 5 some were not; 2 usage; 3 something is missing that the run \
+        needs; 130 interrupted; 1 anything else. With a variant named `stock` beside others, only the others are judged."
+)]
+pub struct Cli {
+    /// What to load, and how.
+    #[command(flatten)]
+    pub load: Load,
+
+    /// A guacd to start and to load: its installation prefix, under a name for the report. More than one are run one
+    /// after another, and shown beside each other.
+    #[arg(
+        long = "prefix",
+        value_name = "VARIANT=DIR",
+        required_unless_present = "guacd",
+        conflicts_with = "guacd"
+    )]
+    pub prefixes: Vec<Prefix>,
+
+    /// The guacamole-server release under test, for the report.
+    #[arg(long, value_name = "RELEASE")]
+    pub release: Option<String>,
+
+    /// The preload library behind --key-limit [default: libkey_limit.so beside this program].
+    #[arg(long, value_name = "FILE")]
+    pub key_limit_library: Option<PathBuf>,
+
+    /// Where guacd's log files go [default: a file in the directory for temporary files].
+    #[arg(long, value_name = "DIR")]
+    pub logs: Option<PathBuf>,
+}
+
+/// How much load, on what, with which target behind it.
+///
+/// The password and the private key are never arguments, which every user of the machine could read. They come from
+/// files, or from the environment variables `GUAC_STRESS_PASSWORD` and `GUAC_STRESS_PRIVATE_KEY`.
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct Load {
+    /// How many sessions to have open at the same time.
+    #[arg(long, value_name = "SESSIONS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_SESSIONS)))]
+    pub count: u32,
+
+    /// How many sessions to open per second, at most: a machine that does not keep up is given time.
+    ///
+    /// The default is what a stock guacd takes reliably. guacd forks while its other threads log, and a child that was
+    /// forked with the log's lock held hangs for ever: a fault of guacd's own, which bursts bring out. Measured with stock
+    /// 1.6.0 on two cores: of 300 sessions, all lived at 5, 6, 8 and 10 a second with a syslog to write to, and all at 12
+    /// without; at 20, one died; at 25, 11 to 22 of 200 hung.
+    #[arg(long, value_name = "PER_SECOND", default_value_t = Rate::DEFAULT)]
+    pub rate: Rate,
+
+    /// How long to hold all sessions open together before they have to prove that they are alive.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = hold)]
+    pub hold: Duration,
+
+    /// How long a session may take to come up, and again to prove that it is alive.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = timeout)]
+    pub timeout: Duration,
+
+    /// What guacd connects to: `embedded`, an SSH server within this program; `openssh`, the machine's sshd with
+    /// throw-away keys on a port of its own; or the HOST:PORT of an SSH server.
+    #[arg(long, value_name = "TARGET", default_value_t = Target::Embedded)]
+    pub target: Target,
+
+    /// The user to log in as, on a target given as HOST:PORT.
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+
+    /// A file with the password for a target given as HOST:PORT. The environment variable GUAC_STRESS_PASSWORD may hold
+    /// it instead.
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+
+    /// A file with the private key for a target given as HOST:PORT. The environment variable GUAC_STRESS_PRIVATE_KEY
+    /// may hold it instead.
+    #[arg(long, value_name = "FILE", conflicts_with = "password_file")]
+    pub private_key_file: Option<PathBuf>,
+
+    /// Load a guacd that runs already. It is neither started nor stopped, and its log cannot be read.
+    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["key_limit", "port"])]
+    pub guacd: Option<HostPort>,
+
+    /// Let every process of guacd have at most this many pthread keys, as if libc had no more. 128 is musl's limit, and
+    /// so that of guacd's official image; glibc's is 1024.
+    #[arg(long, value_name = "KEYS", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub key_limit: Option<u32>,
+
+    /// The loopback port for guacd to listen on [default: one that is free].
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+
+    /// Write the report to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+impl Load {
+    /// Finds what contradicts itself, beyond what the flags' own declarations rule out.
+    ///
+    /// # Errors
+    ///
+    /// What to change, for a usage error.
+    pub fn check(&self) -> Result<(), String> {
+        let credentials = [
+            ("--user", self.user.is_some()),
+            ("--password-file", self.password_file.is_some()),
+            ("--private-key-file", self.private_key_file.is_some()),
+        ];
+        let given = credentials.iter().find(|(_, given)| *given).map(|(flag, _)| flag);
+        match (&self.target, given) {
+            (Target::Address(address), _) if self.user.is_none() => {
+                Err(format!("the target {address} needs a user to log in as: give --user"))
+            }
+            (Target::Embedded | Target::OpenSsh, Some(flag)) => Err(format!(
+                "{flag} is for a target given as HOST:PORT, and '{}' has a user of its own",
+                self.target
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The command line that gives these flags again, every one of them spelled out.
+    pub fn to_args(&self) -> Vec<OsString> {
+        let mut args = Vec::<OsString>::new();
+        let mut push = |flag: &str, value: OsString| {
+            // One word, so that a value that starts with a dash is not taken for a flag.
+            let mut word = OsString::from(flag);
+            word.push("=");
+            word.push(value);
+            args.push(word);
+        };
+        push("--count", self.count.to_string().into());
+        push("--rate", self.rate.to_string().into());
+        push("--hold", humantime::format_duration(self.hold).to_string().into());
+        push("--timeout", humantime::format_duration(self.timeout).to_string().into());
+        push("--target", self.target.to_string().into());
+        if let Some(user) = &self.user {
+            push("--user", user.into());
+        }
+        if let Some(file) = &self.password_file {
+            push("--password-file", file.into());
+        }
+        if let Some(file) = &self.private_key_file {
+            push("--private-key-file", file.into());
+        }
+        if let Some(guacd) = &self.guacd {
+            push("--guacd", guacd.to_string().into());
+        }
+        if let Some(keys) = self.key_limit {
+            push("--key-limit", keys.to_string().into());
+        }
+        if let Some(port) = self.port {
+            push("--port", port.to_string().into());
+        }
+        if let Some(file) = &self.json {
+            push("--json", file.into());
+        }
+        args
+    }
+}
+
+/// A guacd that is installed, under the name that the report gives it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prefix {
+    /// `stock`, `patched`, or what the user calls it.
+    pub variant: String,
+    /// The directory that has `sbin/guacd` and `lib`.
+    pub dir: PathBuf,
+}
+
+impl FromStr for Prefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((variant, dir)) if !variant.is_empty() && !dir.is_empty() => {
+                Ok(Self { variant: variant.into(), dir: dir.into() })
+            }
+            _ => Err("write it as a name and a directory, such as stock=/opt/guacd".into()),
+        }
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.variant, self.dir.display())
+    }
+}
+
+/// What guacd connects to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// An SSH server within this program.
+    Embedded,
+    /// A real sshd that this program starts, with throw-away keys.
+    OpenSsh,
+    /// An SSH server that is there already.
+    Address(HostPort),
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "embedded" => Ok(Self::Embedded),
+            "openssh" => Ok(Self::OpenSsh),
+            _ => text
+                .parse()
+                .map(Self::Address)
+                .map_err(|error| format!("neither embedded, nor openssh: {error}")),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded => f.write_str("embedded"),
+            Self::OpenSsh => f.write_str("openssh"),
+            Self::Address(address) => address.fmt(f),
+        }
+    }
+}
+
+/// A host and a port. The host of `[::1]:22` is `::1`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPort {
+    /// A name or an address, without brackets.
+    pub host: String,
+    /// The TCP port.
+    pub port: u16,
+}
+
+impl FromStr for HostPort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("'{text}' is not HOST:PORT, such as 127.0.0.1:22 or [::1]:22");
+        let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+        let host = match host.strip_prefix('[') {
+            Some(rest) => rest.strip_suffix(']').ok_or_else(wrong)?,
+            // A bare IPv6 address: where it ends and the port begins is anybody's guess.
+            None if host.contains(':') => {
+                return Err(format!("put the address in brackets, as in [{host}]:{port}"));
+            }
+            None => host,
+        };
+        let port = port.parse().ok().filter(|&port| port != 0).ok_or_else(wrong)?;
+        if host.is_empty() || host.contains(char::is_whitespace) {
+            return Err(wrong());
+        }
+        Ok(Self { host: host.into(), port })
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Sessions per second.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rate(f64);
+
+impl Rate {
+    /// Measured: see `--rate` in [`Load`].
+    pub const DEFAULT: Self = Self(8.0);
+
+    /// Sessions per second.
+    pub fn per_second(self) -> f64 {
+        self.0
+    }
+
+    /// The time from one session's start to the next one's.
+    pub fn interval(self) -> Duration {
+        Duration::from_secs_f64(1.0 / self.0)
+    }
+}
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<f64>() {
+            Ok(rate) if (0.01..=1000.0).contains(&rate) => Ok(Self(rate)),
+            _ => Err("give sessions per second, from 0.01 to 1000".into()),
+        }
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+fn hold(text: &str) -> Result<Duration, String> {
+    duration(text, Duration::ZERO)
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    duration(text, Duration::from_millis(100))
+}
+
+fn duration(text: &str, least: Duration) -> Result<Duration, String> {
+    const MOST: Duration = Duration::from_secs(24 * 60 * 60);
+    let time = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a number with its unit, such as 10s, 500ms or 2m"))?;
+    if time < least || time > MOST {
+        return Err(format!("must be from {} to 1day", humantime::format_duration(least)));
+    }
+    Ok(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from([&["guac-stress"], args].concat())
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_survives_the_way_back_to_a_command_line() {
+        let given = parse(&[
+            "--count=7",
+            "--rate=2.5",
+            "--hold=1m 500ms",
+            "--timeout=3s",
+            "--target=[::1]:2022",
+            "--user=-me-",
+            "--password-file=/p w",
+            "--key-limit=128",
+            "--port=4823",
+            "--json=out.json",
+            "--prefix=stock=/x",
+        ])
+        .unwrap();
+        let args = given.load.to_args().into_iter().chain(["--prefix=stock=/x".into()]);
+        let again = Cli::try_parse_from([OsString::from("guac-stress")].into_iter().chain(args)).unwrap();
+        assert_eq!(given, again);
+
+        let given = parse(&["--guacd=localhost:4822", "--private-key-file=-k"]).unwrap();
+        let again =
+            Cli::try_parse_from([OsString::from("guac-stress")].into_iter().chain(given.load.to_args()))
+                .unwrap();
+        assert_eq!(given, again);
+    }
+
+    #[test]
+    fn refuses_counts_that_make_no_sense() {
+        for count in ["0", "-1", "28001", "99999999999", "many", ""] {
+            let error = parse(&["--guacd=a:1", &format!("--count={count}")]).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains("--count"), "{error}");
+        }
+        assert_eq!(parse(&["--guacd=a:1", "--count=28000"]).unwrap().load.count, MOST_SESSIONS);
+    }
+
+    #[test]
+    fn refuses_times_and_rates_that_make_no_sense() {
+        for bad in [
+            "--hold=10",
+            "--hold=-1s",
+            "--hold=soon",
+            "--timeout=0s",
+            "--timeout=2days",
+            "--rate=0",
+            "--rate=-4",
+            "--rate=NaN",
+        ] {
+            assert_eq!(parse(&["--guacd=a:1", bad]).expect_err(bad).exit_code(), 2);
+        }
+        assert!(parse(&["--guacd=a:1", "--hold=10"]).unwrap_err().to_string().contains("such as 10s"));
+        assert_eq!(parse(&["--guacd=a:1", "--hold=0s"]).unwrap().load.hold, Duration::ZERO);
+    }
+
+    #[test]
+    fn refuses_what_contradicts_itself() {
+        for bad in [
+            &["--guacd=a:1", "--key-limit=128"][..],
+            &["--guacd=a:1", "--port=4822"],
+            &["--guacd=a:1", "--prefix=stock=/x"],
+            &["--prefix=stock"],
+            &["--prefix==/x"],
+            &[],
+        ] {
+            assert_eq!(parse(bad).expect_err(&format!("{bad:?}")).exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn credentials_go_with_an_address_and_with_nothing_else() {
+        let check = |args: &[&str]| parse(&[&["--guacd=a:1"], args].concat()).unwrap().load.check();
+        assert!(check(&[]).is_ok());
+        assert!(check(&["--target=box:22", "--user=me"]).is_ok());
+        assert!(check(&["--target=box:22"]).unwrap_err().contains("--user"));
+        assert!(check(&["--user=me"]).unwrap_err().contains("embedded"));
+        assert!(check(&["--target=openssh", "--password-file=x"]).unwrap_err().contains("--password-file"));
+    }
+
+    #[test]
+    fn reads_hosts_and_ports() {
+        let at = |host: &str, port| HostPort { host: host.into(), port };
+        assert_eq!("[::1]:22".parse(), Ok(at("::1", 22)));
+        assert_eq!("box.example:2022".parse(), Ok(at("box.example", 2022)));
+        assert_eq!(at("::1", 22).to_string(), "[::1]:22");
+        for bad in ["", ":22", "box", "box:", "box:0", "box:65536", "::1:22", "[::1:22", "a b:1", "[]:1"] {
+            assert!(bad.parse::<HostPort>().is_err(), "{bad}");
+        }
+    }
+}

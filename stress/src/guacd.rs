@@ -1,0 +1,207 @@
+//! The daemon under test: started from an installation prefix on a loopback port, read, measured, and ended.
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Pid;
+
+use crate::{
+    keys::KeyLimit,
+    log::{LogBook, Reader},
+    processes,
+    program::Preflight,
+    report::Keys,
+    target::SECRETS,
+};
+
+/// How long guacd may take to listen, and how long to end by itself.
+const START: Duration = Duration::from_secs(10);
+const END: Duration = Duration::from_secs(2);
+
+/// How often to try another free port, when somebody else took the one that was free a moment ago.
+const TRIES: u32 = 5;
+
+/// A guacd that runs. It and all its children end when this is dropped.
+pub struct Guacd {
+    child: Child,
+    address: SocketAddr,
+    log: Reader,
+    log_file: PathBuf,
+    keys: Option<KeyLimit>,
+    spared: Vec<Pid>,
+}
+
+/// How guacd is to be started.
+pub struct Start<'a> {
+    /// The installation prefix.
+    pub prefix: &'a Path,
+    /// The port, or any free one.
+    pub port: Option<u16>,
+    /// Where its log goes.
+    pub log_file: &'a Path,
+    /// The preload library, and how many keys it is to allow.
+    pub key_limit: Option<(&'a Path, u32)>,
+    /// Children of this process that do not belong to guacd.
+    pub spared: Vec<Pid>,
+}
+
+impl Guacd {
+    /// Starts guacd, and waits until it listens. Call it from the main thread: guacd dies with the thread that started it.
+    ///
+    /// # Errors
+    ///
+    /// When it is not there, does not start, or cannot have the port.
+    pub fn start(start: &Start<'_>) -> Result<Self> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let port = start.port.map_or_else(free_port, Ok)?;
+            let mut guacd = Self::spawn(start, port)?;
+            let Some(end) = guacd.wait_until_it_listens()? else { return Ok(guacd) };
+            let lines = guacd.log.book.last_lines();
+            let taken = lines.iter().any(|line| line.contains("bind socket") || line.contains("not listen"));
+            match start.port {
+                Some(_) if taken => bail!(
+                    "guacd cannot listen on 127.0.0.1:{port}, as another process does already: find it with \
+                     `ss -ltnp 'sport = :{port}'` and stop it, or leave --port out"
+                ),
+                None if taken && tries < TRIES => {}
+                _ => bail!("guacd {end} at its start; its last words: {}", lines.join(" | ")),
+            }
+        }
+    }
+
+    fn spawn(start: &Start<'_>, port: u16) -> Result<Self> {
+        let program = start.prefix.join("sbin/guacd");
+        if !program.is_file() {
+            bail!(Preflight(format!(
+                "there is no {}: give --prefix the directory that guacd was installed to with `make install`",
+                program.display()
+            )));
+        }
+        let copy =
+            File::create(start.log_file).with_context(|| format!("create {}", start.log_file.display()))?;
+        let (log, log_end) = Reader::start(copy)?;
+
+        let mut command = Command::new(&program);
+        command.args(["-b", "127.0.0.1", "-l", &port.to_string(), "-f", "-L", "info"]);
+        command.env("LD_LIBRARY_PATH", library_path(start.prefix));
+        SECRETS.iter().for_each(|secret| {
+            command.env_remove(secret);
+        });
+        command.stdin(Stdio::null()).stdout(log_end.try_clone()?).stderr(log_end);
+        let keys = match start.key_limit {
+            Some((library, limit)) => Some(KeyLimit::apply(&mut command, library, limit)?),
+            None => None,
+        };
+        let child =
+            processes::spawn_tied(&mut command).with_context(|| format!("start {}", program.display()))?;
+        log.book.set_parent(processes::pid_of(&child).as_raw_pid());
+        Ok(Self {
+            child,
+            address: (Ipv4Addr::LOCALHOST, port).into(),
+            log,
+            log_file: start.log_file.into(),
+            keys,
+            spared: start.spared.clone(),
+        })
+    }
+
+    /// Waits until guacd listens, or tells how it ended instead.
+    fn wait_until_it_listens(&mut self) -> Result<Option<String>> {
+        let deadline = Instant::now() + START;
+        loop {
+            if let Some(end) = self.ended() {
+                self.log.finish();
+                return Ok(Some(end));
+            }
+            // guacd says that it listens a moment before it does; and who else might answer on the port does not say it.
+            if self.log.book.is_listening() && TcpStream::connect(self.address).is_ok() {
+                return Ok(None);
+            }
+            if Instant::now() > deadline {
+                bail!(
+                    "guacd does not listen on {} after {START:?}: see {}",
+                    self.address,
+                    self.log_file.display()
+                );
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its parent process.
+    pub fn pid(&self) -> Pid {
+        processes::pid_of(&self.child)
+    }
+
+    /// What it has said.
+    pub fn log(&self) -> Arc<LogBook> {
+        Arc::clone(&self.log.book)
+    }
+
+    /// The file with everything that it has said.
+    pub fn log_file(&self) -> &Path {
+        &self.log_file
+    }
+
+    /// The pthread keys that it took, where they are limited.
+    pub fn keys(&self) -> Option<Keys> {
+        self.keys.as_ref().map(KeyLimit::keys)
+    }
+
+    /// How it ended, if it did.
+    pub fn ended(&mut self) -> Option<String> {
+        self.child.try_wait().ok().flatten().map(describe)
+    }
+
+    /// Ends it and all its children, and waits for the last of its log.
+    pub fn stop(&mut self) {
+        processes::terminate(&mut self.child, END);
+        // guacd's children outlive it when they hang. They have become ours.
+        processes::kill_children(&self.spared);
+        self.log.finish();
+    }
+}
+
+impl Drop for Guacd {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(signal) => format!("was killed by signal {signal}"),
+        None => format!("ended with exit code {}", status.code().unwrap_or_default()),
+    }
+}
+
+fn free_port() -> Result<u16> {
+    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port on 127.0.0.1")?;
+    Ok(socket.local_addr()?.port())
+}
+
+/// The prefix's libraries first, so that guacd finds its own plugins.
+fn library_path(prefix: &Path) -> OsString {
+    let ours = ["lib", "lib64"].map(|lib| prefix.join(lib)).into_iter().filter(|lib| lib.is_dir());
+    let inherited = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let inherited =
+        std::env::split_paths(&inherited).filter(|path| !path.as_os_str().is_empty()).collect::<Vec<_>>();
+    std::env::join_paths(ours.chain(inherited)).unwrap_or_else(|_| prefix.join("lib").into())
+}

@@ -1,0 +1,336 @@
+//! What does a session make of what guacd says? The client's side of the Guacamole protocol, without any socket: an
+//! instruction goes in, answers and at most one [`Event`] come out.
+//!
+//! This is where a session's life is judged, so it believes little. Only bytes count that come on the pipe stream which
+//! the target's program opened, and only those that come after the nonce was typed.
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+
+use crate::{
+    codec::{self, Instruction},
+    report::Phase,
+};
+
+/// The protocol version that is spoken.
+const VERSION: &str = "VERSION_1_5_0";
+
+/// The keysym of the Enter key.
+const ENTER: &str = "65293";
+
+/// What guacd is to connect to: the arguments of its `ssh` protocol, and the pipe on which the target's program answers.
+#[derive(Clone)]
+pub struct Login {
+    /// Arguments by name.
+    pub arguments: Vec<(&'static str, String)>,
+    /// The name that the target's program gives to the pipe which it opens.
+    pub pipe: String,
+}
+
+/// A step that a session has made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// guacd has given the session an id. This says nothing about the target.
+    Ready(String),
+    /// The target's program has opened its pipe.
+    PipeOpened,
+    /// The nonce that was typed last has come back.
+    Echoed,
+}
+
+/// The client's side of one session.
+pub struct Link {
+    login: Login,
+    phase: Phase,
+    /// The number of the stream that the target's program opened.
+    pipe: Option<String>,
+    /// The nonce that was typed and has not come back yet.
+    awaited: Option<String>,
+    /// What came on the pipe since then.
+    heard: Vec<u8>,
+}
+
+impl Link {
+    /// A session that is about to begin, and what it says first.
+    pub fn new(login: Login, out: &mut Vec<u8>) -> Self {
+        codec::encode(out, &["select", "ssh"]);
+        Self { login, phase: Phase::Handshake, pipe: None, awaited: None, heard: Vec::new() }
+    }
+
+    /// How far it has come.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Goes on to a phase that time begins, and no instruction.
+    pub fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+    }
+
+    /// Types a nonce and Enter. What came before no longer counts.
+    pub fn type_nonce(&mut self, nonce: &str, out: &mut Vec<u8>) {
+        for key in nonce.chars().map(|c| u32::from(c).to_string()).chain([ENTER.into()]) {
+            codec::encode(out, &["key", &key, "1"]);
+            codec::encode(out, &["key", &key, "0"]);
+        }
+        self.heard.clear();
+        self.awaited = Some(nonce.into());
+    }
+
+    /// Takes an instruction, and appends the answers to it.
+    ///
+    /// # Errors
+    ///
+    /// Why the session is dead.
+    pub fn receive(&mut self, instruction: &Instruction, out: &mut Vec<u8>) -> Result<Option<Event>, String> {
+        match instruction.opcode() {
+            "args" if self.phase == Phase::Handshake => self.answer_args(instruction.args(), out)?,
+            "ready" if self.phase == Phase::Handshake => {
+                self.phase = Phase::Login;
+                return Ok(Some(Event::Ready(instruction.arg(0).into())));
+            }
+            "sync" => codec::encode(out, &["sync", instruction.arg(0)]),
+            "pipe"
+                if self.phase == Phase::Login
+                    && instruction.arg(2) == self.login.pipe
+                    && self.pipe.is_none() =>
+            {
+                self.pipe = Some(instruction.arg(0).into());
+                codec::encode(out, &["ack", instruction.arg(0), "OK", "0"]);
+                return Ok(Some(Event::PipeOpened));
+            }
+            "blob" if self.is_pipe(instruction.arg(0)) => {
+                codec::encode(out, &["ack", instruction.arg(0), "OK", "0"]);
+                let bytes = BASE64_STANDARD
+                    .decode(instruction.arg(1))
+                    .map_err(|_| "malformed instruction: a blob that is not base64".to_owned())?;
+                return Ok(self.hear(&bytes));
+            }
+            "end" if self.is_pipe(instruction.arg(0)) => {
+                return Err("the target's program closed its pipe".into());
+            }
+            // guacd numbers its streams itself: one that opens where the pipe is would make its blobs count as echo.
+            "img" | "audio" | "video" | "file" | "clipboard" | "argv" | "pipe"
+                if self.is_pipe(instruction.arg(0)) =>
+            {
+                return Err(format!("guacd opened another stream ({}) over the pipe", instruction.opcode()));
+            }
+            "required" => return Err(format!("guacd asks for the {}", instruction.args().join(" and the "))),
+            "error" => return Err(describe_error(instruction.arg(1), instruction.arg(0))),
+            "disconnect" => return Err("guacd disconnected the session".into()),
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    /// Answers with our values, in the order in which guacd names its arguments: which names come depends on its release.
+    fn answer_args(&self, names: &[String], out: &mut Vec<u8>) -> Result<(), String> {
+        let known = |name: &str| names.iter().any(|known| known == name);
+        if let Some((name, _)) = self.login.arguments.iter().find(|(name, _)| !known(name)) {
+            return Err(format!("this guacd's ssh has no argument named {name}"));
+        }
+        let value = |name: &String| {
+            if name.starts_with("VERSION_") {
+                return VERSION;
+            }
+            let mut ours = self.login.arguments.iter();
+            ours.find(|(ours, _)| ours == name).map_or("", |(_, value)| value.as_str())
+        };
+        let connect = std::iter::once("connect").chain(names.iter().map(value)).collect::<Vec<_>>();
+        codec::encode(out, &["size", "800", "600", "96"]);
+        codec::encode(out, &["audio"]);
+        codec::encode(out, &["video"]);
+        codec::encode(out, &["image", "image/png"]);
+        codec::encode(out, &connect);
+        Ok(())
+    }
+
+    fn is_pipe(&self, stream: &str) -> bool {
+        self.pipe.as_deref() == Some(stream)
+    }
+
+    fn hear(&mut self, bytes: &[u8]) -> Option<Event> {
+        let nonce = self.awaited.as_ref()?.as_bytes();
+        self.heard.extend_from_slice(bytes);
+        if self.heard.windows(nonce.len()).any(|heard| heard == nonce) {
+            self.awaited = None;
+            self.heard.clear();
+            return Some(Event::Echoed);
+        }
+        // The nonce may begin at the end of what was heard; anything before that is of no more use.
+        let useless = self.heard.len().saturating_sub(nonce.len());
+        self.heard.drain(..useless);
+        None
+    }
+}
+
+/// An `error` instruction in words. The codes are Guacamole's own.
+fn describe_error(code: &str, message: &str) -> String {
+    let meaning = match code {
+        "512" => "server error",
+        "513" => "server busy",
+        "514" => "upstream timeout",
+        "515" => "upstream error",
+        "516" => "resource not found",
+        "517" => "resource conflict",
+        "518" => "resource closed",
+        "519" => "target not found",
+        "520" => "target unavailable",
+        "768" => "bad request",
+        "769" => "unauthorized",
+        "771" => "forbidden",
+        "776" => "client timeout",
+        "797" => "too many clients",
+        _ => "error of an unknown kind",
+    };
+    format!("guacd answered with error {code}, {meaning}: {message}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::Decoder;
+
+    fn instructions(bytes: &[u8]) -> Vec<Instruction> {
+        let mut decoder = Decoder::default();
+        decoder.push(bytes);
+        std::iter::from_fn(|| decoder.instruction().unwrap()).collect()
+    }
+
+    fn instruction(elements: &[&str]) -> Instruction {
+        let mut bytes = Vec::new();
+        codec::encode(&mut bytes, elements);
+        instructions(&bytes).remove(0)
+    }
+
+    fn login() -> Login {
+        Login { arguments: vec![("hostname", "box".into()), ("port", "22".into())], pipe: "proof".into() }
+    }
+
+    /// A session whose pipe is stream 7, and which waits for the nonce `0123abcd`.
+    fn waiting() -> Link {
+        let out = &mut Vec::new();
+        let mut link = Link::new(login(), out);
+        link.receive(&instruction(&["args", "VERSION_1_5_0", "hostname", "port"]), out).unwrap();
+        assert_eq!(link.receive(&instruction(&["ready", "$id"]), out), Ok(Some(Event::Ready("$id".into()))));
+        let pipe = instruction(&["pipe", "7", "text/plain", "proof"]);
+        assert_eq!(link.receive(&pipe, out), Ok(Some(Event::PipeOpened)));
+        link.type_nonce("0123abcd", out);
+        link
+    }
+
+    fn blob(stream: &str, text: &str) -> Instruction {
+        instruction(&["blob", stream, &BASE64_STANDARD.encode(text)])
+    }
+
+    #[test]
+    fn arguments_are_mapped_by_name() {
+        let out = &mut Vec::new();
+        let mut link = Link::new(login(), out);
+        out.clear();
+        let args = ["args", "VERSION_1_5_0", "scrollback", "port", "hostname", "żółw"];
+        link.receive(&instruction(&args), out).unwrap();
+        let connect = instructions(out).pop().unwrap();
+        assert_eq!(connect.opcode(), "connect");
+        assert_eq!(connect.args(), ["VERSION_1_5_0", "", "22", "box", ""]);
+    }
+
+    #[test]
+    fn an_argument_that_guacd_does_not_know_is_an_error() {
+        let mut link = Link::new(login(), &mut Vec::new());
+        let error =
+            link.receive(&instruction(&["args", "VERSION_1_5_0", "hostname"]), &mut Vec::new()).unwrap_err();
+        assert_eq!(error, "this guacd's ssh has no argument named port");
+    }
+
+    #[test]
+    fn types_a_nonce_as_keys_that_are_pressed_and_released() {
+        let out = &mut Vec::new();
+        let mut link = Link::new(login(), out);
+        out.clear();
+        link.type_nonce("a1", out);
+        assert_eq!(out, b"3.key,2.97,1.1;3.key,2.97,1.0;3.key,2.49,1.1;3.key,2.49,1.0;3.key,5.65293,1.1;3.key,5.65293,1.0;");
+    }
+
+    #[test]
+    fn counts_a_nonce_that_comes_back_in_pieces() {
+        let mut link = waiting();
+        let out = &mut Vec::new();
+        assert_eq!(link.receive(&blob("7", "noise 0123"), out), Ok(None));
+        assert_eq!(link.receive(&blob("7", "ab"), out), Ok(None));
+        assert_eq!(link.receive(&blob("7", "cd\r\n"), out), Ok(Some(Event::Echoed)));
+        assert_eq!(instructions(out).iter().map(|ack| ack.opcode()).collect::<Vec<_>>(), ["ack"; 3]);
+    }
+
+    #[test]
+    fn counts_it_once() {
+        let mut link = waiting();
+        assert_eq!(link.receive(&blob("7", "0123abcd"), &mut Vec::new()), Ok(Some(Event::Echoed)));
+        assert_eq!(link.receive(&blob("7", "0123abcd"), &mut Vec::new()), Ok(None));
+    }
+
+    #[test]
+    fn does_not_count_a_nonce_on_another_stream() {
+        let mut link = waiting();
+        let out = &mut Vec::new();
+        assert_eq!(
+            link.receive(&instruction(&["img", "8", "14", "0", "image/png", "0", "0"]), out),
+            Ok(None)
+        );
+        assert_eq!(link.receive(&blob("8", "0123abcd"), out), Ok(None));
+        assert_eq!(link.receive(&instruction(&["pipe", "9", "text/plain", "other"]), out), Ok(None));
+        assert_eq!(link.receive(&blob("9", "0123abcd"), out), Ok(None));
+        assert_eq!(link.receive(&instruction(&["pipe", "10", "text/plain", "proof"]), out), Ok(None));
+        assert_eq!(link.receive(&blob("10", "0123abcd"), out), Ok(None));
+    }
+
+    #[test]
+    fn does_not_count_what_came_before_it_was_typed() {
+        let mut link = waiting();
+        let out = &mut Vec::new();
+        link.receive(&blob("7", "0123abcd"), out).unwrap();
+        assert_eq!(link.receive(&blob("7", "feedbeef"), out), Ok(None));
+        assert_eq!(link.receive(&blob("7", "feed"), out), Ok(None));
+        link.type_nonce("feedbeef", out);
+        assert_eq!(link.receive(&blob("7", "beef"), out), Ok(None), "its first half came too early");
+        assert_eq!(link.receive(&blob("7", "0123abcd"), out), Ok(None), "that was the nonce before");
+        assert_eq!(link.receive(&blob("7", "feedbeef"), out), Ok(Some(Event::Echoed)));
+    }
+
+    #[test]
+    fn a_stream_that_opens_over_the_pipe_kills_the_session() {
+        for opcode in ["img", "argv", "pipe", "clipboard"] {
+            assert!(
+                waiting().receive(&instruction(&[opcode, "7", "x", "proof"]), &mut Vec::new()).is_err(),
+                "{opcode}"
+            );
+        }
+        assert!(waiting().receive(&instruction(&["end", "7"]), &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn errors_and_disconnects_kill_the_session() {
+        let error = waiting().receive(&instruction(&["error", "Aborted. See logs.", "515"]), &mut Vec::new());
+        assert_eq!(error, Err("guacd answered with error 515, upstream error: Aborted. See logs.".into()));
+        assert!(waiting().receive(&instruction(&["disconnect"]), &mut Vec::new()).is_err());
+        assert!(waiting().receive(&instruction(&["required", "password"]), &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn a_pipe_that_opens_before_the_session_is_ready_is_nobodys() {
+        let out = &mut Vec::new();
+        let mut link = Link::new(login(), out);
+        assert_eq!(link.receive(&instruction(&["pipe", "7", "text/plain", "proof"]), out), Ok(None));
+    }
+
+    #[test]
+    fn ready_may_not_come_twice() {
+        assert_eq!(waiting().receive(&instruction(&["ready", "$other"]), &mut Vec::new()), Ok(None));
+    }
+
+    #[test]
+    fn answers_sync_with_its_own_timestamp() {
+        let out = &mut Vec::new();
+        waiting().receive(&instruction(&["sync", "1234567", "3"]), out).unwrap();
+        assert_eq!(out, b"4.sync,7.1234567;");
+    }
+}

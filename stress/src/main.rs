@@ -1,0 +1,17 @@
+//! `guac-stress`: loads guacd with sessions, and counts those that are really alive.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, error::ErrorKind};
+use guac_stress::{flags::Cli, guardian, print, program};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(wrong) = cli.load.check() {
+        Cli::command().error(ErrorKind::ArgumentConflict, wrong).exit();
+    }
+    guardian::run(|| program::run(&cli)).unwrap_or_else(|error| {
+        print::error(&error);
+        ExitCode::FAILURE
+    })
+}

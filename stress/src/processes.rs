@@ -1,0 +1,160 @@
+//! Which processes are ours, what do they take, and how do they end? Whatever is started here ends with us, however we end.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::unix::process::CommandExt,
+    process::{Child, Command, ExitStatus},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use procfs::{WithCurrentSystemInfo, process::Process};
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, kill_process, set_child_subreaper,
+    set_parent_process_death_signal, setrlimit, waitpid,
+};
+
+use crate::report::{MemoryKind, Usage};
+
+/// Makes every process that descends from this one, and whose parent dies, a child of this one.
+///
+/// # Errors
+///
+/// On a kernel that cannot.
+pub fn adopt_orphans() -> Result<()> {
+    set_child_subreaper(Some(getpid())).context("become the parent of orphans")
+}
+
+/// Lets this process, and what it starts, open as many files as the system allows.
+///
+/// # Errors
+///
+/// When the limit cannot be set.
+pub fn raise_descriptor_limit() -> Result<u64> {
+    let hard = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })
+        .context("raise the limit of open files")?;
+    Ok(hard.unwrap_or(u64::MAX))
+}
+
+/// Starts a program that gets SIGTERM when the calling thread ends, and that the terminal's Ctrl-C does not reach.
+///
+/// # Errors
+///
+/// When it cannot be started.
+pub fn spawn_tied(command: &mut Command) -> io::Result<Child> {
+    let parent = getpid();
+    command.process_group(0);
+    // SAFETY: the closure makes two system calls and touches no lock and no memory that another thread could hold.
+    unsafe {
+        command.pre_exec(move || {
+            set_parent_process_death_signal(Some(Signal::TERM))?;
+            if rustix::process::getppid() != Some(parent) {
+                return Err(io::Error::other("guac-stress is gone"));
+            }
+            Ok(())
+        });
+    }
+    command.spawn()
+}
+
+/// Ends a child: SIGTERM, a while to comply, SIGKILL.
+pub fn terminate(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+    if let Ok(Some(status)) = child.try_wait() {
+        return Some(status);
+    }
+    let _ = kill_process(pid_of(child), Signal::TERM);
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
+        if let Ok(Some(status)) = child.try_wait() {
+            return Some(status);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    let _ = child.kill();
+    child.wait().ok()
+}
+
+/// The process id of a child.
+pub fn pid_of(child: &Child) -> Pid {
+    Pid::from_child(child)
+}
+
+/// Kills and reaps this process's children, and those that become its children thereby; all but `spared`.
+///
+/// A child cannot vanish before it is reaped here, so none of these ids can belong to a stranger.
+pub fn kill_children(spared: &[Pid]) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        let children = children_of(getpid().as_raw_pid());
+        let ours = children.iter().filter_map(|&pid| Pid::from_raw(pid)).filter(|pid| !spared.contains(pid));
+        let mut left = false;
+        for pid in ours {
+            left = true;
+            let _ = kill_process(pid, Signal::KILL);
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+        if !left {
+            return;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What a process and its descendants take.
+pub fn usage(parent: Pid) -> Option<Usage> {
+    let parent = Process::new(parent.as_raw_pid()).ok()?;
+    let children = descendants_of(parent.pid());
+    let everyone = std::iter::once(parent.pid()).chain(children.iter().copied());
+    let (memory_bytes, memory_kind) = memory(&everyone.collect::<Vec<_>>());
+    Some(Usage {
+        parent_descriptors: parent.fd_count().ok()?.try_into().ok()?,
+        parent_threads: parent.stat().ok()?.num_threads.try_into().ok()?,
+        children: children.len().try_into().ok()?,
+        memory_bytes,
+        memory_kind,
+    })
+}
+
+fn memory(pids: &[i32]) -> (u64, MemoryKind) {
+    let pss = |&pid: &i32| {
+        let rollup = Process::new(pid).ok()?.smaps_rollup().ok()?;
+        rollup.memory_map_rollup.0.first()?.extension.map.get("Pss").copied()
+    };
+    let rss = |&pid: &i32| Some(Process::new(pid).ok()?.stat().ok()?.rss_bytes().get());
+    let shares = pids.iter().filter_map(pss).collect::<Vec<_>>();
+    // The kernel tells a process's share only to those who may trace it.
+    if !shares.is_empty() && shares.len() * 10 >= pids.len() * 9 {
+        (shares.iter().sum(), MemoryKind::Pss)
+    } else {
+        (pids.iter().filter_map(rss).sum(), MemoryKind::Rss)
+    }
+}
+
+fn children_of(parent: i32) -> Vec<i32> {
+    parents().into_iter().filter(|&(_, of)| of == parent).map(|(pid, _)| pid).collect()
+}
+
+fn descendants_of(ancestor: i32) -> Vec<i32> {
+    let parents = parents();
+    let descends = |&pid: &i32| {
+        let mut at = pid;
+        while let Some(&parent) = parents.get(&at) {
+            if parent == ancestor {
+                return true;
+            }
+            at = parent;
+        }
+        false
+    };
+    parents.keys().copied().filter(descends).collect()
+}
+
+/// The parent of every process.
+fn parents() -> HashMap<i32, i32> {
+    let Ok(all) = procfs::process::all_processes() else { return HashMap::new() };
+    // A process may be gone by the time that it is looked at.
+    all.filter_map(|process| process.ok()?.stat().ok()).map(|stat| (stat.pid, stat.ppid)).collect()
+}

@@ -1,0 +1,123 @@
+//! An SSH server within this process: password login, a terminal, and a program that echoes. It costs a session no process
+//! of its own, so that guacd is what a run measures.
+
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use russh::{
+    Channel, ChannelId, MethodKind, MethodSet, Pty,
+    keys::{Algorithm, PrivateKey, key::safe_rng},
+    server::{self, Auth, Handler, Msg, Server as _, Session},
+};
+use tokio::net::TcpSocket;
+
+use crate::session::fresh_nonce;
+
+/// What guacd needs to log in.
+pub struct Embedded {
+    /// On the loopback interface.
+    pub port: u16,
+    /// The only user.
+    pub user: String,
+    /// Theirs.
+    pub password: String,
+}
+
+/// Starts the server. It runs as long as the async runtime does.
+///
+/// # Errors
+///
+/// When it cannot listen.
+pub async fn start(greeting: String) -> Result<Embedded> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).context("find a free port on 127.0.0.1")?;
+    let listener = socket.listen(1024).context("listen on 127.0.0.1")?;
+    let port = listener.local_addr()?.port();
+
+    let config = Arc::new(server::Config {
+        keys: vec![PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).context("make a host key")?],
+        methods: MethodSet::from(&[MethodKind::Password][..]),
+        // A refusal is slow against those who guess. Here, libssh2 asks in vain once, to learn which methods there are.
+        auth_rejection_time: Duration::from_millis(100),
+        auth_rejection_time_initial: Some(Duration::ZERO),
+        inactivity_timeout: None,
+        nodelay: true,
+        ..server::Config::default()
+    });
+    let password = fresh_nonce();
+    let mut server = Server { password: password.clone().into(), greeting: greeting.into() };
+    tokio::spawn(async move { server.run_on_socket(config, &listener).await });
+    Ok(Embedded { port, user: USER.into(), password })
+}
+
+const USER: &str = "guac-stress";
+
+#[derive(Clone)]
+struct Server {
+    password: Arc<str>,
+    greeting: Arc<str>,
+}
+
+impl server::Server for Server {
+    type Handler = Self;
+
+    fn new_client(&mut self, _: Option<std::net::SocketAddr>) -> Self {
+        self.clone()
+    }
+}
+
+impl Server {
+    fn begin(&self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
+        session.channel_success(channel)?;
+        session.data(channel, self.greeting.as_bytes().to_vec())
+    }
+}
+
+impl Handler for Server {
+    type Error = russh::Error;
+
+    async fn auth_password(&mut self, user: &str, password: &str) -> Result<Auth, Self::Error> {
+        let known = user == USER && password == &*self.password;
+        Ok(if known { Auth::Accept } else { Auth::reject() })
+    }
+
+    async fn channel_open_session(&mut self, _: Channel<Msg>, _: &mut Session) -> Result<bool, Self::Error> {
+        Ok(true)
+    }
+
+    async fn pty_request(
+        &mut self,
+        channel: ChannelId,
+        _term: &str,
+        _columns: u32,
+        _rows: u32,
+        _width: u32,
+        _height: u32,
+        _modes: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.channel_success(channel)
+    }
+
+    async fn shell_request(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), Self::Error> {
+        self.begin(channel, session)
+    }
+
+    async fn exec_request(
+        &mut self,
+        channel: ChannelId,
+        _: &[u8],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        self.begin(channel, session)
+    }
+
+    async fn data(
+        &mut self,
+        channel: ChannelId,
+        data: &[u8],
+        session: &mut Session,
+    ) -> Result<(), Self::Error> {
+        session.data(channel, data.to_vec())
+    }
+}

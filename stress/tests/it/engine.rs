@@ -1,0 +1,152 @@
+//! Which sessions count? Each way to fail is met among sessions that are well, and only those may count.
+
+use std::{sync::Arc, time::Duration};
+
+use clap::Parser;
+use guac_stress::{
+    flags::Cli,
+    link::Login,
+    load::{Label, measure},
+    report::{Phase, Run},
+    session::Setup,
+};
+use tokio::sync::watch;
+
+use crate::fake::{Fake, Way};
+
+pub fn login() -> Login {
+    let command = r"stty -echo && printf '\033]482202;2;proof\007' && exec cat".to_owned();
+    Login { arguments: vec![("hostname", "box".into()), ("command", command)], pipe: "proof".into() }
+}
+
+async fn load(fake: &Fake, flags: &[&str]) -> Run {
+    let guacd = format!("--guacd={}", fake.address);
+    let quick = ["guac-stress", &guacd, "--rate=200", "--hold=200ms", "--timeout=1500ms"];
+    let cli = Cli::parse_from([&quick[..], flags].concat());
+    let setup = Setup { guacd: fake.address, login: login(), timeout: cli.load.timeout, log: None };
+    let label = Label { release: None, variant: "fake".into() };
+    let (_go, stop) = watch::channel(false);
+    measure(label, &cli.load, Arc::new(setup), None, stop, &mut |_| {}).await
+}
+
+/// Loads three sessions, of which the second goes a way of its own.
+async fn second_of_three(way: Way) -> Run {
+    load(&Fake::start(&[Way::Slow, way, Way::Well]).await, &["--count=3"]).await
+}
+
+async fn fails(way: Way, phase: Phase, reason: &str) {
+    let run = second_of_three(way).await;
+    assert_eq!(run.proven, 2, "{way:?}: {:?}", run.failures);
+    assert_eq!(
+        (run.failures.len(), run.failures[0].count, run.failures[0].phase),
+        (1, 1, phase),
+        "{:?}",
+        run.failures
+    );
+    assert!(run.failures[0].reason.contains(reason), "{way:?}: {}", run.failures[0].reason);
+    assert!(!run.passed());
+}
+
+#[tokio::test]
+async fn sessions_that_give_back_what_was_typed_count() {
+    for way in [Way::Well, Way::CutAtEveryByte, Way::NonAscii, Way::Flood, Way::Slow] {
+        let run = second_of_three(way).await;
+        assert_eq!((run.proven, run.established, run.peak_alive), (3, 3, 3), "{way:?}: {:?}", run.failures);
+        assert!(run.passed() && run.failures.is_empty());
+        assert!(run.first_proof.unwrap().p50_ms > 0.0);
+        assert!(run.last_proof.unwrap().max_ms >= 500.0, "one of them is slow");
+    }
+}
+
+#[tokio::test]
+async fn silence_is_failure() {
+    let silence = "silence: ";
+    tokio::join!(
+        fails(Way::Silent, Phase::Handshake, silence),
+        fails(Way::SilentAfterReady, Phase::Login, silence),
+        fails(Way::SilentAfterPipe, Phase::FirstProof, silence),
+        fails(Way::SilentAfterFirstProof, Phase::LastProof, silence),
+    );
+}
+
+#[tokio::test]
+async fn ends_and_errors_are_failures() {
+    tokio::join!(
+        fails(Way::ErrorAfterReady, Phase::Login, "error 515, upstream error"),
+        fails(Way::ErrorInHold, Phase::Hold, "error 512, server error"),
+        fails(Way::DisconnectInHold, Phase::Hold, "guacd disconnected"),
+        fails(Way::CloseInHold, Phase::Hold, "guacd closed the connection"),
+    );
+}
+
+#[tokio::test]
+async fn an_echo_that_is_not_the_word_on_its_own_pipe_is_failure() {
+    let silence = "silence: what was typed did not come back";
+    tokio::join!(
+        fails(Way::EchoOnAnotherStream, Phase::LastProof, silence),
+        fails(Way::EchoOnAnotherPipe, Phase::LastProof, silence),
+        fails(Way::ReplayFirstWord, Phase::LastProof, silence),
+        fails(Way::HalfOfTheWord, Phase::LastProof, silence),
+        fails(Way::WordInCapitals, Phase::LastProof, silence),
+    );
+}
+
+#[tokio::test]
+async fn a_session_that_does_not_outlive_the_proof_of_all_others_does_not_count() {
+    fails(Way::CloseAfterLastProof, Phase::LastProof, "guacd closed the connection").await;
+}
+
+#[tokio::test]
+async fn what_is_no_guacd_is_failure() {
+    tokio::join!(
+        fails(Way::Garbage, Phase::Handshake, "malformed instruction"),
+        fails(Way::Http, Phase::Handshake, "malformed instruction"),
+        fails(Way::NoHostname, Phase::Handshake, "no argument named hostname"),
+    );
+}
+
+#[tokio::test]
+async fn nothing_counts_of_a_guacd_that_dies_in_the_middle() {
+    let fake = Fake::start(&[]).await;
+    let dies = async {
+        while fake.established.load(std::sync::atomic::Ordering::SeqCst) < 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        fake.die();
+    };
+    let (run, ()) = tokio::join!(load(&fake, &["--count=6"]), dies);
+    assert_eq!(run.proven, 0, "{:?}", run.failures);
+    assert_eq!(run.failures.iter().map(|failure| failure.count).sum::<u32>(), 6);
+    assert!(run.peak_alive >= 3);
+}
+
+#[tokio::test]
+async fn nobody_listening_is_failure() {
+    let fake = Fake::start(&[]).await;
+    fake.die();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let run = load(&fake, &["--count=2"]).await;
+    assert_eq!((run.proven, run.failures[0].count, run.failures[0].phase), (0, 2, Phase::Connect));
+    assert!(run.failures[0].reason.contains("refused"), "{}", run.failures[0].reason);
+}
+
+#[tokio::test]
+async fn an_interruption_keeps_what_was_measured() {
+    let fake = Fake::start(&[Way::ErrorAfterReady]).await;
+    let guacd = format!("--guacd={}", fake.address);
+    let cli = Cli::parse_from(["guac-stress", &guacd, "--count=100", "--rate=20", "--hold=1m"]);
+    let setup = Setup { guacd: fake.address, login: login(), timeout: cli.load.timeout, log: None };
+    let (go, stop) = watch::channel(false);
+    let label = Label { release: None, variant: "fake".into() };
+    let mut show = |_| {};
+    let run = measure(label, &cli.load, Arc::new(setup), None, stop, &mut show);
+    let interrupt = async {
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        go.send_replace(true);
+    };
+    let (run, ()) = tokio::join!(run, interrupt);
+    assert!(run.interrupted && !run.passed());
+    assert_eq!((run.requested, run.proven), (100, 0));
+    assert!(run.started < 100 && run.established > 0, "{} begun", run.started);
+    assert_eq!(run.failures.len(), 1, "a session that was not waited for has not failed: {:?}", run.failures);
+}

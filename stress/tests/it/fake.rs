@@ -1,0 +1,303 @@
+//! A guacd of our own making. It speaks as much of the protocol as a real one does to a terminal session, with a target behind
+//! it that opens a pipe and echoes; and it fails on demand.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use guac_stress::codec::{self, Decoder, Instruction};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+
+/// How a session goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// As it should.
+    Well,
+    /// As it should, one byte at a time.
+    CutAtEveryByte,
+    /// As it should, with names whose code points are not their bytes.
+    NonAscii,
+    /// As it should, between thousands of pictures.
+    Flood,
+    /// As it should, only later than others.
+    Slow,
+    /// Without a word from the beginning.
+    Silent,
+    /// `ready`, and then silence.
+    SilentAfterReady,
+    /// A pipe, and then silence.
+    SilentAfterPipe,
+    /// Silence to the second word.
+    SilentAfterFirstProof,
+    /// `ready`, and then an error.
+    ErrorAfterReady,
+    /// An error while it is held.
+    ErrorInHold,
+    /// The end while it is held, as instructed.
+    DisconnectInHold,
+    /// The end while it is held, without a word.
+    CloseInHold,
+    /// The second word comes back on the stream of a picture.
+    EchoOnAnotherStream,
+    /// The second word comes back on a pipe of another name.
+    EchoOnAnotherPipe,
+    /// The first word comes back once more.
+    ReplayFirstWord,
+    /// Half of the second word comes back.
+    HalfOfTheWord,
+    /// The second word comes back, in capitals.
+    WordInCapitals,
+    /// The second word comes back, and then the end: before others are through.
+    CloseAfterLastProof,
+    /// Bytes that are not the protocol.
+    Garbage,
+    /// A web server.
+    Http,
+    /// An argument list without the names that are needed.
+    NoHostname,
+}
+
+/// A guacd that listens.
+pub struct Fake {
+    pub address: SocketAddr,
+    /// Set to true to have it die.
+    die: watch::Sender<bool>,
+    /// How many sessions have given a first proof.
+    pub established: Arc<AtomicU32>,
+}
+
+impl Fake {
+    /// Listens on a free port. The n-th connection goes the n-th way; those after the last go well.
+    pub async fn start(ways: &[Way]) -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), ways)
+    }
+
+    /// Listens on a socket.
+    pub fn on(listener: TcpListener, ways: &[Way]) -> Self {
+        let address = listener.local_addr().unwrap();
+        let (die, dead) = watch::channel(false);
+        let established = Arc::new(AtomicU32::new(0));
+        let (ways, count) = (ways.to_vec(), Arc::clone(&established));
+        tokio::spawn(async move {
+            let mut ways = ways.into_iter();
+            let mut until_dead = dead.clone();
+            loop {
+                let accepted = tokio::select! {
+                    _ = until_dead.wait_for(|dead| *dead) => return,
+                    accepted = listener.accept() => accepted,
+                };
+                let Ok((stream, _)) = accepted else { return };
+                let (way, mut dead, count) =
+                    (ways.next().unwrap_or(Way::Well), dead.clone(), Arc::clone(&count));
+                tokio::spawn(async move {
+                    tokio::select! {
+                        _ = dead.wait_for(|dead| *dead) => {}
+                        _ = serve(stream, way, &count) => {}
+                    }
+                });
+            }
+        });
+        Self { address, die, established }
+    }
+
+    /// Every connection is lost, and nobody listens any more.
+    pub fn die(&self) {
+        self.die.send_replace(true);
+    }
+}
+
+struct Served {
+    stream: TcpStream,
+    decoder: Decoder,
+    way: Way,
+}
+
+/// A session from its beginning to its end; none when the client is gone.
+async fn serve(stream: TcpStream, way: Way, established: &AtomicU32) -> Option<()> {
+    stream.set_nodelay(true).ok()?;
+    let mut at = Served { stream, decoder: Decoder::default(), way };
+    let select = at.next().await?;
+    assert_eq!((select.opcode(), select.args()), ("select", &["ssh".to_owned()][..]));
+    match way {
+        Way::Silent => return at.be_silent().await,
+        Way::Garbage => return at.write(b"\x00\xff\x13garbage").await,
+        Way::Http => return at.write(b"HTTP/1.1 400 Bad Request\r\n\r\n").await,
+        Way::NoHostname => return at.send(&["args", "VERSION_1_5_0", "port", "username", "password"]).await,
+        _ => {}
+    }
+    let names = [
+        "VERSION_1_5_0",
+        "hostname",
+        "host-key",
+        "port",
+        "timeout",
+        "username",
+        "password",
+        "żółw",
+        "private-key",
+        "command",
+    ];
+    at.send(&[&["args"], &names[..]].concat()).await?;
+
+    let connect = loop {
+        let instruction = at.next().await?;
+        match instruction.opcode() {
+            "size" => assert_eq!(instruction.args().len(), 3),
+            "audio" | "video" | "image" => {}
+            "connect" => break instruction,
+            other => panic!("{other} in the handshake"),
+        }
+    };
+    assert_eq!(connect.args().len(), names.len(), "one value for each name");
+    assert_eq!(connect.arg(0), "VERSION_1_5_0");
+    let command = connect.arg(9).to_owned();
+    let pipe = command.split("482202;2;").nth(1)?.split('\\').next()?;
+
+    at.send(&["ready", "$00000000-fake"]).await?;
+    match way {
+        Way::SilentAfterReady => return at.be_silent().await,
+        Way::ErrorAfterReady => return at.send(&["error", "Aborted. See logs.", "515"]).await,
+        _ => {}
+    }
+    if way == Way::NonAscii {
+        at.send(&["name", "żółw 🐢 5.hello,"]).await?;
+    }
+    at.picture("1").await?;
+    at.send(&["pipe", "2", "text/plain", pipe]).await?;
+    // As the real one: nothing on a stream until it was acknowledged.
+    loop {
+        let instruction = at.next().await?;
+        if instruction.opcode() == "ack" && instruction.arg(0) == "2" {
+            assert_eq!(instruction.arg(2), "0");
+            break;
+        }
+    }
+    if way == Way::SilentAfterPipe {
+        return at.be_silent().await;
+    }
+
+    let first = at.typed_line().await?;
+    at.blob("2", &format!("{first}\r\n")).await?;
+    established.fetch_add(1, Ordering::SeqCst);
+    match way {
+        Way::ErrorInHold => return at.send(&["error", "Aborted. See logs.", "512"]).await,
+        Way::DisconnectInHold => return at.send(&["disconnect"]).await,
+        Way::CloseInHold => return None,
+        Way::SilentAfterFirstProof => return at.be_silent().await,
+        _ => {}
+    }
+
+    let second = at.typed_line().await?;
+    assert_ne!(first, second);
+    match way {
+        Way::EchoOnAnotherStream => {
+            at.send(&["img", "3", "14", "0", "image/png", "0", "0"]).await?;
+            at.blob("3", &second).await?;
+        }
+        Way::EchoOnAnotherPipe => {
+            at.send(&["pipe", "3", "text/plain", "another"]).await?;
+            at.blob("3", &second).await?;
+        }
+        Way::ReplayFirstWord => at.blob("2", &first).await?,
+        Way::HalfOfTheWord => at.blob("2", &second[..16]).await?,
+        Way::WordInCapitals => {
+            at.blob("2", &second.to_uppercase().replace(|c: char| c.is_ascii_digit(), "X")).await?
+        }
+        Way::CloseAfterLastProof => {
+            at.blob("2", &second).await?;
+            return None;
+        }
+        Way::Slow => {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            at.blob("2", &second).await?;
+        }
+        Way::Flood => {
+            for _ in 0..5000 {
+                at.picture("1").await?;
+            }
+            at.blob("2", &second).await?;
+        }
+        _ => {
+            // In pieces, as a terminal may have it.
+            at.blob("2", &second[..5]).await?;
+            at.picture("1").await?;
+            at.blob("2", &second[5..]).await?;
+        }
+    }
+    at.be_silent().await
+}
+
+impl Served {
+    async fn write(&mut self, bytes: &[u8]) -> Option<()> {
+        if self.way == Way::CutAtEveryByte {
+            for byte in bytes.chunks(1) {
+                self.stream.write_all(byte).await.ok()?;
+                tokio::task::yield_now().await;
+            }
+            return Some(());
+        }
+        self.stream.write_all(bytes).await.ok()
+    }
+
+    async fn send(&mut self, elements: &[&str]) -> Option<()> {
+        let mut bytes = Vec::new();
+        codec::encode(&mut bytes, elements);
+        self.write(&bytes).await
+    }
+
+    async fn blob(&mut self, stream: &str, text: &str) -> Option<()> {
+        self.send(&["blob", stream, &BASE64_STANDARD.encode(text)]).await
+    }
+
+    /// What a terminal draws.
+    async fn picture(&mut self, stream: &str) -> Option<()> {
+        self.send(&["img", stream, "14", "0", "image/png", "0", "0"]).await?;
+        self.blob(stream, "not really a picture").await?;
+        self.send(&["end", stream]).await?;
+        self.send(&["sync", "123456", "1"]).await
+    }
+
+    async fn next(&mut self) -> Option<Instruction> {
+        loop {
+            if let Some(instruction) = self.decoder.instruction().expect("the client speaks the protocol") {
+                return Some(instruction);
+            }
+            let mut buffer = [0; 4096];
+            match self.stream.read(&mut buffer).await {
+                Ok(length) if length > 0 => self.decoder.push(&buffer[..length]),
+                _ => return None,
+            }
+        }
+    }
+
+    /// What is typed, up to Enter.
+    async fn typed_line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        loop {
+            let instruction = self.next().await?;
+            if instruction.opcode() == "key" && instruction.arg(1) == "1" {
+                match instruction.arg(0).parse().unwrap() {
+                    65293 => return Some(line),
+                    keysym => line.push(char::from_u32(keysym).unwrap()),
+                }
+            }
+        }
+    }
+
+    /// Reads, and answers nothing. The connection stays open, as a dead child's does.
+    async fn be_silent(&mut self) -> Option<()> {
+        loop {
+            self.next().await?;
+        }
+    }
+}

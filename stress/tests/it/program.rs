@@ -1,0 +1,331 @@
+//! Does the program as a whole keep its word: exit codes, the report, and nothing left behind?
+
+use std::{
+    fs,
+    io::Read,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use guac_stress::report::Report;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    fake::{Fake, Way},
+    schema,
+};
+
+fn guac_stress() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_guac-stress"));
+    command.env_remove("GUAC_STRESS_PASSWORD").env_remove("GUAC_STRESS_PRIVATE_KEY").stdin(Stdio::null());
+    command
+}
+
+/// Loads a fake guacd with a few sessions, and gives the report too.
+async fn load(ways: &[Way], flags: &[&str]) -> (Output, Report) {
+    let fake = Fake::start(ways).await;
+    let dir = TempDir::new().unwrap();
+    let json = dir.path().join("report.json");
+    let mut command = guac_stress();
+    command.args([
+        "--guacd",
+        &fake.address.to_string(),
+        "--count=3",
+        "--rate=100",
+        "--hold=100ms",
+        "--timeout=2s",
+    ]);
+    command.args(flags).arg("--json").arg(&json);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    (output, read(&json))
+}
+
+fn read(json: &Path) -> Report {
+    let value: Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
+    schema::check(&value);
+    Report::parse(value).unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_proven_is_exit_code_0() {
+    let (output, report) = load(&[], &["--release=1.6.0"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let run = &report.runs[0];
+    assert!(report.passed && run.guacd.is_none() && run.failures.is_empty());
+    assert_eq!((run.variant.as_str(), run.release.as_deref(), run.proven), ("external", Some("1.6.0"), 3));
+    let out = text(&output.stdout);
+    assert!(out.contains("3 of 3") && out.contains("passed"), "{out}");
+    assert!(!out.contains('\x1b'), "no colours where there is no terminal");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_not_proven_is_exit_code_5() {
+    let (output, report) = load(&[Way::EchoOnAnotherStream], &[]).await;
+    assert_eq!(output.status.code(), Some(5));
+    assert_eq!(
+        (report.passed, report.runs[0].proven, report.runs[0].failures[0].sessions.as_slice()),
+        (false, 2, &[0][..])
+    );
+    let out = text(&output.stdout);
+    assert!(out.contains("2 of 3") && out.contains("silence: what was typed did not come back"), "{out}");
+}
+
+#[test]
+fn usage_is_exit_code_2() {
+    for wrong in [
+        &["--guacd=127.0.0.1:4822", "--count=0"][..],
+        &["--guacd=127.0.0.1:4822", "--count=-5"],
+        &["--guacd=127.0.0.1:4822", "--count=100000"],
+        &["--guacd=127.0.0.1:4822", "--hold=ten"],
+        &["--guacd=127.0.0.1:4822", "--key-limit=128"],
+        &["--guacd=127.0.0.1:4822", "--target=127.0.0.1:22"],
+        &["--guacd=nonsense"],
+        &["--prefix=nonsense"],
+        &["--guacd=127.0.0.1:4822", "--password=secret"],
+        &[],
+    ] {
+        let output = guac_stress().args(wrong).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {}", text(&output.stderr));
+        assert!(!output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn what_is_missing_is_exit_code_3_and_named() {
+    let empty = TempDir::new().unwrap();
+    let prefix = format!("--prefix=stock={}", empty.path().display());
+    for (flags, word) in [
+        (vec![prefix.as_str()], "sbin/guacd"),
+        (vec!["--guacd=192.0.2.1:4822"], "--target"),
+        (vec!["--guacd=127.0.0.1:4822", "--target=127.0.0.1:22", "--user=me"], "GUAC_STRESS_PASSWORD"),
+    ] {
+        let output = guac_stress().args(flags).output().unwrap();
+        assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(word), "{}", text(&output.stderr));
+    }
+}
+
+/// Not a test: what the daemon of [`prefix`] runs.
+#[tokio::test(flavor = "multi_thread")]
+async fn plays_guacd() {
+    let Some(args) = std::env::var_os("PLAYS_GUACD") else { return };
+    let args = args.into_string().unwrap();
+    let args = args.split(' ').collect::<Vec<_>>();
+    let port = args[args.iter().position(|&arg| arg == "-l").unwrap() + 1];
+    let me = std::process::id();
+    let Ok(listener) = tokio::net::TcpListener::bind(format!("127.0.0.1:{port}")).await else {
+        write_error(&format!("guacd[{me}]: ERROR:\tUnable to bind socket to any addresses.\n"));
+        std::process::exit(1);
+    };
+    // As guacd's children that hang: in a group of its own, and deaf to a polite word.
+    let script =
+        "trap '' TERM HUP; printf '%s\\n' \"$$\" >> \"$PLAYS_GUACD_CHILDREN\"; sleep 60 & wait; wait";
+    let mut child = Command::new("setsid").args(["sh", "-c", script]).stdin(Stdio::null()).spawn().unwrap();
+    thread::spawn(move || child.wait());
+    let fake = Fake::on(listener, &[]);
+    write_error(&format!("guacd[{me}]: INFO:\tListening on host 127.0.0.1, port {port}\n"));
+    if let Ok(after) = std::env::var("PLAYS_GUACD_DIES_AFTER") {
+        let after = after.parse().unwrap();
+        while fake.established.load(std::sync::atomic::Ordering::SeqCst) < after {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        write_error("guacd: out of cheese, aborting\n");
+        std::process::abort();
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+}
+
+/// Past the harness, which would keep it.
+fn write_error(line: &str) {
+    let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
+}
+
+/// An installation prefix whose guacd is [`plays_guacd`].
+struct Prefix {
+    dir: TempDir,
+}
+
+impl Prefix {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        fs::create_dir(dir.path().join("sbin")).unwrap();
+        let guacd = dir.path().join("sbin/guacd");
+        let me = std::env::current_exe().unwrap();
+        let script = format!(
+            "#!/bin/sh\nPLAYS_GUACD=\"$*\" exec {} --exact program::plays_guacd --nocapture --test-threads=1 --quiet\n",
+            me.display()
+        );
+        fs::write(&guacd, script).unwrap();
+        fs::set_permissions(&guacd, fs::Permissions::from_mode(0o755)).unwrap();
+        Self { dir }
+    }
+
+    fn load(&self, flags: &[&str]) -> Command {
+        let mut command = guac_stress();
+        command.env("PLAYS_GUACD_CHILDREN", self.dir.path().join("children"));
+        command
+            .arg(format!("--prefix=patched={}", self.dir.path().display()))
+            .arg("--logs")
+            .arg(self.dir.path());
+        command.arg("--json").arg(self.json()).args(["--count=4", "--rate=50", "--timeout=5s"]).args(flags);
+        command
+    }
+
+    fn json(&self) -> std::path::PathBuf {
+        self.dir.path().join("report.json")
+    }
+
+    /// The children of the daemon, once there are any.
+    fn children(&self) -> Vec<Pid> {
+        let children = || fs::read_to_string(self.dir.path().join("children")).unwrap_or_default();
+        wait_for("the daemon's child", || !children().is_empty());
+        children().lines().map(|pid| Pid::from_raw(pid.parse().unwrap()).unwrap()).collect()
+    }
+}
+
+fn wait_for(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while !so() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn is_gone(pid: Pid) -> bool {
+    test_kill_process(pid).is_err()
+}
+
+/// A run that holds its sessions for a minute, and has got so far.
+fn holding(prefix: &Prefix) -> (Child, impl Read + use<>) {
+    let mut child =
+        prefix.load(&["--hold=1m"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut errors = child.stderr.take().unwrap();
+    let mut told = String::new();
+    wait_for("the hold", || {
+        let mut bytes = [0; 256];
+        let length = errors.read(&mut bytes).unwrap();
+        told.push_str(&String::from_utf8_lossy(&bytes[..length]));
+        assert!(length > 0, "{told}");
+        told.contains("holding: 4 alive")
+    });
+    (child, errors)
+}
+
+/// The worker of a run: the only child of the process that was started.
+fn worker(child: &Child) -> Pid {
+    let pid = child.id();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    Pid::from_raw(children.split_whitespace().next().unwrap().parse().unwrap()).unwrap()
+}
+
+#[test]
+fn a_guacd_that_was_started_is_ended_with_all_its_children() {
+    let prefix = Prefix::new();
+    let output = prefix.load(&["--hold=100ms"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}{}", text(&output.stdout), text(&output.stderr));
+    assert!(prefix.children().into_iter().all(is_gone));
+    let guacd = read(&prefix.json()).runs.remove(0).guacd.unwrap();
+    assert!(guacd.died.is_none() && guacd.usage.unwrap().children >= 1);
+    assert!(fs::read_to_string(guacd.log_file).unwrap().contains("Listening on host"));
+}
+
+#[test]
+fn an_interruption_ends_everything_and_still_reports() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let prefix = Prefix::new();
+        let (child, _errors) = holding(&prefix);
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130));
+        assert!(prefix.children().into_iter().all(is_gone));
+        let report = read(&prefix.json());
+        assert!(report.interrupted && !report.passed && report.runs[0].interrupted);
+        assert_eq!((report.runs[0].established, report.runs[0].proven), (4, 0));
+        assert!(text(&output.stdout).contains("measured so far"), "{}", text(&output.stdout));
+    }
+}
+
+#[test]
+fn a_second_interruption_does_not_wait() {
+    let prefix = Prefix::new();
+    let (mut child, _errors) = holding(&prefix);
+    let began = Instant::now();
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    thread::sleep(Duration::from_millis(50));
+    let _ = kill_process(Pid::from_child(&child), Signal::INT);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!(prefix.children().into_iter().all(is_gone));
+}
+
+#[test]
+fn a_worker_that_is_killed_leaves_nothing_behind() {
+    let prefix = Prefix::new();
+    let (mut child, _errors) = holding(&prefix);
+    kill_process(worker(&child), Signal::KILL).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(prefix.children().into_iter().all(is_gone));
+}
+
+#[test]
+fn a_guardian_that_is_killed_leaves_nothing_behind() {
+    let prefix = Prefix::new();
+    let (mut child, _errors) = holding(&prefix);
+    let worker = worker(&child);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_for("the worker to end", || {
+        is_gone(worker)
+            || fs::read_to_string(format!("/proc/{}/stat", worker.as_raw_pid()))
+                .is_ok_and(|stat| stat.contains(") Z "))
+    });
+    assert!(prefix.children().into_iter().all(is_gone));
+    assert!(read(&prefix.json()).interrupted);
+}
+
+#[test]
+fn a_guacd_that_dies_fails_every_session_and_is_quoted() {
+    let prefix = Prefix::new();
+    let output = prefix.load(&["--hold=5s"]).env("PLAYS_GUACD_DIES_AFTER", "4").output().unwrap();
+    assert_eq!(output.status.code(), Some(5), "{}", text(&output.stderr));
+    let run = read(&prefix.json()).runs.remove(0);
+    assert_eq!(run.proven, 0);
+    assert_eq!(run.failures.iter().map(|failure| failure.count).sum::<u32>(), 4);
+    assert!(
+        run.failures.iter().all(|failure| failure.reason == "guacd was killed by signal 6"),
+        "{:?}",
+        run.failures
+    );
+    assert!(run.guacd.unwrap().last_lines.iter().any(|line| line.contains("out of cheese")));
+    assert!(text(&output.stdout).contains("out of cheese"));
+}
+
+#[test]
+fn what_one_guacd_gave_is_kept_when_the_next_does_not_start() {
+    let prefix = Prefix::new();
+    let output = prefix.load(&["--hold=100ms", "--prefix=stock=/nonexistent"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("/nonexistent/sbin/guacd"));
+    assert!(text(&output.stdout).contains("4 of 4"), "{}", text(&output.stdout));
+    let report = read(&prefix.json());
+    assert_eq!((report.passed, report.runs.len()), (false, 1));
+}
+
+#[test]
+fn a_port_that_is_taken_is_an_error_that_says_what_to_do() {
+    let prefix = Prefix::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let output = prefix.load(&[&format!("--port={port}")]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("ss -ltnp"), "{}", text(&output.stderr));
+}
