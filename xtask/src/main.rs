@@ -20,10 +20,16 @@ mod upstream;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 fn main() -> ExitCode {
     let cli = flags::Cli::parse();
+    if let flags::Command::Stress(stress) = &cli.command {
+        if let Err(wrong) = stress.load.check() {
+            flags::Cli::command().error(ErrorKind::ArgumentConflict, wrong).exit();
+        }
+    }
     run::watch_for_signals();
     let result = match cli.command {
         flags::Command::Fetch(flags) => fetch::fetch(&flags),
