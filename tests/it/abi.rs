@@ -17,6 +17,7 @@ crate::tests! {
         only_libguac_contains_the_storage,
         the_layout_of_a_rwlock_is_that_of_stock,
         the_header_is_installed_with_libguacs,
+        the_owner_is_known_while_it_joins,
         upstreams_own_tests_pass_as_they_do_on_stock;
 }
 
@@ -71,22 +72,33 @@ fn only_libguac_contains_the_storage() -> Result<()> {
 }
 
 fn the_layout_of_a_rwlock_is_that_of_stock() -> Result<()> {
-    let dir = TempDir::new()?;
-    let layout = |variant: &str| -> Result<String> {
-        let program = dir.path().join(variant);
-        let status = Command::new("cc")
-            .arg("-I")
-            .arg(support::prefix(variant).join("include"))
-            .arg(root().join("tests/it/c/rwlock_layout.c"))
-            .arg("-o")
-            .arg(&program)
-            .status()?;
-        ensure!(status.success(), "a program with the headers of {variant} does not compile");
-        read(&mut Command::new(program))
-    };
-    let (stock, patched) = (layout("stock")?, layout("patched")?);
+    let (stock, patched) = (run_c("rwlock_layout", "stock")?, run_c("rwlock_layout", "patched")?);
     ensure!(stock.starts_with("guac_rwlock ") && stock == patched, "{stock} became {patched}");
     Ok(())
+}
+
+fn the_owner_is_known_while_it_joins() -> Result<()> {
+    let told = run_c("owner", "stock")?;
+    ensure!(told == "while joining: nobody; after: the owner; after a failure: nobody\n", "stock: {told}");
+    let told = run_c("owner", "patched")?;
+    ensure!(
+        told == "while joining: the owner; after: the owner; after a failure: nobody\n",
+        "patched: {told}"
+    );
+    Ok(())
+}
+
+/// What a C program of ours prints that is compiled and linked against a variant's libguac.
+fn run_c(name: &str, variant: &str) -> Result<String> {
+    let dir = TempDir::new()?;
+    let program = dir.path().join(name);
+    let (source, prefix) =
+        (root().join("tests/it/c").join(name).with_extension("c"), support::prefix(variant));
+    let mut cc = Command::new("cc");
+    cc.args(["-Wall", "-Werror", "-o"]).arg(&program).arg(source);
+    cc.arg("-I").arg(prefix.join("include")).arg("-L").arg(prefix.join("lib")).arg("-lguac");
+    read(&mut cc)?;
+    read(Command::new(program).env("LD_LIBRARY_PATH", prefix.join("lib")))
 }
 
 fn the_header_is_installed_with_libguacs() -> Result<()> {

@@ -1,0 +1,44 @@
+/* Whom does a thread get that a join handler starts, if it asks for the owner at once? */
+
+#include <guacamole/client.h>
+#include <guacamole/socket.h>
+#include <guacamole/user.h>
+
+#include <stdio.h>
+
+static void* remember(guac_user* owner, void* seen) {
+    *((guac_user**) seen) = owner;
+    return NULL;
+}
+
+static guac_user* seen;
+
+static int join(guac_user* user, int argc, char** argv) {
+    (void) argv;
+    guac_client_for_owner(user->client, remember, &seen);
+    return argc;
+}
+
+int main(void) {
+
+    guac_client* client = guac_client_alloc();
+    guac_user* user = guac_user_alloc();
+    guac_user* after;
+    user->client = client;
+    user->socket = guac_socket_alloc();
+    user->owner = 1;
+    client->join_handler = join;
+
+    guac_client_add_user(client, user, 0, NULL);
+    guac_client_for_owner(client, remember, &after);
+    printf("while joining: %s; ", seen == user ? "the owner" : "nobody");
+    printf("after: %s; ", after == user ? "the owner" : "nobody");
+
+    /* A handler that fails leaves no owner */
+    client->__owner = NULL;
+    guac_client_add_user(client, user, 1, NULL);
+    guac_client_for_owner(client, remember, &after);
+    printf("after a failure: %s\n", after == user ? "the owner" : "nobody");
+    return 0;
+
+}
