@@ -19,8 +19,8 @@ if ! command -v cc >/dev/null; then
             ;;
     esac
     if [ "$(id -u)" -eq 0 ]; then sudo=; else sudo=sudo; fi
-    $sudo apt-get -q update
-    $sudo env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends gcc libc6-dev
+    $sudo apt-get -qq update
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends gcc libc6-dev
 fi
 
 exec cargo xtask "$@"
