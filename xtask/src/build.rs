@@ -20,8 +20,21 @@ use crate::{digest, fetch, install, layout, run, tls_rs, ui};
 const CPPFLAGS: &str = "-Wno-error=deprecated-declarations";
 
 /// Variables that configure and the compilers heed.
-const ENVIRONMENT: [&str; 8] =
-    ["CC", "CFLAGS", "CPPFLAGS", "LDFLAGS", "LIBS", "PKG_CONFIG", "PKG_CONFIG_PATH", "PKG_CONFIG_LIBDIR"];
+const ENVIRONMENT: [&str; 13] = [
+    "AR",
+    "CC",
+    "CFLAGS",
+    "CONFIG_SITE",
+    "CPATH",
+    "CPPFLAGS",
+    "LD",
+    "LDFLAGS",
+    "LIBRARY_PATH",
+    "LIBS",
+    "PKG_CONFIG",
+    "PKG_CONFIG_LIBDIR",
+    "PKG_CONFIG_PATH",
+];
 
 /// Builds one variant of a release.
 pub fn build(flags: &flags::Build) -> Result<()> {
@@ -58,15 +71,22 @@ pub fn build_variant(
 ) -> Result<PathBuf> {
     let versions = doctor::preflight(&[Need::Build], setup)?;
     let build = Build::new(release, variant, options)?;
-    install::check(&build.prefix)?;
     let _lock = build.lock()?;
     ui::heading(format!("guacd {} {} -> {}", release.version, variant.name(), build.prefix.display()));
     if build.run(setup, options, &versions)? {
         let protocols = manifest::protocols(&build.prefix)?;
+        ui::note(format!("  protocols: {}", protocols.join(", ")));
         if !protocols.iter().any(|protocol| protocol == "ssh") {
             ui::warning("it was built without SSH: `cargo xtask doctor` says what that needs");
         }
-        ui::note(format!("  protocols: {}", protocols.join(", ")));
+        if let Some(dir) = freerdp_plugin_dir().filter(|_| protocols.iter().any(|protocol| protocol == "rdp"))
+        {
+            ui::note(format!(
+                "  for RDP's sound, drives and printing, FreeRDP has to find guacd's plugins (once, as root):\n    \
+                 mkdir -p {dir} && ln -sf {}/lib/libguac*-client.so {dir}/",
+                build.prefix.display()
+            ));
+        }
     } else {
         ui::note("  nothing has changed: the prefix is up to date");
     }
@@ -90,30 +110,28 @@ impl<'a> Build<'a> {
             Variant::Stock => Vec::new(),
         };
         let release_dir = layout::target_dir().join("guacd").join(&release.version);
-        let (work, prefix) = match (options.prefix, options.configure_args) {
-            (None, []) => {
-                let work = release_dir.join(variant.name());
-                let prefix = work.join("prefix");
-                (work, prefix)
-            }
+        let prefix = options.prefix.map(install::resolve).transpose()?;
+        let work = match (&prefix, options.configure_args) {
+            (None, []) => release_dir.join(variant.name()),
             // A build with options of its own does not disturb the usual one.
             (prefix, configure_args) => {
-                let prefix =
-                    prefix.map(std::path::absolute).transpose().context("cannot resolve the prefix")?;
                 let mut hasher = Hasher::default();
-                hasher
-                    .add(prefix.as_deref().map_or(&b""[..], |prefix| prefix.as_os_str().as_encoded_bytes()));
+                hasher.add(prefix.as_deref().unwrap_or(Path::new("")).as_os_str().as_encoded_bytes());
                 for argument in configure_args {
                     hasher.add(argument);
                 }
-                let work = release_dir.join(format!("{}-{}", variant.name(), &hasher.finish()[..8]));
-                let prefix = prefix.unwrap_or_else(|| work.join("prefix"));
-                (work, prefix)
+                release_dir.join(format!("{}-{}", variant.name(), &hasher.finish()[..8]))
             }
         };
+        install::check_characters(&work, "move the checkout, or set CARGO_TARGET_DIR")?;
+        if let Some(prefix) = &prefix {
+            install::check_characters(prefix, "choose another prefix")?;
+            install::check(prefix)?;
+        }
         fs::create_dir_all(&work).with_context(|| {
             format!("cannot create {}: set CARGO_TARGET_DIR to where you may write", work.display())
         })?;
+        let prefix = prefix.unwrap_or_else(|| work.join("prefix"));
         Ok(Build { release, variant, prefix, work, patches })
     }
 
@@ -130,9 +148,9 @@ impl<'a> Build<'a> {
     /// Runs the steps, and returns whether any had to run.
     fn run(&self, setup: &flags::Setup, options: &Options<'_>, versions: &[String]) -> Result<bool> {
         let mut steps = Steps::open(&self.work)?;
-        let source = self.source(&mut steps, setup)?;
+        let source = self.source(&mut steps, setup, versions)?;
         let tls_rs = match self.variant {
-            Variant::Patched => Some(self.tls_rs(&mut steps)?),
+            Variant::Patched => Some(self.tls_rs(&mut steps, setup.source.offline)?),
             Variant::Stock => None,
         };
         let made = self.make(&mut steps, &source, tls_rs.as_ref(), options, versions)?;
@@ -141,44 +159,73 @@ impl<'a> Build<'a> {
     }
 
     /// The patched source tree, ready for configure.
-    fn source(&self, steps: &mut Steps, setup: &flags::Setup) -> Result<Done> {
+    fn source(&self, steps: &mut Steps, setup: &flags::Setup, versions: &[String]) -> Result<Done> {
         let Build { release, patches, .. } = self;
         let (pristine, source) = (self.work.join("pristine"), self.work.join("source"));
-        if setup.source.from.is_some() {
-            // Even if it is not needed: whoever names a source wants it checked.
-            fetch::source(release, &setup.source)?;
-        }
-        let unpacked = steps.step("unpack", &[], &[&release.commit], &[&pristine], |_, _| {
-            install::check_space(&self.work)?;
-            let cached = fetch::source(release, &flags::Source { from: None, ..setup.source })?;
-            fetch::unpack(&cached, &pristine)?;
-            fs::write(self.work.join("source.pin"), &cached.pin)?;
-            Ok(cached.pin)
-        })?;
+        // Even if it is not needed: whoever names a source wants it checked.
+        let named = match setup.source.from {
+            Some(_) => Some(fetch::source(release, &setup.source)?),
+            None => None,
+        };
+        let unpacked = steps.step(
+            "unpack",
+            &[],
+            &[&release.commit],
+            |_| pristine.exists(),
+            |_| {
+                install::check_space(&self.work)?;
+                let archive = named.map_or_else(|| fetch::source(release, &setup.source), Ok)?;
+                fetch::unpack(&archive, &pristine)?;
+                fs::write(self.work.join("source.pin"), &archive.pin)?;
+                Ok(archive.pin)
+            },
+        )?;
         let inputs: Vec<&str> = patches.iter().flat_map(|patch| [&*patch.name, &*patch.sha256]).collect();
-        let patched = steps.step("patch", &[&unpacked], &inputs, &[&source], |progress, log| {
-            copy_tree(progress, log, &pristine, &source)?;
-            patch::apply(&release.patches_dir(), patches, &source)?;
-            Ok(match patches.len() {
-                0 => "stock: nothing to apply".to_owned(),
-                count => format!("{count} patches, no fuzz, no offset"),
-            })
-        })?;
-        let configure = source.join("configure");
-        steps.step("autoreconf", &[&patched], &[], &[&configure], |progress, log| {
-            run::logged(progress, "autoreconf", duct::cmd!("autoreconf", "-fi").dir(&source), log)?;
-            Ok(String::new())
-        })
+        let patched = steps.step(
+            "patch",
+            &[&unpacked],
+            &inputs,
+            |_| source.exists(),
+            |step| {
+                step.copy_tree(&pristine, &source)?;
+                patch::apply(&release.patches_dir(), patches, &source)?;
+                Ok(match patches.len() {
+                    0 => "stock: nothing to apply".to_owned(),
+                    count => format!("{count} patches, no fuzz, no offset"),
+                })
+            },
+        )?;
+        // Not `configure`, which Apache's tarball brings along.
+        let stamp = source.join(".autoreconf");
+        let inputs: Vec<&str> = versions.iter().map(String::as_str).collect();
+        steps.step(
+            "autoreconf",
+            &[&patched],
+            &inputs,
+            |_| stamp.exists(),
+            |step| {
+                step.run("autoreconf", duct::cmd!("autoreconf", "-fi").dir(&source))?;
+                fs::write(&stamp, "")?;
+                Ok(String::new())
+            },
+        )
     }
 
-    fn tls_rs(&self, steps: &mut Steps) -> Result<Done> {
+    fn tls_rs(&self, steps: &mut Steps, offline: bool) -> Result<Done> {
         let dir = self.work.join("tls-rs");
         let archive = dir.join("lib/libtls_rs.a");
         let rustc = rustc_version();
-        steps.step("tls-rs", &[], &[&rustc, &tls_rs::digest_of_inputs()?], &[&archive], |progress, log| {
-            tls_rs::build(progress, log, &dir)?;
-            Ok(rustc.clone())
-        })
+        let inputs = [rustc.as_str(), &tls_rs::digest_of_inputs()?];
+        steps.step(
+            "tls-rs",
+            &[],
+            &inputs,
+            |_| archive.exists(),
+            |step| {
+                tls_rs::build(step, &dir, offline)?;
+                Ok(rustc.clone())
+            },
+        )
     }
 
     fn make(
@@ -190,41 +237,46 @@ impl<'a> Build<'a> {
         versions: &[String],
     ) -> Result<Done> {
         let build = self.work.join("build");
-        let arguments = self.configure_arguments(options);
-        let environment: Vec<String> = ENVIRONMENT
-            .iter()
-            .filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?)))
-            .collect();
+        let (arguments, environment) = (self.configure_arguments(options), environment());
         let inputs: Vec<&str> =
             [&arguments, &environment, versions].into_iter().flatten().map(String::as_str).collect();
-        let makefile = build.join("Makefile");
-        let configured = steps.step("configure", &[source], &inputs, &[&makefile], |progress, log| {
+        let is_there = |_: &str| build.join("Makefile").exists();
+        let configured = steps.step("configure", &[source], &inputs, is_there, |step| {
             // Afresh, as objects that were compiled with other flags must not survive; and in a copy, as upstream's
             // tests do not compile outside of the source tree.
-            copy_tree(progress, log, &self.work.join("source"), &build)?;
-            let command = duct::cmd("sh", [&["./configure".to_owned()], &*arguments].concat()).dir(&build);
-            run::logged(progress, "configure", command, log)?;
+            step.copy_tree(&self.work.join("source"), &build)?;
+            let command = [&["./configure".to_owned()], &*arguments].concat();
+            step.run("configure", duct::cmd("sh", command).dir(&build))?;
             Ok(String::new())
         })?;
         let after: Vec<&Done> = [&configured].into_iter().chain(tls_rs).collect();
-        steps.step("make", &after, &[], &[&build.join("src/guacd/guacd")], |progress, log| {
-            run::logged(progress, "make", self.make_command(options, &[]), log)?;
-            Ok(format!("log: {}", log.display()))
-        })
+        steps.step(
+            "make",
+            &after,
+            &[],
+            |_| build.join("src/guacd/guacd").exists(),
+            |step| {
+                step.run("make", self.make_command(options, &[]))?;
+                Ok(String::new())
+            },
+        )
     }
 
     fn install(&self, steps: &mut Steps, made: &Done, options: &Options<'_>) -> Result<()> {
-        let outputs = [self.prefix.join("sbin/guacd"), manifest::path(&self.prefix)];
-        let outputs: Vec<&Path> = outputs.iter().map(PathBuf::as_path).collect();
-        steps.step("install", &[made], &[], &outputs, |progress, log| {
+        let prefix = &self.prefix;
+        // Another variant may have been installed over it since.
+        let is_there =
+            |digest: &str| Manifest::load(prefix).is_some_and(|manifest| manifest.digest == digest);
+        steps.step("install", &[made], &[], is_there, |step| {
             let stage = tempfile::TempDir::with_prefix_in("stage-", &self.work)?;
             let destdir = format!("DESTDIR={}", stage.path().display());
-            run::logged(progress, "make install", self.make_command(options, &["install", &destdir]), log)?;
-            install::install(progress, log, stage.path(), &self.prefix)?;
-            self.manifest(options)?.save()?;
-            Ok(self.prefix.display().to_string())
+            step.run("make install", self.make_command(options, &["install", &destdir]))?;
+            let staged = install::staged(stage.path(), prefix)?;
+            self.manifest(options, &staged, step.digest)?.save(&staged)?;
+            install::install(step, &staged, prefix)?;
+            Ok(prefix.display().to_string())
         })?;
-        Ok(())
+        manifest::make_link(prefix)
     }
 
     fn make_command(&self, options: &Options<'_>, arguments: &[&str]) -> Expression {
@@ -254,7 +306,7 @@ impl<'a> Build<'a> {
         arguments
     }
 
-    fn manifest(&self, options: &Options<'_>) -> Result<Manifest> {
+    fn manifest(&self, options: &Options<'_>, staged: &Path, digest: &str) -> Result<Manifest> {
         let archive = self.work.join("tls-rs/lib/libtls_rs.a");
         Ok(Manifest {
             schema_version: SCHEMA_VERSION,
@@ -268,17 +320,24 @@ impl<'a> Build<'a> {
             compiler: run::version_line(&doctor::c_compiler(), "--version").unwrap_or_default(),
             rustc: rustc_version(),
             configure: self.configure_arguments(options),
-            protocols: manifest::protocols(&self.prefix)?,
+            environment: environment(),
+            protocols: manifest::protocols(staged)?,
+            digest: digest.to_owned(),
         })
     }
 }
 
-/// Makes `to` a copy of the tree `from`, with its times, which make goes by.
-fn copy_tree(progress: &ui::Step, log: &Path, from: &Path, to: &Path) -> Result<()> {
-    if to.exists() {
-        fs::remove_dir_all(to).with_context(|| format!("cannot remove {}", to.display()))?;
-    }
-    run::logged(progress, "copying the source", duct::cmd!("cp", "-a", from, to), log)
+/// The variables that configure and the compilers heed, as far as they are set.
+fn environment() -> Vec<String> {
+    ENVIRONMENT.iter().filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?))).collect()
+}
+
+/// Where FreeRDP looks for plugins, and nowhere else.
+fn freerdp_plugin_dir() -> Option<String> {
+    ["freerdp2", "freerdp3"].into_iter().find_map(|module| {
+        let libdir = duct::cmd!("pkg-config", "--variable=libdir", module).stderr_null().read().ok()?;
+        Some(format!("{libdir}/{module}"))
+    })
 }
 
 fn rustc_version() -> String {

@@ -1,6 +1,7 @@
 //! `cargo xtask doctor`: what does this machine have of what a build needs, and how does one get the rest?
 
 use std::fs;
+use std::path::Path;
 use std::thread;
 
 use anyhow::{Result, bail, ensure};
@@ -8,7 +9,8 @@ use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::{flags, layout, run, ui};
+use crate::run::{self, WhenInterrupted};
+use crate::{flags, layout, ui};
 
 /// What a tool or a library is good for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -152,7 +154,7 @@ pub fn doctor(flags: &flags::Doctor) -> Result<()> {
 
 /// Checks that what `needs` names is there, installing it first if the flags allow that.
 ///
-/// Returns the versions of everything that was found, for the digest of a build.
+/// Returns the versions of what takes part in a build, for its digest.
 pub fn preflight(needs: &[Need], setup: &flags::Setup) -> Result<Vec<String>> {
     let mut findings = probe();
     if setup.install {
@@ -177,10 +179,12 @@ pub fn preflight(needs: &[Need], setup: &flags::Setup) -> Result<Vec<String>> {
         };
         bail!(Failure::Preflight(format!("missing here: {}\n{how}", unmet.join(", "))));
     }
-    Ok(findings
-        .into_iter()
-        .map(|finding| format!("{}={}", finding.name, finding.version.unwrap_or_default()))
-        .collect())
+    // cunit, alone among what is for tests, is something that configure looks for.
+    let in_a_build = |finding: &Finding| {
+        matches!(finding.need, Need::Build | Need::Ssh | Need::Optional) || finding.name == "cunit"
+    };
+    let version = |finding: Finding| format!("{}={}", finding.name, finding.version.unwrap_or_default());
+    Ok(findings.into_iter().filter(in_a_build).map(version).collect())
 }
 
 /// Warns of limits that end before `sessions` do.
@@ -199,19 +203,21 @@ pub fn c_compiler() -> String {
 }
 
 fn probe() -> Vec<Finding> {
+    let pkg_config = std::env::var("PKG_CONFIG").unwrap_or_else(|_| "pkg-config".to_owned());
     let look = |item: &Item| match item.probe {
         Probe::Program("cc", argument) => run::version_line(&c_compiler(), argument),
+        Probe::Program("pkg-config", argument) => run::version_line(&pkg_config, argument),
         // sshd answers -V since OpenSSH 9.3 only, and lies outside of most users' path.
         Probe::Program("sshd", argument) => run::version_line("sshd", argument)
             .or_else(|| fs::exists("/usr/sbin/sshd").unwrap_or(false).then(|| "/usr/sbin/sshd".to_owned())),
         Probe::Program(program, argument) => run::version_line(program, argument),
         Probe::Library(modules) => modules
             .iter()
-            .find_map(|module| duct::cmd!("pkg-config", "--modversion", module).stderr_null().read().ok()),
+            .find_map(|module| duct::cmd!(&pkg_config, "--modversion", module).stderr_null().read().ok()),
     };
     // Side by side, as each is a program to wait for.
     let versions: Vec<Option<String>> = thread::scope(|scope| {
-        let threads: Vec<_> = ITEMS.iter().map(|item| scope.spawn(move || look(item))).collect();
+        let threads: Vec<_> = ITEMS.iter().map(|item| scope.spawn(|| look(item))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap_or_default()).collect()
     });
     ITEMS
@@ -259,7 +265,12 @@ fn install_command(packages: &[String]) -> Option<String> {
         .filter_map(|line| line.strip_prefix("ID=").or_else(|| line.strip_prefix("ID_LIKE=")))
         .any(|value| value.split(['"', ' ']).any(|id| id == "debian" || id == "ubuntu"));
     let sudo = if rustix::process::geteuid().is_root() { "" } else { "sudo " };
-    like_debian.then(|| format!("{sudo}apt-get install -y --no-install-recommends {}", packages.join(" ")))
+    like_debian.then(|| {
+        format!(
+            "{sudo}apt-get update && {sudo}apt-get install -y --no-install-recommends {}",
+            packages.join(" ")
+        )
+    })
 }
 
 fn install(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Result<()> {
@@ -275,7 +286,10 @@ fn install(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Result<()> {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
         // In the foreground, as it may ask for the password.
-        let allowed = duct::cmd!("sudo", "-v").unchecked().run().is_ok_and(|output| output.status.success());
+        let sudo = |arguments: &[&str]| {
+            duct::cmd("sudo", arguments).unchecked().run().is_ok_and(|output| output.status.success())
+        };
+        let allowed = sudo(&["-n", "true"]) || sudo(&["-v"]);
         ensure!(
             allowed,
             Failure::Preflight("--install needs root, or sudo: run as root, or install by hand".into())
@@ -286,7 +300,7 @@ fn install(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Result<()> {
     let log = log_dir.join("install.log");
     fs::write(&log, "")?;
     let apt = |arguments: &[&str]| {
-        let (program, first): (&str, &[&str]) = if is_root { ("env", &[]) } else { ("sudo", &["env"]) };
+        let (program, first): (&str, &[&str]) = if is_root { ("env", &[]) } else { ("sudo", &["-n", "env"]) };
         duct::cmd(
             program,
             first.iter().chain(&["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]).chain(arguments),
@@ -294,12 +308,12 @@ fn install(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Result<()> {
     };
     let progress = ui::Step::start("apt-get");
     progress.busy_with("update");
-    run::logged(&progress, "apt-get update", apt(&["update"]), &log)?;
+    run::logged(&progress, "apt-get update", apt(&["update"]), &log, WhenInterrupted::Finish)?;
     // Only now does apt know which packages there are.
     let packages = missing_packages(findings, &wanted);
     let mut arguments = vec!["install", "-y", "--no-install-recommends"];
     arguments.extend(packages.iter().map(String::as_str));
-    run::logged(&progress, "apt-get install", apt(&arguments), &log)?;
+    run::logged(&progress, "apt-get install", apt(&arguments), &log, WhenInterrupted::Finish)?;
     progress.done(format!("{} packages: {}", packages.len(), packages.join(" ")));
     Ok(())
 }
@@ -315,7 +329,13 @@ fn limits() -> Vec<Limit> {
     };
     // Root is exempt from RLIMIT_NPROC, as long as it has its capabilities.
     let nproc = getrlimit(Resource::Nproc).current.filter(|_| !rustix::process::geteuid().is_root());
-    let number = |path| fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
+    let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
+    // This process's group and all above it, from `0::/a/b`.
+    let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = group.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let groups =
+        Path::new(group).ancestors().map(|group| Path::new("/sys/fs/cgroup").join(group).join("pids.max"));
+    let tasks = groups.filter_map(|path| number(&path.to_string_lossy())).min();
     let memory = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
         line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
@@ -323,7 +343,7 @@ fn limits() -> Vec<Limit> {
     // The soft limit is not listed: the harness raises it to the hard one.
     add("open files (ulimit -Hn)", getrlimit(Resource::Nofile).maximum, 6, 3);
     add("processes (ulimit -u)", nproc, 100, 12);
-    add("tasks of this control group", number("/sys/fs/cgroup/pids.max"), 100, 12);
+    add("tasks of this control group", tasks, 100, 12);
     add("kernel.pid_max", number("/proc/sys/kernel/pid_max"), 1000, 12);
     add("available memory (kB)", memory, 500_000, 14_000);
     limits

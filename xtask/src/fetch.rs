@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flate2::read::GzDecoder;
+use rustix::fs::{CWD, RenameFlags};
 use tempfile::TempDir;
-use xshell::{Shell, cmd};
+use xshell::{Cmd, Shell, cmd};
 
 use crate::failure::Failure;
 use crate::upstream::{Origin, Release};
@@ -86,37 +87,42 @@ pub fn unpack(source: &Source, into: &Path) -> Result<()> {
 /// The source that an earlier fetch left in the cache, unless it has been damaged since.
 fn cached(release: &Release, cache: &Path) -> Option<Source> {
     let tarballs = release.origins.iter().map(|origin| format!("sha256-{}", origin.sha256));
-    for pin in tarballs.chain([format!("commit-{}", release.commit)]) {
+    tarballs.chain([format!("commit-{}", release.commit)]).find_map(|pin| {
         let dir = cache.join(&pin);
-        let archive = ["tar.gz", "tar"]
-            .map(|ending| dir.join(format!("{}.{ending}", release.source_name())))
-            .into_iter()
-            .find(|archive| archive.is_file());
-        let Some(archive) = archive else { continue };
+        let archive = archive_in(&dir, release)?;
+        // A tarball is what its pin says. For what git vouched for, we have recorded what that was.
         let recorded = fs::read_to_string(dir.join("sha256")).ok();
-        if digest::file(&archive).ok() == recorded {
+        let expected = pin.strip_prefix("sha256-").map(str::to_owned).or(recorded);
+        if expected.is_some() && digest::file(&archive).ok() == expected {
             return Some(Source { pin, archive });
         }
-        ui::warning(format!("{} was damaged in the cache: fetching it again", archive.display()));
+        ui::warning(format!("{} was damaged in the cache: it has to be fetched again", archive.display()));
         // If it cannot be removed, the same warning comes again next time.
         let _ = fs::remove_dir_all(&dir);
-    }
-    None
+        None
+    })
+}
+
+/// The archive of `release` in an entry of the cache.
+fn archive_in(entry: &Path, release: &Release) -> Option<PathBuf> {
+    let names = ["tar.gz", "tar"].map(|ending| format!("{}.{ending}", release.source_name()));
+    names.iter().map(|name| entry.join(name)).find(|archive| archive.is_file())
 }
 
 /// Puts an archive that has been checked into the cache, whole or not at all.
 fn keep(release: &Release, cache: &Path, pin: String, ending: &str, checked: &Path) -> Result<Source> {
-    let name = format!("{}.{ending}", release.source_name());
     let dir = cache.join(&pin);
     let entry = TempDir::new_in(cache)?;
-    let archive = entry.path().join(&name);
+    let archive = entry.path().join(format!("{}.{ending}", release.source_name()));
     fs::copy(checked, &archive).with_context(|| format!("cannot write to {}", cache.display()))?;
     fs::write(entry.path().join("sha256"), digest::file(&archive)?)?;
-    if dir.exists() {
-        fs::remove_dir_all(&dir).with_context(|| format!("cannot replace {}", dir.display()))?;
+    if fs::rename(entry.path(), &dir).is_err() {
+        // It is there already. Whoever reads the old one goes on doing so.
+        let replaced = rustix::fs::renameat_with(CWD, entry.path(), CWD, &dir, RenameFlags::EXCHANGE);
+        replaced.with_context(|| format!("cannot create {}", dir.display()))?;
     }
-    fs::rename(entry.path(), &dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    Ok(Source { pin, archive: dir.join(name) })
+    let archive = archive_in(&dir, release).with_context(|| format!("{} is gone", dir.display()))?;
+    Ok(Source { pin, archive })
 }
 
 /// Takes the source from what the user named.
@@ -124,14 +130,16 @@ fn import(release: &Release, from: &str, offline: bool, cache: &Path) -> Result<
     let pins: Vec<String> = release.origins.iter().map(|origin| origin.sha256.clone()).collect();
     if from.contains("://") && !from.starts_with("file://") {
         ensure!(!offline, "--offline forbids it, as it is a URL");
-        return if from.ends_with(".git") || !from.starts_with("http") {
+        return if from.trim_end_matches('/').ends_with(".git") || !from.starts_with("http") {
             from_git(release, from, cache)
         } else {
             download(release, from, &pins, cache)
         };
     }
     let path = PathBuf::from(from.strip_prefix("file://").unwrap_or(from));
-    let path = path.canonicalize().context("cannot find it")?;
+    let path = path.canonicalize().context(
+        "cannot find it here; for a git repository elsewhere give its URL, as in ssh://git@HOST/PATH or https://HOST/PATH.git",
+    )?;
     let is_git = path.join(".git").exists() || (path.join("HEAD").is_file() && path.join("objects").is_dir());
     if path.is_file() {
         from_tarball(release, &path, &pins, cache)
@@ -157,15 +165,14 @@ fn from_tarball(release: &Release, file: &Path, pins: &[String], cache: &Path) -
 /// Lets git copy the pinned commit: it computes the id of every object that it receives, so that the commit's id vouches
 /// for all of them.
 fn from_git(release: &Release, origin: &str, cache: &Path) -> Result<Source> {
-    let (shell, repository) = scratch_repository(cache)?;
+    let repository = ScratchRepository::new(cache)?;
     let commit = &release.commit;
     let progress = ui::Step::start("git fetch");
     progress.busy_with(format!("commit {commit}"));
-    let fetched = cmd!(shell, "git fetch --quiet --no-tags --depth=1 {origin} {commit}")
-        .quiet()
-        .ignore_status()
-        .output()?;
+    let fetch = repository.git(&["fetch", "--quiet", "--no-tags", "--depth=1", origin, commit]);
+    let fetched = fetch.ignore_status().output()?;
     if !fetched.status.success() {
+        run::check_interrupted()?;
         let said = String::from_utf8_lossy(&fetched.stderr);
         bail!(
             "git cannot get commit {commit} (the tag {0}) from it:\n{1}\nif the clone is an old or partial one, \
@@ -175,7 +182,7 @@ fn from_git(release: &Release, origin: &str, cache: &Path) -> Result<Source> {
             release.git
         );
     }
-    let source = archive(release, &shell, repository.path(), commit, cache)?;
+    let source = repository.keep(release, commit, cache)?;
     progress.done("");
     Ok(source)
 }
@@ -186,44 +193,74 @@ fn from_tree(release: &Release, tree: &Path, cache: &Path) -> Result<Source> {
         tree.join("configure.ac").is_file() && tree.join("src/libguac").is_dir(),
         "it is neither a guacamole-server source tree nor a git clone"
     );
-    let (shell, repository) = scratch_repository(cache)?;
+    let repository = ScratchRepository::new(cache)?;
     let progress = ui::Step::start("git add");
-    cmd!(shell, "git --work-tree={tree} add --all --force .").quiet().ignore_stderr().run()?;
-    let id = cmd!(shell, "git write-tree").quiet().read()?;
+    let work_tree = format!("--work-tree={}", tree.display());
+    repository.git(&[&work_tree, "add", "--all", "--force", "."]).ignore_stderr().run()?;
+    let id = repository.git(&["write-tree"]).read()?;
     ensure!(
         id == release.tree,
         "its git tree is {id}, and upstream.toml pins {}: it was changed or built in, or it comes from Apache's release \
          tarball, which has generated files besides; give the tarball itself, or a git clone",
         release.tree
     );
-    let source = archive(release, &shell, repository.path(), &id, cache)?;
+    let source = repository.keep(release, &id, cache)?;
     progress.done("");
     Ok(source)
 }
 
-fn archive(release: &Release, shell: &Shell, repository: &Path, id: &str, cache: &Path) -> Result<Source> {
-    let tar = repository.join("source.tar");
-    let prefix = format!("{}/", release.source_name());
-    cmd!(shell, "git archive --format=tar --prefix={prefix} --output={tar} {id}").quiet().run()?;
-    keep(release, cache, format!("commit-{}", release.commit), "tar", &tar)
+/// An empty git repository, gone when it is dropped, in which the user's settings and environment change no byte.
+struct ScratchRepository {
+    dir: TempDir,
+    shell: Shell,
 }
 
-/// An empty repository that is gone when it is dropped, and a shell whose git works in it and minds no configuration.
-fn scratch_repository(cache: &Path) -> Result<(Shell, TempDir)> {
-    if run::version_line("git", "--version").is_none() {
-        bail!(Failure::Preflight(
-            "git is needed to check this source, and is missing: apt-get install git".into()
-        ));
+impl ScratchRepository {
+    fn new(cache: &Path) -> Result<ScratchRepository> {
+        if run::version_line("git", "--version").is_none() {
+            bail!(Failure::Preflight(
+                "git is needed to check this source, and is missing: apt-get install git".into()
+            ));
+        }
+        create(cache)?;
+        let repository = ScratchRepository { dir: TempDir::new_in(cache)?, shell: Shell::new()? };
+        repository.git(&["init", "--quiet", "--bare"]).run()?;
+        Ok(repository)
     }
-    create(cache)?;
-    let dir = TempDir::new_in(cache)?;
-    let shell = Shell::new()?;
-    shell.change_dir(dir.path());
-    shell.set_var("GIT_CONFIG_NOSYSTEM", "1");
-    shell.set_var("GIT_DIR", dir.path());
-    shell.set_var("GIT_TERMINAL_PROMPT", "0");
-    cmd!(shell, "git init --quiet --bare").quiet().run()?;
-    Ok((shell, dir))
+
+    fn git(&self, arguments: &[&str]) -> Cmd<'_> {
+        let mut git =
+            cmd!(self.shell, "git -c core.autocrlf=false -c core.eol=lf -c core.attributesFile=/dev/null");
+        git = git.args(["-c", "core.fileMode=true", "-c", "tar.umask=0002"]).args(arguments).quiet();
+        // What git itself calls local to a repository. A hook of another repository's has them set.
+        for name in [
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+            "GIT_COMMON_DIR",
+            "GIT_CONFIG",
+            "GIT_CONFIG_COUNT",
+            "GIT_CONFIG_PARAMETERS",
+            "GIT_GRAFT_FILE",
+            "GIT_INDEX_FILE",
+            "GIT_NAMESPACE",
+            "GIT_OBJECT_DIRECTORY",
+            "GIT_PREFIX",
+            "GIT_REPLACE_REF_BASE",
+            "GIT_SHALLOW_FILE",
+            "GIT_WORK_TREE",
+        ] {
+            git = git.env_remove(name);
+        }
+        git.env("GIT_DIR", self.dir.path()).env("GIT_TERMINAL_PROMPT", "0")
+    }
+
+    /// Keeps the commit or tree `id`, which is the release's.
+    fn keep(&self, release: &Release, id: &str, cache: &Path) -> Result<Source> {
+        let tar = self.dir.path().join("source.tar");
+        let prefix = format!("--prefix={}/", release.source_name());
+        let output = format!("--output={}", tar.display());
+        self.git(&["archive", "--format=tar", &prefix, &output, id]).run()?;
+        keep(release, cache, format!("commit-{}", release.commit), "tar", &tar)
+    }
 }
 
 fn download(release: &Release, url: &str, pins: &[String], cache: &Path) -> Result<Source> {

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 usage; 3 a tool, a library or the source is missing; 4 a patch does \
+    not apply; 5 a stress run missed its threshold; 130 interrupted.";
+
 /// What `cargo xtask` is asked to do.
 #[derive(Parser)]
 #[command(
@@ -11,8 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
     bin_name = "cargo xtask",
     version,
     about = "Builds a guacd whose sessions are limited by the machine and not by libc, and proves it",
-    after_help = "Exit codes: 0 done; 1 failed; 2 usage; 3 a tool, a library or a resource is missing; 4 a patch does not \
-        apply; 5 a stress run missed its threshold; 130 interrupted."
+    after_help = EXIT_CODES
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -34,6 +36,7 @@ pub enum Command {
 /// archive of the tag on GitHub. What is in the cache already is not fetched again. The cache is below
 /// $XDG_CACHE_HOME/guacd-uncapped, or ~/.cache/guacd-uncapped.
 #[derive(Args)]
+#[command(after_help = EXIT_CODES)]
 pub struct Fetch {
     #[command(flatten)]
     pub release: Release,
@@ -45,9 +48,10 @@ pub struct Fetch {
 /// Fetch, patch, configure and make guacd, and install it into a prefix.
 ///
 /// A step whose inputs have not changed is skipped, and the prefix appears whole or not at all. Beside it,
-/// PREFIX.manifest.json says what it was made of. guacd finds its protocol plugins through the library path:
+/// PREFIX.manifest.json leads to the list of what it was made from. guacd finds its protocol plugins through the library path:
 /// LD_LIBRARY_PATH=PREFIX/lib PREFIX/sbin/guacd -f
 #[derive(Args)]
+#[command(after_help = EXIT_CODES)]
 pub struct Build {
     #[command(flatten)]
     pub release: Release,
@@ -78,6 +82,7 @@ pub struct Build {
 /// types a fresh random word into each of them. A session counts if its word comes back. Nothing that was started
 /// is left running.
 #[derive(Args)]
+#[command(after_help = EXIT_CODES)]
 pub struct Stress {
     #[command(flatten)]
     pub release: Release,
@@ -97,6 +102,7 @@ pub struct Stress {
 ///
 /// Exits with 3 if something is missing without which guacd cannot be built.
 #[derive(Args)]
+#[command(after_help = EXIT_CODES)]
 pub struct Doctor {
     /// Install what is missing, optional protocols included (Debian and Ubuntu; as root, or through sudo).
     #[arg(long)]
@@ -112,6 +118,7 @@ pub struct Doctor {
 /// The integration tests build stock and patched guacd and hold 300 sessions. Those that need upstream's source are
 /// skipped, in one loud line, where it can neither be found in the cache nor fetched.
 #[derive(Args)]
+#[command(after_help = EXIT_CODES)]
 pub struct Test {
     #[command(flatten)]
     pub setup: Setup,

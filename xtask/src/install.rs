@@ -1,30 +1,37 @@
 //! How does a prefix appear? Whole, from a staging directory, in place of the one before, or not at all.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{CWD, RenameFlags};
-use tempfile::TempDir;
+use rustix::fs::{CWD, FlockOperation, RenameFlags};
 
-use crate::manifest::{self, Manifest};
-use crate::{run, ui};
+use crate::manifest::Manifest;
+use crate::steps::Running;
 
 /// What a build and its staged installation take at most, with room to spare: 230 MB were measured.
 const BYTES_NEEDED: u64 = 400 << 20;
 
+/// Resolves a prefix that the user named, creating the directory that it is in.
+pub fn resolve(prefix: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(prefix).context("cannot resolve the prefix")?;
+    // Not by the letter, as `a/../b` is not `b` if `a` is a link. A prefix that is a link itself stays one.
+    if let Ok(there) = absolute.canonicalize() {
+        return Ok(there);
+    }
+    let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+        bail!("{} cannot be a prefix", prefix.display());
+    };
+    let refusal =
+        || format!("cannot create {}: choose a prefix that you may write, or become root", parent.display());
+    fs::create_dir_all(parent).with_context(refusal)?;
+    Ok(parent.canonicalize().with_context(refusal)?.join(name))
+}
+
 /// Checks, before anything is built, that `prefix` can be written and holds nothing of somebody else's.
 pub fn check(prefix: &Path) -> Result<()> {
-    let text = prefix.to_string_lossy();
-    ensure!(
-        !text.contains(|character: char| character.is_whitespace() || ",:$'\"\\".contains(character)),
-        "the prefix {text} has a character that upstream's build system cannot cope with: choose another directory"
-    );
     let parent = parent(prefix)?;
-    fs::create_dir_all(parent).with_context(|| {
-        format!("cannot create {}: choose a prefix that you may write, or become root", parent.display())
-    })?;
     // The one sure way to know whether a file can be created here.
     tempfile::tempfile_in(parent).with_context(|| {
         format!("cannot write to {}: choose a prefix that you may write, or become root", parent.display())
@@ -38,12 +45,21 @@ pub fn check(prefix: &Path) -> Result<()> {
     };
     if !is_empty && Manifest::load(prefix).is_none() {
         bail!(
-            "{} is not empty, and was not made by this toolkit ({} is not there): choose a directory of its own for \
+            "{} is not empty, and was not made by this toolkit (it holds no manifest): choose a directory of its own for \
              guacd, or remove it",
-            prefix.display(),
-            manifest::path(prefix).display()
+            prefix.display()
         );
     }
+    Ok(())
+}
+
+/// Checks that upstream's build system can cope with a path.
+pub fn check_characters(path: &Path, advice: &str) -> Result<()> {
+    let text = path.to_string_lossy();
+    ensure!(
+        !text.contains(|character: char| character.is_whitespace() || ",:$'\"\\#".contains(character)),
+        "upstream's build system cannot cope with a character in {text}: {advice}"
+    );
     Ok(())
 }
 
@@ -61,29 +77,48 @@ pub fn check_space(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Puts what was installed below `stage` (as with `make install DESTDIR=stage`) into `prefix`.
-pub fn install(progress: &ui::Step, log: &Path, stage: &Path, prefix: &Path) -> Result<()> {
+/// Where `make install DESTDIR=stage` puts what belongs into `prefix`. An error if it put anything elsewhere.
+pub fn staged(stage: &Path, prefix: &Path) -> Result<PathBuf> {
     let staged = stage.join(prefix.strip_prefix("/").unwrap_or(prefix));
     only_below(stage, &staged, prefix)?;
+    Ok(staged)
+}
+
+/// Makes what is `staged` the new `prefix`.
+pub fn install(step: &Running<'_>, staged: &Path, prefix: &Path) -> Result<()> {
     let parent = parent(prefix)?;
+    // One at a time: two builds may have the same prefix.
+    let lock = File::open(parent).with_context(|| format!("cannot open {}", parent.display()))?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
     // Beside the prefix, so that the last move is a rename within one file system.
-    let beside = TempDir::with_prefix_in(".guacd-", parent)
-        .with_context(|| format!("cannot write to {}", parent.display()))?;
-    let new = beside.path().join("prefix");
-    if fs::rename(&staged, &new).is_err() {
+    let name = prefix.file_name().unwrap_or_default().to_string_lossy();
+    let beside = parent.join(format!(".{name}.guacd-uncapped"));
+    let remove = |dir: &Path| match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    };
+    // What a run that was killed has left.
+    remove(&beside)?;
+    if fs::rename(staged, &beside).is_err() {
         // Another file system.
-        run::logged(progress, "copying the installation", duct::cmd!("cp", "-a", &staged, &new), log)?;
+        step.copy_tree(staged, &beside).inspect_err(|_| drop(remove(&beside)))?;
     }
-    let moved = if prefix.exists() {
-        // Atomic where the file system can do it; elsewhere there is a moment without the prefix.
-        rustix::fs::renameat_with(CWD, &new, CWD, prefix, RenameFlags::EXCHANGE).or_else(|_| {
-            fs::rename(prefix, beside.path().join("old"))?;
-            fs::rename(&new, prefix)
+    if prefix.exists() {
+        rustix::fs::renameat_with(CWD, &beside, CWD, prefix, RenameFlags::EXCHANGE).or_else(|_| {
+            // A file system that cannot exchange: there is a moment without the prefix.
+            let old = parent.join(format!(".{name}.guacd-uncapped-old"));
+            fs::rename(prefix, &old)?;
+            fs::rename(&beside, prefix).inspect_err(|_| drop(fs::rename(&old, prefix)))?;
+            fs::rename(&old, &beside)
         })
     } else {
-        fs::rename(&new, prefix)
-    };
-    moved.with_context(|| format!("cannot create {}", prefix.display()))
+        fs::rename(&beside, prefix)
+    }
+    .with_context(|| format!("cannot create {}", prefix.display()))?;
+    // The one before.
+    remove(&beside)
 }
 
 fn parent(prefix: &Path) -> Result<&Path> {

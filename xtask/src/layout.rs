@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use duct::Expression;
 
 /// The root of the checkout.
 pub fn root() -> PathBuf {
@@ -29,4 +30,15 @@ pub fn cache_dir() -> Result<PathBuf> {
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
         .context("no cache directory: set HOME or XDG_CACHE_HOME to an absolute path")?;
     Ok(cache.join("guacd-uncapped"))
+}
+
+/// A run of cargo on this workspace, with its output where [`target_dir`] says.
+pub fn cargo(arguments: &[&str], offline: bool) -> Expression {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let offline: &[&str] = if offline { &["--offline"] } else { &[] };
+    duct::cmd(cargo, [arguments, offline].concat())
+        .dir(root())
+        .env("CARGO_TARGET_DIR", target_dir())
+        // It would move the output, to a directory that nobody looks into.
+        .env_remove("CARGO_BUILD_TARGET")
 }

@@ -21,11 +21,13 @@ const TAIL_LINES: usize = 20;
 
 static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// From here on SIGINT, SIGTERM and SIGHUP end what is being run, and are then reported as an error, so that destructors clean up.
+/// From here on SIGINT, SIGTERM and SIGHUP end what is being run, and are then reported as an error, so that destructors
+/// clean up.
 pub fn watch_for_signals() {
     let flag = INTERRUPTED.get_or_init(Arc::default);
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
-        // It fails only for signals that cannot be caught.
+        // A second signal ends us on the spot, whatever we are stuck in. (Both fail for uncatchable signals only.)
+        let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(flag));
         let _ = signal_hook::flag::register(signal, Arc::clone(flag));
     }
 }
@@ -38,8 +40,29 @@ pub fn check_interrupted() -> Result<()> {
     Ok(())
 }
 
+/// Whether a signal has asked to stop since this was last asked. For who passes it on instead of stopping.
+pub fn take_interruption() -> bool {
+    INTERRUPTED.get().is_some_and(|flag| flag.swap(false, Ordering::Relaxed))
+}
+
+/// What becomes of a program under way when a signal asks to stop.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum WhenInterrupted {
+    /// It is ended.
+    End,
+    /// It may finish: ended in the middle, it would leave a mess.
+    Finish,
+}
+
 /// Runs a program whose output goes to the end of `log`. An error shows the last lines of the log and its path.
-pub fn logged(step: &ui::Step, what: &str, command: Expression, log: &Path) -> Result<()> {
+pub fn logged(
+    step: &ui::Step,
+    what: &str,
+    command: Expression,
+    log: &Path,
+    when_interrupted: WhenInterrupted,
+) -> Result<()> {
+    let end = when_interrupted == WhenInterrupted::End;
     let mut file = File::options()
         .create(true)
         .append(true)
@@ -51,24 +74,26 @@ pub fn logged(step: &ui::Step, what: &str, command: Expression, log: &Path) -> R
         .stderr_to_stdout()
         .stdout_file(output)
         .unchecked()
-        .before_spawn(|command| {
-            // Its own group, so that a signal reaches make's children as well as make.
+        .before_spawn(move |command| {
+            // Its own group, so that a signal reaches make's children as well as make, and nobody unless we pass it on.
             command.process_group(0);
-            die_with_parent(command);
+            if end {
+                die_with_parent(command);
+            }
             Ok(())
         })
         .start()
         .with_context(|| format!("cannot start {what}"))?;
     loop {
         if let Some(output) = handle.wait_timeout(Duration::from_millis(100))? {
+            check_interrupted()?;
             if output.status.success() {
                 return Ok(());
             }
-            check_interrupted()?;
             return Err(anyhow!("{}\nthe whole log: {}", tail(log, TAIL_LINES), log.display())
                 .context(format!("{what} failed ({})", output.status)));
         }
-        if check_interrupted().is_err() {
+        if end && check_interrupted().is_err() {
             for group in handle.pids().into_iter().filter_map(|pid| Pid::from_raw(pid.try_into().ok()?)) {
                 // The group may be gone already.
                 let _ = rustix::process::kill_process_group(group, Signal::TERM);
@@ -88,9 +113,12 @@ pub fn die_with_parent(command: &mut Command) {
     }
 }
 
-/// The first line that a program prints when asked for its version, or nothing if it cannot be run.
+/// The first line that a program prints when asked for its version, or nothing if it cannot be run. `program` may have
+/// arguments of its own, as `CC` may.
 pub fn version_line(program: &str, argument: &str) -> Option<String> {
-    let output = duct::cmd!(program, argument).stderr_to_stdout().stdout_capture().unchecked().run().ok()?;
+    let mut words = program.split_whitespace();
+    let command = duct::cmd(words.next()?, words.chain([argument]));
+    let output = command.stderr_to_stdout().stdout_capture().unchecked().run().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     output.status.success().then(|| text.lines().next().unwrap_or_default().trim().to_owned())
 }

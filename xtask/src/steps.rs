@@ -5,9 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use duct::Expression;
 
 use crate::digest::Hasher;
-use crate::{run, ui};
+use crate::run::{self, WhenInterrupted};
+use crate::ui;
 
 /// The record of a work directory's steps, in its `steps.json`.
 pub struct Steps {
@@ -15,6 +17,29 @@ pub struct Steps {
     done: BTreeMap<String, String>,
     /// Whether any step had to run.
     pub ran: bool,
+}
+
+/// A step that is under way.
+pub struct Running<'a> {
+    /// The digest of its inputs.
+    pub digest: &'a str,
+    progress: &'a ui::Step,
+    log: &'a Path,
+}
+
+impl Running<'_> {
+    /// Runs a program with its output in the step's log.
+    pub fn run(&self, what: &str, command: Expression) -> Result<()> {
+        run::logged(self.progress, what, command, self.log, WhenInterrupted::End)
+    }
+
+    /// Makes `to` a copy of the tree `from`, with its times, which make goes by.
+    pub fn copy_tree(&self, from: &Path, to: &Path) -> Result<()> {
+        if to.exists() {
+            fs::remove_dir_all(to).with_context(|| format!("cannot remove {}", to.display()))?;
+        }
+        self.run("copying files", duct::cmd!("cp", "-a", from, to))
+    }
 }
 
 /// The proof that a step is done, for the steps that build on it.
@@ -31,16 +56,17 @@ impl Steps {
         Ok(Steps { dir: dir.to_owned(), done, ran: false })
     }
 
-    /// Runs the step `name`, unless it has run with the same `inputs` after the same steps and its `outputs`
-    /// are still there.
+    /// Runs the step `name`, unless it has run with the same `inputs` after the same steps, and what it made `is_there`
+    /// still (which is given the digest of the inputs).
+    ///
     /// `body` is given the progress line and the step's log file, and returns a remark for the former.
     pub fn step(
         &mut self,
         name: &str,
         after: &[&Done],
         inputs: &[&str],
-        outputs: &[&Path],
-        body: impl FnOnce(&ui::Step, &Path) -> Result<String>,
+        is_there: impl FnOnce(&str) -> bool,
+        body: impl FnOnce(&Running<'_>) -> Result<String>,
     ) -> Result<Done> {
         run::check_interrupted()?;
         let mut hasher = Hasher::default();
@@ -54,7 +80,7 @@ impl Steps {
         }
         let digest = hasher.finish();
 
-        if self.done.get(name) == Some(&digest) && outputs.iter().all(|output| output.exists()) {
+        if self.done.get(name) == Some(&digest) && is_there(&digest) {
             ui::unchanged(name);
             return Ok(Done(digest));
         }
@@ -65,7 +91,7 @@ impl Steps {
         let log = self.dir.join("logs").join(format!("{name}.log"));
         fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
         let progress = ui::Step::start(name);
-        let remark = body(&progress, &log)?;
+        let remark = body(&Running { digest: &digest, progress: &progress, log: &log })?;
         progress.done(remark);
         self.done.insert(name.to_owned(), digest.clone());
         self.save()?;

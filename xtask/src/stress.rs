@@ -1,6 +1,6 @@
 //! `cargo xtask stress`: builds what is missing, and hands the rest to `guac-stress`.
 
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -11,8 +11,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::build::{self, Options};
 use crate::doctor::{self, Need};
 use crate::failure::Failure;
+use crate::run::{self, WhenInterrupted};
 use crate::upstream::Release;
-use crate::{flags, layout, manifest, run, ui};
+use crate::{flags, layout, manifest, ui};
 
 /// Runs the load that the flags describe.
 pub fn stress(flags: &flags::Stress) -> Result<()> {
@@ -39,7 +40,7 @@ pub fn stress(flags: &flags::Stress) -> Result<()> {
     }
     let logs = layout::target_dir().join("guacd/stress");
     std::fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
-    let guac_stress = compile(&logs)?;
+    let guac_stress = compile(&logs, flags.setup.source.offline)?;
     arguments.push(format!("--logs={}", logs.display()).into());
     let mut command = Command::new(guac_stress);
     command.args(arguments);
@@ -47,39 +48,30 @@ pub fn stress(flags: &flags::Stress) -> Result<()> {
 }
 
 /// Compiles `guac-stress` and its preload library, and returns the former, beside which the latter lies.
-fn compile(logs: &Path) -> Result<PathBuf> {
+fn compile(logs: &Path, offline: bool) -> Result<PathBuf> {
     let progress = ui::Step::start("guac-stress");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let target = layout::target_dir();
-    let command = duct::cmd!(
-        cargo,
-        "build",
-        "--locked",
-        "--release",
-        "--package=guac-stress",
-        "--package=key-limit",
-        "--target-dir",
-        &target
-    )
-    .dir(layout::root());
-    run::logged(&progress, "compiling guac-stress", command, &logs.join("compile.log"))?;
+    let packages = ["build", "--locked", "--release", "--package=guac-stress", "--package=key-limit"];
+    let log = logs.join("compile.log");
+    std::fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
+    let cargo = layout::cargo(&packages, offline);
+    run::logged(&progress, "compiling guac-stress", cargo, &log, WhenInterrupted::End)?;
     progress.done("");
-    Ok(target.join("release/guac-stress"))
+    Ok(layout::target_dir().join("release/guac-stress"))
 }
 
 /// Runs `guac-stress` with our terminal, and passes on the signals that reach us and the code that it exits with.
 fn hand_over(mut command: Command) -> Result<()> {
+    // Its own group, so that Ctrl-C reaches it once: a second signal would cut its report short.
+    command.process_group(0);
     run::die_with_parent(&mut command);
     let mut child = command.stdin(Stdio::null()).spawn().context("cannot start guac-stress")?;
-    let mut told = false;
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if !told && run::check_interrupted().is_err() {
+        if run::take_interruption() {
             // It reports what it has measured, and ends what it has started, before it exits.
             let _ = kill_process(Pid::from_child(&child), Signal::INT);
-            told = true;
         }
         std::thread::sleep(std::time::Duration::from_millis(50));
     };

@@ -38,6 +38,9 @@ pub fn test(flags: &flags::Test) -> Result<()> {
     }
     if let Err(error) = fetch::source(&Release::load(RELEASE)?, &flags.setup.source) {
         run::check_interrupted()?;
+        if flags.setup.source.from.is_some() {
+            return Err(error);
+        }
         ui::warning(format!("NO SOURCE OF {RELEASE}: THE TESTS THAT NEED IT ARE SKIPPED\n{error:#}"));
     }
     cargo("integration", &["test", "--locked", "--package", "tests"], "cargo test -p tests")
@@ -47,9 +50,7 @@ pub fn test(flags: &flags::Test) -> Result<()> {
 fn cargo(title: &str, arguments: &[&str], mend: &str) -> Result<()> {
     run::check_interrupted()?;
     ui::heading(format!("{title}: cargo {}", arguments.join(" ")));
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = duct::cmd(cargo, arguments)
-        .dir(layout::root())
+    let output = layout::cargo(arguments, false)
         .stdin_null()
         .unchecked()
         .before_spawn(|command| {

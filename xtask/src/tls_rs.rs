@@ -1,37 +1,40 @@
 //! How is `tls-rs` compiled, and in which form does upstream's build get it?
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::{digest, layout, run, ui};
+use crate::digest::{self, Hasher};
+use crate::layout;
+use crate::steps::Running;
 
-/// A digest of everything that the library is made from.
+/// Variables that change what cargo makes of it.
+const ENVIRONMENT: [&str; 3] = ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER"];
+
+/// A digest of everything that the library is made from, but for the compiler.
 pub fn digest_of_inputs() -> Result<String> {
-    digest::files(
-        &layout::root(),
-        &["Cargo.lock", "Cargo.toml", "tls-rs/Cargo.toml", "tls-rs/include", "tls-rs/src"],
-    )
+    let files = ["Cargo.lock", "Cargo.toml", "tls-rs/Cargo.toml", "tls-rs/include", "tls-rs/src"];
+    let mut hasher = Hasher::default();
+    hasher.add(digest::files(&layout::root(), &files)?);
+    for name in ENVIRONMENT {
+        hasher.add(std::env::var_os(name).unwrap_or_default().as_encoded_bytes());
+    }
+    Ok(hasher.finish())
 }
 
 /// Compiles the static library, and lays it out as `dir/lib` and `dir/include`.
-pub fn build(progress: &ui::Step, log: &Path, dir: &Path) -> Result<()> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let target = layout::target_dir();
-    let command = duct::cmd!(
-        cargo,
+pub fn build(step: &Running<'_>, dir: &Path, offline: bool) -> Result<()> {
+    let library = [
         "rustc",
         "--locked",
         "--package=tls-rs",
         "--profile=staticlib",
         "--crate-type=staticlib",
         "--features=staticlib",
-        "--target-dir",
-        &target
-    )
-    .dir(layout::root());
-    run::logged(progress, "compiling tls-rs", command, log)?;
+    ];
+    step.run("compiling tls-rs", layout::cargo(&library, offline))?;
+    let target = layout::target_dir();
     copy(&target.join("staticlib/libtls_rs.a"), &dir.join("lib/libtls_rs.a"))?;
     let headers = layout::root().join("tls-rs/include");
     for header in ["guacamole/thread-local.h", "guacamole/private/thread-local-error.h"] {
@@ -40,7 +43,7 @@ pub fn build(progress: &ui::Step, log: &Path, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn copy(from: &Path, to: &PathBuf) -> Result<()> {
+fn copy(from: &Path, to: &Path) -> Result<()> {
     let copied = to.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::copy(from, to));
     copied.map(drop).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }
