@@ -5,10 +5,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use tempfile::TempDir;
 
-use crate::support::{self, RELEASE, root, target_dir};
+use crate::support::{self, root};
 
 crate::tests! {
     Source:
@@ -45,7 +45,7 @@ fn stocks_symbols_are_all_exported_and_only_the_api_is_new() -> Result<()> {
 fn no_new_library_is_needed() -> Result<()> {
     for library in libraries()? {
         let needed = |variant: &str| -> Result<BTreeSet<String>> {
-            let text = read(Command::new("ldd").arg(support::prefix(variant).join("lib").join(&library)))?;
+            let text = read(Command::new("ldd").arg(support::built(variant)?.join("lib").join(&library)))?;
             Ok(text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
         };
         let (stock, patched) = (needed("stock")?, needed("patched")?);
@@ -55,7 +55,7 @@ fn no_new_library_is_needed() -> Result<()> {
 }
 
 fn only_libguac_contains_the_storage() -> Result<()> {
-    let prefix = support::prefix("patched");
+    let prefix = support::built("patched")?;
     let defines = |file: &Path| -> Result<bool> {
         let symbols = read(Command::new("nm").arg("--defined-only").arg(file))?;
         Ok(symbols.contains("guac_thread_local_key_create"))
@@ -93,7 +93,7 @@ fn run_c(name: &str, variant: &str) -> Result<String> {
     let dir = TempDir::new()?;
     let program = dir.path().join(name);
     let (source, prefix) =
-        (root().join("tests/it/c").join(name).with_extension("c"), support::prefix(variant));
+        (root().join("tests/it/c").join(name).with_extension("c"), support::built(variant)?);
     let mut cc = Command::new("cc");
     cc.args(["-Wall", "-Werror", "-o"]).arg(&program).arg(source);
     cc.arg("-I").arg(prefix.join("include")).arg("-L").arg(prefix.join("lib")).arg("-lguac");
@@ -102,7 +102,7 @@ fn run_c(name: &str, variant: &str) -> Result<String> {
 }
 
 fn the_header_is_installed_with_libguacs() -> Result<()> {
-    let installed = fs::read(support::prefix("patched").join("include/guacamole/thread-local.h"))?;
+    let installed = fs::read(support::built("patched")?.join("include/guacamole/thread-local.h"))?;
     let ours = fs::read(root().join("tls-rs/include/guacamole/thread-local.h"))?;
     ensure!(installed == ours, "it is another one");
     Ok(())
@@ -118,7 +118,7 @@ fn upstreams_own_tests_pass_as_they_do_on_stock() -> Result<()> {
 
 /// The tests of upstream's `make check` that pass.
 fn passing_tests(variant: &str) -> Result<BTreeSet<String>> {
-    let build = target_dir().join("guacd").join(RELEASE).join(variant).join("build");
+    let build = support::built(variant)?.with_file_name("build");
     // A test that hangs, as one did, must not hang this one. Its exit code is no matter: single results are.
     let output = Command::new("timeout")
         .args(["180", "make", "-k", "-C"])
@@ -141,7 +141,7 @@ fn passing_tests(variant: &str) -> Result<BTreeSet<String>> {
 /// The file names of stock's libraries.
 fn libraries() -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(support::prefix("stock").join("lib")).context("stock was not built")? {
+    for entry in fs::read_dir(support::built("stock")?.join("lib"))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         if name.ends_with(".so") {
             names.push(name);
@@ -151,7 +151,7 @@ fn libraries() -> Result<Vec<String>> {
 }
 
 fn exported(library: &str, variant: &str) -> Result<BTreeSet<String>> {
-    let path = support::prefix(variant).join("lib").join(library);
+    let path = support::built(variant)?.join("lib").join(library);
     let symbols = read(Command::new("nm").args(["--dynamic", "--defined-only", "--format=posix"]).arg(path))?;
     Ok(symbols.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
 }

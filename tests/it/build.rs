@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-use crate::support::{self, Checkout, SmallDisk, processes_that_mention, xtask};
+use crate::support::{self, Checkout, Mark, SmallDisk, xtask};
 
 crate::tests! {
     Nothing:
@@ -32,17 +32,20 @@ crate::tests! {
 fn without_a_c_compiler_it_says_what_to_install() -> Result<()> {
     let target = TempDir::new()?;
     let build = xtask(["build"]).env("CC", "/nowhere/cc").env("CARGO_TARGET_DIR", target.path());
-    build.run()?.expect(3, &["missing here: cc", "gcc", "--install"])?;
+    build.run()?.expect(3, &["missing here: cc", "gcc"])?;
     ensure!(is_empty(target.path())?, "something was built");
     Ok(())
 }
 
 fn without_a_library_it_says_what_to_install() -> Result<()> {
     let target = TempDir::new()?;
-    let build = xtask(["build"]).env("PKG_CONFIG_LIBDIR", "/nowhere").env("CARGO_TARGET_DIR", target.path());
+    let build = xtask(["build"])
+        .env("PKG_CONFIG_LIBDIR", "/nowhere")
+        .env("PKG_CONFIG_PATH", "")
+        .env("CARGO_TARGET_DIR", target.path());
     build.run()?.expect(3, &["missing here: cairo, libjpeg, libpng, uuid", "libcairo2-dev"])?;
     ensure!(is_empty(target.path())?, "something was built");
-    let doctor = xtask(["doctor"]).env("PKG_CONFIG_LIBDIR", "/nowhere");
+    let doctor = xtask(["doctor"]).env("PKG_CONFIG_LIBDIR", "/nowhere").env("PKG_CONFIG_PATH", "");
     doctor.run()?.expect(3, &["guacd cannot be built here without cairo"])
 }
 
@@ -174,33 +177,41 @@ fn an_interruption_leaves_nothing_and_the_next_run_goes_on() -> Result<()> {
     let prefix_argument = prefix.to_string_lossy();
     let arguments = [&["build", "--prefix", &prefix_argument, "--"][..], &small[..]].concat();
     let build = || xtask(&arguments).env("CARGO_TARGET_DIR", &target);
+    let log = |step: &str| {
+        let works = fs::read_dir(target.join("guacd/1.6.0")).into_iter().flatten().flatten();
+        works.into_iter().any(|work| work.path().join("logs").join(format!("{step}.log")).exists())
+    };
     for step in ["autoreconf", "tls-rs", "configure", "make", "install"] {
-        let mut running = build().start()?;
-        running.wait_until(step, || {
-            let works = fs::read_dir(target.join("guacd/1.6.0")).into_iter().flatten().flatten();
-            works
-                .into_iter()
-                .any(|work| fs::metadata(work.path().join("logs").join(format!("{step}.log"))).is_ok())
-        })?;
+        let mark = Mark::new();
+        let mut running = mark.on(build()).start()?;
+        running.wait_until(step, || log(step))?;
         // Into the middle of it.
         std::thread::sleep(Duration::from_millis(300));
-        let output = running.interrupt()?;
-        output.expect(130, &["interrupted"])?;
+        running.interrupt()?.expect(130, &["interrupted"])?;
         ensure!(!prefix.exists(), "a prefix after {step} was interrupted");
         let left: Vec<_> = fs::read_dir(dir.path())?.flatten().map(|entry| entry.file_name()).collect();
         ensure!(left == ["target"], "left beside the prefix: {left:?}");
-        let dir = dir.path().to_string_lossy();
         // What make had started takes a moment to end.
         std::thread::sleep(Duration::from_millis(300));
-        ensure!(processes_that_mention(&dir).is_empty(), "still running: {:?}", processes_that_mention(&dir));
+        ensure!(mark.processes(None).is_empty(), "{step} is still running: {:?}", mark.processes(None));
     }
     let output = build().run()?;
-    output.expect(0, &["unpack       unchanged", "configure    unchanged"])?;
-    ensure!(
-        prefix.join("sbin/guacd").exists() && dir.path().join("guacd.manifest.json").exists(),
-        "no prefix"
-    );
-    build().run()?.expect(0, &["nothing has changed"])
+    output.expect(0, &["unpack       unchanged", "configure    unchanged", "protocols: ssh\n"])?;
+    let variant = || -> Result<serde_json::Value> {
+        let manifest: serde_json::Value =
+            serde_json::from_slice(&fs::read(dir.path().join("guacd.manifest.json"))?)?;
+        Ok(manifest["variant"].clone())
+    };
+    ensure!(prefix.join("sbin/guacd").exists() && variant()? == "patched", "no prefix");
+    build().run()?.expect(0, &["nothing has changed"])?;
+
+    // Another variant in its place is noticed, though every step before has been done.
+    let stock = [&arguments[..1], &["--variant", "stock"], &arguments[1..]].concat();
+    xtask(&stock).env("CARGO_TARGET_DIR", &target).run()?.expect(0, &[])?;
+    ensure!(variant()? == "stock", "the manifest says {}", variant()?);
+    build().run()?.expect(0, &["make         unchanged", "install      done"])?;
+    ensure!(variant()? == "patched", "the manifest says {}", variant()?);
+    Ok(())
 }
 
 fn is_empty(dir: &Path) -> Result<bool> {

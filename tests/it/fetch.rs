@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::support::{self, Output, RELEASE, Xtask, xtask};
@@ -20,6 +20,7 @@ crate::tests! {
     Source:
         a_tarball_with_a_flipped_byte_is_refused,
         an_unpacked_tree_is_checked_byte_by_byte,
+        the_users_git_settings_change_no_byte,
         damage_in_the_cache_is_noticed;
 }
 
@@ -37,6 +38,13 @@ impl Cache {
 
     fn fetch_from(&self, from: &Path) -> Result<Output> {
         self.fetch(&["--from", &from.to_string_lossy()]).run()
+    }
+
+    /// The archive of the release in it.
+    fn archive(&self) -> Result<PathBuf> {
+        let is_archive =
+            |file: &PathBuf| file.to_string_lossy().contains(&format!("guacamole-server-{RELEASE}.tar"));
+        self.files()?.into_iter().find(is_archive).context("there is no archive in the cache")
     }
 
     /// Everything in it that is not an empty directory.
@@ -105,16 +113,7 @@ fn a_source_that_is_not_there_is_refused() -> Result<()> {
 fn an_unpacked_tree_is_checked_byte_by_byte() -> Result<()> {
     let cache = Cache::new()?;
     let dir = TempDir::new()?;
-    let tree = dir.path().join("tree");
-    fs::create_dir(&tree)?;
-    let status = Command::new("tar")
-        .arg("-xf")
-        .arg(support::source()?)
-        .arg("--strip-components=1")
-        .arg("-C")
-        .arg(&tree)
-        .status()?;
-    ensure!(status.success(), "the source does not unpack");
+    let tree = tree(dir.path())?;
     if tree.join("configure").exists() {
         // Apache's own tarball has generated files besides: its tree is not the tag's.
         return cache.fetch_from(&tree)?.expect(1, &["generated files"]);
@@ -125,10 +124,34 @@ fn an_unpacked_tree_is_checked_byte_by_byte() -> Result<()> {
     let file = tree.join("src/libguac/rwlock.c");
     let text = fs::read_to_string(&file)?.replacen("count + 1", "count + 2", 1);
     fs::write(&file, text)?;
-    cache
-        .fetch_from(&tree)?
-        .expect(1, &["its git tree is", "2d7ad5663f6cd1980c41e6bb6d35bf062bc94456", "was changed"])?;
+    let refused = ["its git tree is", "2d7ad5663f6cd1980c41e6bb6d35bf062bc94456", "was changed"];
+    cache.fetch_from(&tree)?.expect(1, &refused)?;
     ensure!(cache.files()?.is_empty(), "left behind: {:?}", cache.files()?);
+    Ok(())
+}
+
+fn the_users_git_settings_change_no_byte() -> Result<()> {
+    let cache = Cache::new()?;
+    let dir = TempDir::new()?;
+    let tree = tree(dir.path())?;
+    if tree.join("configure").exists() {
+        return Ok(());
+    }
+    let home = dir.path().join("home");
+    fs::create_dir(&home)?;
+    fs::write(home.join(".gitconfig"), "[core]\n\tautocrlf = true\n\teol = crlf\n")?;
+    // As in a hook of another repository.
+    let index = dir.path().join("index");
+    let fetch = cache.fetch(&["--from", &tree.to_string_lossy()]);
+    fetch
+        .env("HOME", &home)
+        .env("GIT_INDEX_FILE", &index)
+        .env("GIT_DIR", "/nowhere")
+        .run()?
+        .expect(0, &[])?;
+    ensure!(!index.exists(), "the index of another repository was written to");
+    let archive = cache.archive()?;
+    ensure!(!fs::read(&archive)?.windows(2).any(|two| two == b"\r\n"), "{} has CRLF", archive.display());
     Ok(())
 }
 
@@ -181,6 +204,16 @@ fn offline_asks_nobody() -> Result<()> {
 fn an_unknown_release_is_answered_with_those_that_are_known() -> Result<()> {
     let output = Cache::new()?.fetch(&["--release", "0.9.9"]).run()?;
     output.expect(1, &["0.9.9 is not pinned in upstream.toml", "known releases: 1.6.0"])
+}
+
+/// The release as an unpacked tree.
+fn tree(dir: &Path) -> Result<PathBuf> {
+    let tree = dir.join("tree");
+    fs::create_dir(&tree)?;
+    let mut tar = Command::new("tar");
+    tar.arg("-xf").arg(support::source()?).arg("--strip-components=1").arg("-C").arg(&tree);
+    ensure!(tar.status()?.success(), "the source does not unpack");
+    Ok(tree)
 }
 
 /// The release as a tarball that is pinned: the cache's own, or GitHub's, which is what gzip makes of git's archive.

@@ -38,7 +38,9 @@ fn every_command_has_help_that_names_its_exit_codes() -> Result<()> {
         );
         let own = xtask([command, "--help"]).run()?;
         ensure!(
-            own.code == 0 && own.stdout.contains(&format!("Usage: cargo xtask {command}")),
+            own.code == 0
+                && own.stdout.contains(&format!("Usage: cargo xtask {command}"))
+                && own.stdout.contains("Exit codes: "),
             "{}",
             own.stdout
         );

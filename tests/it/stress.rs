@@ -12,7 +12,7 @@ use guac_stress::report::{Failure, Report, Run};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::support::{self, Output, Running, processes, xtask};
+use crate::support::{self, Mark, Output, Running, xtask};
 
 crate::tests! {
     Nothing:
@@ -32,12 +32,14 @@ crate::tests! {
 /// A run of `cargo xtask stress` with a report.
 struct Stress {
     dir: TempDir,
-    before: BTreeSet<i32>,
+    mark: Mark,
+    /// sshd writes its title over its environment: these are told by their name, and were there before.
+    sshds: BTreeSet<i32>,
 }
 
 impl Stress {
     fn new() -> Result<Stress> {
-        Ok(Stress { dir: TempDir::new()?, before: started_by_a_run() })
+        Ok(Stress { dir: TempDir::new()?, mark: Mark::new(), sshds: sshds() })
     }
 
     fn json(&self) -> PathBuf {
@@ -47,15 +49,21 @@ impl Stress {
     fn start(&self, arguments: &[&str]) -> Result<Running> {
         let json = self.json();
         let json = json.to_string_lossy();
-        xtask(["stress", "--json", &json].iter().chain(arguments)).start()
+        self.mark.on(xtask(["stress", "--json", &json].iter().chain(arguments))).start()
     }
 
     /// The report, once the run is over: nothing of it may be left.
     fn report(&self, output: &Output) -> Result<Report> {
-        let left: Vec<_> = started_by_a_run().difference(&self.before).copied().collect();
+        let mut left = self.mark.processes(None);
+        left.extend(sshds().difference(&self.sshds));
         ensure!(left.is_empty(), "still running: {left:?}\n{}", output.stderr);
         let json = fs::read(self.json()).with_context(|| format!("no report\n{}", output.stderr))?;
         Report::parse(&mut serde_json::Deserializer::from_slice(&json)).map_err(anyhow::Error::msg)
+    }
+
+    /// The guacds that this run has started, the parent first.
+    fn guacds(&self) -> Vec<i32> {
+        self.mark.processes(Some("guacd")).into_iter().collect()
     }
 
     fn run(&self, code: i32, arguments: &[&str]) -> Result<Report> {
@@ -66,8 +74,8 @@ impl Stress {
     }
 }
 
-fn started_by_a_run() -> BTreeSet<i32> {
-    processes(&["guacd", "sshd", "guac-stress"])
+fn sshds() -> BTreeSet<i32> {
+    support::processes_called("sshd")
 }
 
 fn stock_carries_58_sessions_of_128_keys_and_patched_all_300() -> Result<()> {
@@ -108,13 +116,14 @@ fn plugins_of_stock_work_with_the_patched_libguac() -> Result<()> {
     for sub in ["sbin", "lib"] {
         fs::create_dir_all(mixed.join(sub))?;
     }
-    let link = |variant: &str, name: &str| symlink(support::prefix(variant).join(name), mixed.join(name));
+    let (stock, patched) = (support::built("stock")?, support::built("patched")?);
+    let link = |prefix: &Path, name: &str| symlink(prefix.join(name), mixed.join(name));
     // guacd and libguac are ours, and everything else was compiled and linked against stock.
-    link("patched", "sbin/guacd")?;
-    for entry in fs::read_dir(support::prefix("stock").join("lib"))? {
+    link(&patched, "sbin/guacd")?;
+    for entry in fs::read_dir(stock.join("lib"))? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        let variant = if name.starts_with("libguac.so") { "patched" } else { "stock" };
-        link(variant, &format!("lib/{name}"))?;
+        let prefix = if name.starts_with("libguac.so") { &patched } else { &stock };
+        link(prefix, &format!("lib/{name}"))?;
     }
     let guac_stress = support::target_dir().join("release/guac-stress");
     let output = std::process::Command::new(guac_stress)
@@ -142,14 +151,8 @@ fn a_port_that_is_taken_is_refused() -> Result<()> {
 fn a_guacd_that_dies_fails_every_session() -> Result<()> {
     let stress = Stress::new()?;
     let mut running = stress.start(&["--count", "10", "--hold", "30s"])?;
-    let mut guacd = None;
-    running.wait_until("guacd and some of its children", || {
-        let now: Vec<i32> = processes(&["guacd"]).difference(&stress.before).copied().collect();
-        // The parent was there before its children.
-        guacd = now.iter().min().copied();
-        now.len() > 4
-    })?;
-    let guacd = guacd.and_then(Pid::from_raw).context("no guacd")?;
+    running.wait_until("guacd and some of its children", || stress.guacds().len() > 4)?;
+    let guacd = stress.guacds().first().copied().and_then(Pid::from_raw).context("no guacd")?;
     kill_process(guacd, Signal::KILL)?;
     let output = running.wait()?;
     let report = stress.report(&output)?;
@@ -190,7 +193,7 @@ fn an_interruption_leaves_no_process_and_a_report() -> Result<()> {
     for (phase, after) in [("ramp", 1), ("hold", 6)] {
         let stress = Stress::new()?;
         let mut running = stress.start(&load)?;
-        running.wait_until("guacd", || processes(&["guacd"]).difference(&stress.before).count() > 1)?;
+        running.wait_until("guacd", || stress.guacds().len() > 1)?;
         std::thread::sleep(Duration::from_secs(after));
         let output = running.interrupt()?;
         let report = stress.report(&output)?;

@@ -7,6 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -31,6 +32,19 @@ pub fn target_dir() -> PathBuf {
 /// The installation prefix of a variant.
 pub fn prefix(variant: &str) -> PathBuf {
     target_dir().join("guacd").join(RELEASE).join(variant).join("prefix")
+}
+
+/// The installation prefix of a variant, once it is up to date.
+pub fn built(variant: &str) -> Result<PathBuf> {
+    static STOCK: OnceLock<bool> = OnceLock::new();
+    static PATCHED: OnceLock<bool> = OnceLock::new();
+    let once = if variant == "stock" { &STOCK } else { &PATCHED };
+    let build = || xtask(["build", "--variant", variant]).run().is_ok_and(|output| output.code == 0);
+    ensure!(
+        *once.get_or_init(build),
+        "{variant} does not build: `cargo xtask build --variant {variant}` says why"
+    );
+    Ok(prefix(variant))
 }
 
 /// Compiles the xtask that the tests drive.
@@ -197,29 +211,46 @@ impl Drop for Running {
     }
 }
 
-/// The processes that run one of `programs`.
-pub fn processes(programs: &[&str]) -> BTreeSet<i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter(|entry| {
-            // The dead that nobody has asked after have an empty command line.
-            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            !line.is_empty() && programs.contains(&name.trim())
-        })
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect()
+/// A mark in the environment that everything inherits which a run of xtask starts.
+pub struct Mark(String);
+
+impl Mark {
+    const NAME: &str = "GUACD_UNCAPPED_TEST";
+
+    pub fn new() -> Mark {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        Mark(format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Marks a run.
+    pub fn on(&self, xtask: Xtask) -> Xtask {
+        xtask.env(Self::NAME, &self.0)
+    }
+
+    /// The living processes that bear the mark and are called `name`, or whatever they are called.
+    pub fn processes(&self, name: Option<&str>) -> BTreeSet<i32> {
+        let mark = format!("{}={}", Self::NAME, self.0);
+        let is_marked =
+            |environment: &[u8]| environment.split(|byte| *byte == 0).any(|one| one == mark.as_bytes());
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries
+            // The dead that nobody has asked after have no environment.
+            .filter(|entry| fs::read(entry.path().join("environ")).is_ok_and(|bytes| is_marked(&bytes)))
+            .filter(|entry| {
+                let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+                name.is_none_or(|name| comm.trim() == name)
+            })
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect()
+    }
 }
 
-/// Processes whose command line mentions `text`.
-pub fn processes_that_mention(text: &str) -> Vec<String> {
-    let own = std::process::id().to_string();
+/// The processes that are called `name`, whoever started them.
+pub fn processes_called(name: &str) -> BTreeSet<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
-        .filter(|entry| entry.file_name().to_str() != Some(&own))
-        .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
-        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
-        .filter(|line| line.contains(text))
+        .filter(|entry| fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim() == name))
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect()
 }
 

@@ -144,3 +144,44 @@ fn only_below(dir: &Path, staged: &Path, prefix: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_one_directory_however_it_is_written() {
+        let dir = TempDir::new().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let prefix = dir.join("a/guacd");
+        assert_eq!(resolve(&dir.join("a/guacd/")).unwrap(), prefix);
+        fs::create_dir(dir.join("b")).unwrap();
+        assert_eq!(resolve(&dir.join("b/../a/guacd")).unwrap(), prefix);
+        fs::create_dir(&prefix).unwrap();
+        symlink(&prefix, dir.join("link")).unwrap();
+        assert_eq!(resolve(&dir.join("link")).unwrap(), prefix);
+        assert!(resolve(Path::new("/")).is_ok_and(|root| parent(&root).is_err()));
+    }
+
+    #[test]
+    fn files_outside_of_the_prefix_are_refused() {
+        let stage = TempDir::new().unwrap();
+        let prefix = Path::new("/opt/guacd");
+        fs::create_dir_all(stage.path().join("opt/guacd/lib")).unwrap();
+        assert_eq!(staged(stage.path(), prefix).unwrap(), stage.path().join("opt/guacd"));
+        fs::create_dir_all(stage.path().join("opt/other")).unwrap();
+        assert!(staged(stage.path(), prefix).unwrap_err().to_string().contains("outside of the prefix"));
+    }
+
+    #[test]
+    fn names_that_upstreams_build_cannot_cope_with_are_refused() {
+        assert!(check_characters(Path::new("/opt/guacd-1.6.0_a+b"), "").is_ok());
+        for name in ["/opt/two words", "/opt/a,b", "/opt/$HOME", "/opt/a:b"] {
+            assert!(check_characters(Path::new(name), "choose another").is_err(), "{name}");
+        }
+    }
+}

@@ -74,3 +74,29 @@ pub fn apply(dir: &Path, patches: &[Patch], source: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn a_series_lists_each_of_its_patches_once() {
+        let dir = TempDir::new().unwrap();
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        write("0001-a.patch", "a");
+        write("0002-b.patch", "b");
+        write("series", "# a comment\n0001-a.patch\n\n0002-b.patch\n");
+        let names: Vec<String> = series(dir.path()).unwrap().into_iter().map(|patch| patch.name).collect();
+        assert_eq!(names, ["0001-a.patch", "0002-b.patch"]);
+
+        let refusal = || format!("{:#}", series(dir.path()).unwrap_err());
+        write("series", "0001-a.patch\n");
+        assert!(refusal().contains("does not list 0002-b.patch"));
+        write("series", "0001-a.patch\n0002-b.patch\n0001-a.patch\n");
+        assert!(refusal().contains("lists 0001-a.patch twice"));
+        write("series", "0001-a.patch\n0002-b.patch\n0003-c.patch\n");
+        assert!(refusal().contains("0003-c.patch"));
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -98,21 +99,85 @@ impl Steps {
         Ok(Done(digest))
     }
 
+    /// Writes the record, whole or not at all.
     fn save(&self) -> Result<()> {
-        write_atomically(&self.dir.join("steps.json"), &serde_json::to_vec_pretty(&self.done)?)
+        let path = self.dir.join("steps.json");
+        let record = serde_json::to_vec_pretty(&self.done)?;
+        let written = tempfile::NamedTempFile::new_in(&self.dir).and_then(|mut file| {
+            file.write_all(&record)?;
+            Ok(file.persist(&path)?)
+        });
+        written.map(drop).with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
-/// Writes a file whole or not at all.
-pub fn write_atomically(path: &Path, contents: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let dir = path.parent().context("a file needs a directory")?;
-    let written = tempfile::Builder::new()
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .tempfile_in(dir)
-        .and_then(|mut file| {
-            file.write_all(contents)?;
-            Ok(file.persist(path)?)
-        });
-    written.map(drop).with_context(|| format!("cannot write {}", path.display()))
+#[cfg(test)]
+mod tests {
+    use anyhow::bail;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// Runs two steps, the second after the first, and says which of them had to run.
+    fn run(dir: &Path, inputs: [&str; 2], is_there: bool) -> Vec<&'static str> {
+        let mut steps = Steps::open(dir).unwrap();
+        let mut ran = Vec::new();
+        let first = steps.step(
+            "first",
+            &[],
+            &[inputs[0]],
+            |_| true,
+            |_| {
+                ran.push("first");
+                Ok(String::new())
+            },
+        );
+        let second = steps.step(
+            "second",
+            &[&first.unwrap()],
+            &[inputs[1]],
+            |_| is_there,
+            |_| {
+                ran.push("second");
+                Ok(String::new())
+            },
+        );
+        second.unwrap();
+        assert_eq!(steps.ran, !ran.is_empty());
+        ran
+    }
+
+    #[test]
+    fn a_step_runs_again_when_an_input_or_a_step_before_it_has_changed() {
+        let dir = TempDir::new().unwrap();
+        assert_eq!(run(dir.path(), ["a", "b"], true), ["first", "second"]);
+        assert!(run(dir.path(), ["a", "b"], true).is_empty());
+        assert_eq!(run(dir.path(), ["a", "c"], true), ["second"]);
+        assert_eq!(run(dir.path(), ["d", "c"], true), ["first", "second"]);
+        assert!(run(dir.path(), ["d", "c"], true).is_empty());
+    }
+
+    #[test]
+    fn a_step_runs_again_when_what_it_made_is_gone() {
+        let dir = TempDir::new().unwrap();
+        run(dir.path(), ["a", "b"], true);
+        assert_eq!(run(dir.path(), ["a", "b"], false), ["second"]);
+    }
+
+    #[test]
+    fn a_step_that_failed_is_not_done_even_if_it_was_before() {
+        let dir = TempDir::new().unwrap();
+        run(dir.path(), ["a", "b"], true);
+        let mut steps = Steps::open(dir.path()).unwrap();
+        assert!(steps.step("first", &[], &["other"], |_| true, |_| bail!("no")).is_err());
+        assert_eq!(run(dir.path(), ["a", "b"], true), ["first"]);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_as_good_as_none() {
+        let dir = TempDir::new().unwrap();
+        run(dir.path(), ["a", "b"], true);
+        fs::write(dir.path().join("steps.json"), "{").unwrap();
+        assert_eq!(run(dir.path(), ["a", "b"], true), ["first", "second"]);
+    }
 }
