@@ -39,12 +39,32 @@ pub struct Cli {
     pub release: Option<String>,
 
     /// The preload library behind --key-limit [default: libkey_limit.so beside this program].
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "key_limit", conflicts_with = "guacd")]
     pub key_limit_library: Option<PathBuf>,
 
-    /// Where guacd's log files go [default: a file in the directory for temporary files].
+    /// Where guacd's log files go [default: the directory for temporary files]. Of no effect with --guacd, whose log
+    /// cannot be read.
     #[arg(long, value_name = "DIR")]
     pub logs: Option<PathBuf>,
+}
+
+impl Cli {
+    /// Finds what contradicts itself, beyond what the flags' own declarations rule out.
+    ///
+    /// # Errors
+    ///
+    /// What to change, for a usage error.
+    pub fn check(&self) -> Result<(), String> {
+        for (index, prefix) in self.prefixes.iter().enumerate() {
+            if self.prefixes[..index].iter().any(|before| before.variant == prefix.variant) {
+                return Err(format!(
+                    "two of --prefix are called {}: give each a name of its own",
+                    prefix.variant
+                ));
+            }
+        }
+        self.load.check()
+    }
 }
 
 /// How much load, on what, with which target behind it.
@@ -412,10 +432,24 @@ mod tests {
             &["--guacd=a:1", "--prefix=stock=/x"],
             &["--prefix=stock"],
             &["--prefix==/x"],
+            &["--prefix=stock=/x", "--key-limit-library=/x"],
+            &["--guacd=a:1", "--key-limit-library=/x"],
             &[],
         ] {
             assert_eq!(parse(bad).expect_err(&format!("{bad:?}")).exit_code(), 2);
         }
+    }
+
+    #[test]
+    fn no_two_prefixes_share_a_name() {
+        let check = |args: &[&str]| parse(args).unwrap().check();
+        assert!(check(&["--prefix=stock=/x", "--prefix=patched=/x"]).is_ok());
+        assert!(check(&["--prefix=stock=/x", "--prefix=stock=/y"]).unwrap_err().contains("stock"));
+    }
+
+    #[test]
+    fn logs_are_accepted_and_of_no_effect_with_a_guacd_that_runs_already() {
+        assert!(parse(&["--guacd=a:1", "--logs=/x"]).is_ok());
     }
 
     #[test]

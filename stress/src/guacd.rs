@@ -21,7 +21,6 @@ use crate::{
     processes,
     program::Preflight,
     report::Keys,
-    target::SECRETS,
 };
 
 /// How long guacd may take to listen, and how long to end by itself.
@@ -47,8 +46,12 @@ pub struct Start<'a> {
     pub prefix: &'a Path,
     /// The port, or any free one.
     pub port: Option<u16>,
-    /// Where its log goes.
-    pub log_file: &'a Path,
+    /// What the name of its log file begins with.
+    pub name: &'a str,
+    /// The directory for its log file, which stays.
+    pub logs: &'a Path,
+    /// A directory for temporary files.
+    pub scratch: &'a Path,
     /// The preload library, and how many keys it is to allow.
     pub key_limit: Option<(&'a Path, u32)>,
     /// Children of this process that do not belong to guacd.
@@ -60,14 +63,29 @@ impl Guacd {
     ///
     /// # Errors
     ///
-    /// When it is not there, does not start, or cannot have the port.
+    /// When it is not there, does not start, cannot have the port, or runs without the limit that it was to have.
     pub fn start(start: &Start<'_>) -> Result<Self> {
+        let program = start.prefix.join("sbin/guacd");
+        if !program.is_file() {
+            bail!(Preflight(format!(
+                "there is no {}: give --prefix the directory that guacd was installed to with `make install`",
+                program.display()
+            )));
+        }
+        let key_limit = match start.key_limit {
+            Some((library, limit)) => Some((KeyLimit::find(library)?, limit)),
+            None => None,
+        };
+        let log_file = log_file(start)?;
         let mut tries = 0;
         loop {
             tries += 1;
             let port = start.port.map_or_else(free_port, Ok)?;
-            let mut guacd = Self::spawn(start, port)?;
-            let Some(end) = guacd.wait_until_it_listens()? else { return Ok(guacd) };
+            let mut guacd = Self::spawn(start, &program, key_limit.as_ref(), &log_file, port)?;
+            let Some(end) = guacd.wait_until_it_listens()? else {
+                guacd.check_limit()?;
+                return Ok(guacd);
+            };
             let lines = guacd.log.book.last_lines();
             let taken = lines.iter().any(|line| line.contains("bind socket") || line.contains("not listen"));
             match start.port {
@@ -81,27 +99,22 @@ impl Guacd {
         }
     }
 
-    fn spawn(start: &Start<'_>, port: u16) -> Result<Self> {
-        let program = start.prefix.join("sbin/guacd");
-        if !program.is_file() {
-            bail!(Preflight(format!(
-                "there is no {}: give --prefix the directory that guacd was installed to with `make install`",
-                program.display()
-            )));
-        }
-        let copy =
-            File::create(start.log_file).with_context(|| format!("create {}", start.log_file.display()))?;
+    fn spawn(
+        start: &Start<'_>,
+        program: &Path,
+        key_limit: Option<&(PathBuf, u32)>,
+        log_file: &Path,
+        port: u16,
+    ) -> Result<Self> {
+        let copy = File::create(log_file).with_context(|| format!("create {}", log_file.display()))?;
         let (log, log_end) = Reader::start(copy)?;
 
-        let mut command = Command::new(&program);
+        let mut command = Command::new(program);
         command.args(["-b", "127.0.0.1", "-l", &port.to_string(), "-f", "-L", "info"]);
         command.env("LD_LIBRARY_PATH", library_path(start.prefix));
-        SECRETS.iter().for_each(|secret| {
-            command.env_remove(secret);
-        });
         command.stdin(Stdio::null()).stdout(log_end.try_clone()?).stderr(log_end);
-        let keys = match start.key_limit {
-            Some((library, limit)) => Some(KeyLimit::apply(&mut command, library, limit)?),
+        let keys = match key_limit {
+            Some((library, limit)) => Some(KeyLimit::apply(&mut command, library, *limit, start.scratch)?),
             None => None,
         };
         let child =
@@ -111,7 +124,7 @@ impl Guacd {
             child,
             address: (Ipv4Addr::LOCALHOST, port).into(),
             log,
-            log_file: start.log_file.into(),
+            log_file: log_file.into(),
             keys,
             spared: start.spared.clone(),
         })
@@ -138,6 +151,19 @@ impl Guacd {
             }
             thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// A limit that does not hold would pass for one that was not reached.
+    fn check_limit(&self) -> Result<()> {
+        if self.keys.as_ref().is_none_or(KeyLimit::is_applied) {
+            return Ok(());
+        }
+        bail!(Preflight(format!(
+            "guacd runs without the limit on its pthread keys, as the preload library was not loaded: see {} for what \
+             the loader says. Likely, the library was built for another libc or another processor than guacd, or guacd \
+             is linked statically, has file capabilities, or is a script that clears its environment",
+            self.log_file.display()
+        )))
     }
 
     /// Where it listens.
@@ -183,6 +209,18 @@ impl Drop for Guacd {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// A log file of its own for each run.
+fn log_file(start: &Start<'_>) -> Result<PathBuf> {
+    std::fs::create_dir_all(start.logs).with_context(|| format!("create {}", start.logs.display()))?;
+    let name = start.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    let file =
+        tempfile::Builder::new().prefix(&format!("guacd-{name}-")).suffix(".log").tempfile_in(start.logs);
+    let (_, path) = file
+        .and_then(|file| Ok(file.keep()?))
+        .with_context(|| format!("create a log in {}", start.logs.display()))?;
+    Ok(path)
 }
 
 fn describe(status: ExitStatus) -> String {

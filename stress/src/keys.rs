@@ -1,10 +1,11 @@
 //! How many pthread keys does guacd take? It is run with `libkey_limit.so` preloaded, which limits them and counts them in a
-//! file that we map as well.
+//! file that it maps, and we read.
 
 use std::{
+    ffi::OsString,
     fs::File,
     io::{Read, Seek, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
 };
 
@@ -13,8 +14,9 @@ use tempfile::NamedTempFile;
 
 use crate::{program::Preflight, report::Keys};
 
-/// The file has two 32-bit words: the most keys that any process had, and how often one was refused.
-const WORDS: usize = 2;
+/// The file has three 32-bit words: the most keys that any process had, how often one was refused, and whether the library
+/// was loaded at all.
+const WORDS: usize = 3;
 
 /// A limit on a process and its descendants.
 pub struct KeyLimit {
@@ -25,12 +27,12 @@ pub struct KeyLimit {
 }
 
 impl KeyLimit {
-    /// Limits a program that is about to be started.
+    /// The full path of a library that can be preloaded.
     ///
     /// # Errors
     ///
-    /// When the library is not there, or no temporary file can be had.
-    pub fn apply(command: &mut Command, library: &Path, limit: u32) -> Result<Self> {
+    /// When it is not there, or has a path that `LD_PRELOAD` cannot hold.
+    pub fn find(library: &Path) -> Result<PathBuf> {
         if !library.is_file() {
             bail!(Preflight(format!(
                 "there is no {}: build it with `cargo build --package key-limit`, or name it with --key-limit-library",
@@ -38,11 +40,29 @@ impl KeyLimit {
             )));
         }
         let library = library.canonicalize().with_context(|| format!("find {}", library.display()))?;
+        // ld.so(8): "the items of the list can be separated by spaces or colons, and there is no support for escaping".
+        if library.as_os_str().as_encoded_bytes().iter().any(|byte| b" :".contains(byte)) {
+            bail!(Preflight(format!(
+                "{} cannot be preloaded, as LD_PRELOAD takes a space or a colon for the end of a path: copy the library \
+                 to another directory, and name it with --key-limit-library",
+                library.display()
+            )));
+        }
+        Ok(library)
+    }
+
+    /// Limits a program that is about to be started. The library is one that was found, and `scratch` a directory for
+    /// temporary files.
+    ///
+    /// # Errors
+    ///
+    /// When no temporary file can be had.
+    pub fn apply(command: &mut Command, library: &Path, limit: u32, scratch: &Path) -> Result<Self> {
         let mut name =
-            NamedTempFile::with_prefix("guac-stress-keys-").context("create a file to count keys in")?;
+            NamedTempFile::with_prefix_in("keys-", scratch).context("create a file to count keys in")?;
         name.write_all(&[0; 4 * WORDS]).context("prepare the file to count keys in")?;
         let counters = name.reopen().context("open the file to count keys in")?;
-        command.env("LD_PRELOAD", library);
+        command.env("LD_PRELOAD", before(library, std::env::var_os("LD_PRELOAD").unwrap_or_default()));
         command.env("KEY_LIMIT", limit.to_string());
         command.env("KEY_LIMIT_STATS", name.path());
         Ok(Self { limit, counters, _name: name })
@@ -50,14 +70,46 @@ impl KeyLimit {
 
     /// What was counted so far.
     pub fn keys(&self) -> Keys {
+        let [most_in_a_process, refusals, _] = self.read();
+        Keys { limit: self.limit, most_in_a_process, refusals }
+    }
+
+    /// Whether the library was loaded. ld.so only warns of one that it cannot load, and goes on without it.
+    pub fn is_applied(&self) -> bool {
+        self.read()[2] != 0
+    }
+
+    fn read(&self) -> [u32; WORDS] {
         let mut bytes = [0; 4 * WORDS];
         let mut counters = &self.counters;
         // A shared mapping and the file behind it are the same pages: reading sees what was written last.
         let read = counters.rewind().and_then(|()| counters.read_exact(&mut bytes));
         let word = |i: usize| bytes[4 * i..][..4].try_into().map_or(0, u32::from_ne_bytes);
         match read {
-            Ok(()) => Keys { limit: self.limit, most_in_a_process: word(0), refusals: word(1) },
-            Err(_) => Keys { limit: self.limit, most_in_a_process: 0, refusals: 0 },
+            Ok(()) => std::array::from_fn(word),
+            Err(_) => [0; WORDS],
         }
+    }
+}
+
+/// What to preload, where other libraries are preloaded already.
+fn before(library: &Path, others: OsString) -> OsString {
+    let mut preload = library.as_os_str().to_owned();
+    if !others.is_empty() {
+        preload.push(":");
+        preload.push(others);
+    }
+    preload
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_preloaded_already_stays() {
+        let library = Path::new("/x/libkey_limit.so");
+        assert_eq!(before(library, OsString::new()), "/x/libkey_limit.so");
+        assert_eq!(before(library, "liba.so:libb.so".into()), "/x/libkey_limit.so:liba.so:libb.so");
     }
 }

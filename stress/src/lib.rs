@@ -26,6 +26,8 @@ pub mod load;
 #[cfg(feature = "engine")]
 pub mod log;
 #[cfg(feature = "engine")]
+pub mod output;
+#[cfg(feature = "engine")]
 pub mod print;
 #[cfg(feature = "engine")]
 pub mod processes;

@@ -14,13 +14,16 @@ use crate::{
 /// The protocol version that is spoken.
 const VERSION: &str = "VERSION_1_5_0";
 
+/// Arguments that a session can do without. The `timeout` of `ssh` is none of guacd's before 1.6.0.
+const DISPENSABLE: &[&str] = &["timeout"];
+
 /// The keysym of the Enter key.
 const ENTER: &str = "65293";
 
 /// What guacd is to connect to: the arguments of its `ssh` protocol, and the pipe on which the target's program answers.
 #[derive(Clone)]
 pub struct Login {
-    /// Arguments by name.
+    /// Arguments by name. guacd has to know them all, except `timeout`.
     pub arguments: Vec<(&'static str, String)>,
     /// The name that the target's program gives to the pipe which it opens.
     pub pipe: String,
@@ -125,7 +128,8 @@ impl Link {
     /// Answers with our values, in the order in which guacd names its arguments: which names come depends on its release.
     fn answer_args(&self, names: &[String], out: &mut Vec<u8>) -> Result<(), String> {
         let known = |name: &str| names.iter().any(|known| known == name);
-        if let Some((name, _)) = self.login.arguments.iter().find(|(name, _)| !known(name)) {
+        let mut needed = self.login.arguments.iter().filter(|(name, _)| !DISPENSABLE.contains(name));
+        if let Some((name, _)) = needed.find(|(name, _)| !known(name)) {
             return Err(format!("this guacd's ssh has no argument named {name}"));
         }
         let value = |name: &String| {
@@ -243,6 +247,16 @@ mod tests {
     }
 
     #[test]
+    fn a_guacd_without_a_timeout_of_its_own_is_not_given_any() {
+        let mut login = login();
+        login.arguments.push(("timeout", "30".into()));
+        let out = &mut Vec::new();
+        let mut link = Link::new(login, out);
+        link.receive(&instruction(&["args", "VERSION_1_5_0", "hostname", "port"]), out).unwrap();
+        assert_eq!(instructions(out).pop().unwrap().args(), ["VERSION_1_5_0", "box", "22"]);
+    }
+
+    #[test]
     fn types_a_nonce_as_keys_that_are_pressed_and_released() {
         let out = &mut Vec::new();
         let mut link = Link::new(login(), out);
@@ -323,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn ready_may_not_come_twice() {
+    fn a_second_ready_is_passed_over() {
         assert_eq!(waiting().receive(&instruction(&["ready", "$other"]), &mut Vec::new()), Ok(None));
     }
 

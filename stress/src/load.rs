@@ -1,7 +1,8 @@
 //! How many sessions does a guacd really keep alive at once? The ramp, the hold, the proof, and the account of them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
+    future::Future,
     sync::Arc,
     time::{Duration, Instant as StdInstant},
 };
@@ -9,7 +10,7 @@ use std::{
 use hdrhistogram::Histogram;
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinSet,
+    task::{self, JoinSet},
     time::{Instant, interval, sleep_until},
 };
 
@@ -104,7 +105,10 @@ struct Running<'a> {
     guacd: Option<&'a mut Guacd>,
     watch: &'a mut dyn FnMut(Tally),
 
+    /// One for each session that was begun. To drop them closes the sessions.
     tasks: JoinSet<()>,
+    /// The session of each task.
+    session_of: HashMap<task::Id, usize>,
     stage: watch::Sender<Stage>,
     tell: mpsc::UnboundedSender<(usize, Told)>,
     told: mpsc::UnboundedReceiver<(usize, Told)>,
@@ -137,6 +141,7 @@ impl<'a> Running<'a> {
             guacd,
             watch,
             tasks: JoinSet::new(),
+            session_of: HashMap::new(),
             stage: watch::Sender::new(Stage::Hold),
             tell,
             told,
@@ -177,10 +182,10 @@ impl<'a> Running<'a> {
         self.step = Step::Hold;
         let sample = self.guacd.as_ref().map(|guacd| {
             let pid = guacd.pid();
-            tokio::task::spawn_blocking(move || processes::usage(pid))
+            task::spawn_blocking(move || processes::usage(pid))
         });
         let end = Instant::now() + self.load.hold;
-        self.attend_until(Some(end), |_| false).await;
+        self.attend_until(Some(end), |run| run.alive() == 0).await;
         if let Some(sample) = sample {
             self.usage = sample.await.ok().flatten();
         }
@@ -191,6 +196,9 @@ impl<'a> Running<'a> {
             run.count(|state| matches!(state, State::Coming(_) | State::Alive)) == 0
         })
         .await;
+        // What ends with the last proof, as of something that the proof itself brought out, has not outlived it.
+        self.attend_until(Some(Instant::now() + TICK), |run| run.died.is_some()).await;
+        self.look_after_guacd();
     }
 
     /// Begins one session after another, and waits until each has come up or failed.
@@ -209,13 +217,19 @@ impl<'a> Running<'a> {
                 return;
             }
             turn = turn.max(Instant::now() - TICK) + self.load.rate.interval();
-            self.states[index] = State::Coming(StdInstant::now());
             let tell = self.tell.clone();
-            self.tasks.spawn(session::live(Arc::clone(&self.setup), self.stage.subscribe(), move |told| {
+            let session = session::live(Arc::clone(&self.setup), self.stage.subscribe(), move |told| {
                 let _ = tell.send((index, told));
-            }));
+            });
+            self.begin(index, session);
         }
         self.attend_until(None, |run| run.count(|state| matches!(state, State::Coming(_))) == 0).await;
+    }
+
+    fn begin(&mut self, index: usize, session: impl Future<Output = ()> + Send + 'static) {
+        self.states[index] = State::Coming(StdInstant::now());
+        let task = self.tasks.spawn(session);
+        self.session_of.insert(task.id(), index);
     }
 
     /// Takes note of what sessions tell and of guacd's death, until a time has come or something is so.
@@ -229,6 +243,7 @@ impl<'a> Running<'a> {
                     self.note(index, told);
                     self.show();
                 }
+                Some(Err(broken)) = self.tasks.join_next() => self.note_broken(&broken),
                 () = sleep_until(end.unwrap_or(forever)) => return,
                 _ = tick.tick() => {
                     self.look_after_guacd();
@@ -262,38 +277,58 @@ impl<'a> Running<'a> {
         }
     }
 
+    /// A session that will never tell anything again, by a fault of this program's.
+    fn note_broken(&mut self, broken: &task::JoinError) {
+        let Some(&index) = self.session_of.get(&broken.id()) else { return };
+        if let Some(phase) = self.phase(&self.states[index]) {
+            let reason = format!("guac-stress itself failed: {broken}");
+            self.note(index, Told::Failed(Failed { phase, reason, how: How::Told }));
+        }
+    }
+
+    /// How far a session is that has not failed. One that was not begun is nowhere.
+    fn phase(&self, state: &State) -> Option<Phase> {
+        match state {
+            State::Waiting | State::Failed(_) => None,
+            State::Coming(_) => Some(Phase::Login),
+            State::Alive if self.step == Step::Proof => Some(Phase::LastProof),
+            State::Alive => Some(Phase::Hold),
+            State::Proven => Some(Phase::LastProof),
+        }
+    }
+
     /// The most telling line of guacd's about a session.
     fn said(&self, index: usize) -> Option<String> {
         self.setup.log.as_ref()?.telling(self.ids[index].as_deref())
     }
 
-    /// Sees whether guacd is dead, in which case every session is.
+    /// Sees whether guacd is dead, in which case every session is that was begun.
     fn look_after_guacd(&mut self) {
         if self.died.is_some() {
             return;
         }
         let Some(end) = self.guacd.as_mut().and_then(|guacd| guacd.ended()) else { return };
         let reason = format!("guacd {end}");
-        for state in &mut self.states {
-            let phase = match state {
-                State::Waiting => Phase::Connect,
-                State::Coming(_) => Phase::Login,
-                State::Alive if self.step == Step::Proof => Phase::LastProof,
-                State::Alive => Phase::Hold,
-                State::Proven => Phase::LastProof,
+        for index in 0..self.states.len() {
+            let phase = match &self.states[index] {
                 State::Failed(dead) if dead.failed.how == How::CutOff && dead.at.elapsed() < SAME_DEATH => {
-                    dead.failed.phase
+                    Some(dead.failed.phase)
                 }
-                State::Failed(..) => continue,
+                state => self.phase(state),
             };
+            let Some(phase) = phase else { continue };
             let failed = Failed { phase, reason: reason.clone(), how: How::CutOff };
-            *state = State::Failed(Dead { failed, at: StdInstant::now(), said: None });
+            self.states[index] = State::Failed(Dead { failed, at: StdInstant::now(), said: None });
         }
         self.died = Some(end);
     }
 
     fn count(&self, which: impl Fn(&State) -> bool) -> u32 {
         self.states.iter().filter(|state| which(state)).count() as u32
+    }
+
+    fn started(&self) -> u32 {
+        self.load.count - self.count(|state| matches!(state, State::Waiting))
     }
 
     fn alive(&self) -> u32 {
@@ -304,7 +339,7 @@ impl<'a> Running<'a> {
         let tally = Tally {
             step: self.step,
             requested: self.load.count,
-            started: self.load.count - self.count(|state| matches!(state, State::Waiting)),
+            started: self.started(),
             alive: self.alive(),
             proven: self.count(|state| matches!(state, State::Proven)),
             failed: self.count(|state| matches!(state, State::Failed(..))),
@@ -312,7 +347,7 @@ impl<'a> Running<'a> {
         (self.watch)(tally);
     }
 
-    /// Ends all sessions, and sums up.
+    /// Sums up, and ends all sessions.
     fn account(mut self, label: Label, interrupted: bool) -> Run {
         // What sessions have told and was not attended to yet: an interruption comes at any time.
         while let Ok((index, told)) = self.told.try_recv() {
@@ -321,10 +356,7 @@ impl<'a> Running<'a> {
         let total = self.begun.elapsed();
         let failures = self.failures();
         let proven = self.count(|state| matches!(state, State::Proven));
-        let started = self.load.count - self.count(|state| matches!(state, State::Waiting));
-        self.stage.send_replace(Stage::Close);
-        self.tasks.abort_all();
-
+        let started = self.started();
         let guacd = self.guacd.as_ref().map(|guacd| report::Guacd {
             log_file: guacd.log_file().display().to_string(),
             last_lines: if self.died.is_some() { guacd.log().last_lines() } else { Vec::new() },
@@ -395,4 +427,31 @@ fn latency(times: &[Duration]) -> Option<Latency> {
         p99_ms: ms(histogram.value_at_quantile(0.99)),
         max_ms: ms(histogram.max()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{flags::Cli, link::Login};
+    use clap::Parser;
+
+    #[tokio::test]
+    async fn a_session_that_panics_has_failed_and_holds_nobody_up() {
+        let load = Cli::parse_from(["guac-stress", "--guacd=a:1", "--count=2"]).load;
+        let login = Login { arguments: Vec::new(), pipe: String::new() };
+        let setup = Setup { guacd: Vec::new(), login, timeout: load.timeout, log: None };
+        let mut watch = |_| {};
+        let mut run = Running::new(&load, Arc::new(setup), None, &mut watch);
+        let tell = run.tell.clone();
+        run.begin(0, async { panic!("as it should not") });
+        run.begin(1, async move {
+            let _ = tell.send((1, Told::Established(Duration::from_millis(1))));
+        });
+        let resolved =
+            run.attend_until(None, |run| run.count(|state| matches!(state, State::Coming(_))) == 0);
+        tokio::time::timeout(Duration::from_secs(5), resolved).await.expect("one of them hangs");
+        let failures = run.failures();
+        assert_eq!((run.alive(), failures.len(), failures[0].sessions.as_slice()), (1, 1, &[0][..]));
+        assert!(failures[0].reason.contains("guac-stress itself failed"), "{}", failures[0].reason);
+    }
 }

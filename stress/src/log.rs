@@ -22,6 +22,9 @@ use tokio::sync::Notify;
 /// How many of guacd's last lines are kept for a report.
 const LAST_LINES: usize = 12;
 
+/// Longer lines are taken for several.
+const LONGEST_LINE: usize = 64 * 1024;
+
 /// What guacd has said so far.
 #[derive(Default)]
 pub struct LogBook {
@@ -235,9 +238,22 @@ fn read(socket: &OwnedFd, mut line: impl FnMut(i32, &str)) {
         let pid = writer.unwrap_or(0);
         let text = begun.entry(pid).or_default();
         text.extend_from_slice(&bytes[..length]);
-        while let Some(end) = text.iter().position(|&byte| byte == b'\n') {
-            let whole = text.drain(..=end).collect::<Vec<_>>();
-            line(pid, String::from_utf8_lossy(&whole[..end]).trim_end_matches('\r'));
+        loop {
+            let head = &text[..text.len().min(LONGEST_LINE)];
+            match head.iter().position(|&byte| byte == b'\n') {
+                Some(end) => {
+                    line(pid, String::from_utf8_lossy(&head[..end]).trim_end_matches('\r'));
+                    text.drain(..=end);
+                }
+                None if head.len() == LONGEST_LINE => {
+                    line(pid, &String::from_utf8_lossy(head));
+                    text.drain(..LONGEST_LINE);
+                }
+                None => break,
+            }
+        }
+        if text.is_empty() {
+            begun.remove(&pid);
         }
     }
     for (pid, text) in begun.into_iter().filter(|(_, text)| !text.is_empty()) {
@@ -296,6 +312,18 @@ mod tests {
         book.set_parent(1);
         book.line(1, "guacd[1]: ERROR:\tError opening socket pair: Too many open files");
         assert_eq!(book.telling(None).unwrap(), "ERROR:\tError opening socket pair: Too many open files");
+    }
+
+    #[test]
+    fn a_line_without_end_is_cut() {
+        let (reader, end) = Reader::start(tempfile::tempfile().unwrap()).unwrap();
+        let mut end = File::from(end);
+        end.write_all(&[b'x'; 3 * LONGEST_LINE]).unwrap();
+        end.write_all(b"y\n").unwrap();
+        drop(end);
+        reader.finish();
+        let lines = reader.book.last_lines().iter().map(String::len).collect::<Vec<_>>();
+        assert_eq!(lines, [LONGEST_LINE, LONGEST_LINE, LONGEST_LINE, 1]);
     }
 
     #[test]

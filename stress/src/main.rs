@@ -7,10 +7,10 @@ use guac_stress::{flags::Cli, guardian, print, program};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(wrong) = cli.load.check() {
+    if let Err(wrong) = cli.check() {
         Cli::command().error(ErrorKind::ArgumentConflict, wrong).exit();
     }
-    guardian::run(|| program::run(&cli)).unwrap_or_else(|error| {
+    guardian::run(|scratch| program::run(&cli, scratch)).unwrap_or_else(|error| {
         print::error(&error);
         ExitCode::FAILURE
     })

@@ -171,16 +171,23 @@ fn line(name: &str, cells: &[Option<(String, Style)>], widths: &[usize]) {
 }
 
 fn failures(run: &Run) {
-    if run.failures.is_empty() && run.guacd.as_ref().is_none_or(|guacd| guacd.died.is_none()) {
+    let never_begun = run.requested - run.started;
+    if run.failures.is_empty()
+        && never_begun == 0
+        && run.guacd.as_ref().is_none_or(|guacd| guacd.died.is_none())
+    {
         return;
     }
     let failed = run.failures.iter().map(|failure| failure.count).sum::<u32>();
-    println!("\n{STRONG}{}{STRONG:#}: {failed} not proven", run.variant);
+    println!("\n{STRONG}{}{STRONG:#}: {} not proven", run.variant, failed + never_begun);
     for failure in &run.failures {
         println!("  {BAD}{:>5}{BAD:#}  {}: {}", failure.count, failure.phase.as_str(), failure.reason);
         if let Some(log) = &failure.log {
             println!("         {FAINT}guacd's log: {}{FAINT:#}", log.replace('\t', " "));
         }
+    }
+    if never_begun > 0 {
+        println!("  {BAD}{never_begun:>5}{BAD:#}  never begun");
     }
     if let Some(guacd) = run.guacd.as_ref().filter(|guacd| guacd.died.is_some()) {
         println!("  guacd {}; its last lines:", guacd.died.as_deref().unwrap_or_default());

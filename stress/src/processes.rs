@@ -39,7 +39,19 @@ pub fn raise_descriptor_limit() -> Result<u64> {
     Ok(hard.unwrap_or(u64::MAX))
 }
 
-/// Starts a program that gets SIGTERM when the calling thread ends, and that the terminal's Ctrl-C does not reach.
+/// Lets this user have as many processes as the system allows: guacd has a dozen tasks for each session.
+pub fn raise_process_limit() {
+    let hard = getrlimit(Resource::Nproc).maximum;
+    // It is a favour: guacd says so itself when there are too few.
+    let _ = setrlimit(Resource::Nproc, Rlimit { current: hard, maximum: hard });
+}
+
+/// The environment variables that may have a target's password, and its private key. No process that is started here
+/// needs them.
+pub const SECRETS: [&str; 2] = ["GUAC_STRESS_PASSWORD", "GUAC_STRESS_PRIVATE_KEY"];
+
+/// Starts a program that gets SIGTERM when the calling thread ends, that the terminal's Ctrl-C does not reach, and that
+/// does not inherit any secrets.
 ///
 /// # Errors
 ///
@@ -47,12 +59,15 @@ pub fn raise_descriptor_limit() -> Result<u64> {
 pub fn spawn_tied(command: &mut Command) -> io::Result<Child> {
     let parent = getpid();
     command.process_group(0);
-    // SAFETY: the closure makes two system calls and touches no lock and no memory that another thread could hold.
+    for secret in SECRETS {
+        command.env_remove(secret);
+    }
+    // SAFETY: the closure makes two system calls. It takes no lock and no memory, on its way to an error neither.
     unsafe {
         command.pre_exec(move || {
             set_parent_process_death_signal(Some(Signal::TERM))?;
             if rustix::process::getppid() != Some(parent) {
-                return Err(io::Error::other("guac-stress is gone"));
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
             Ok(())
         });
@@ -82,16 +97,19 @@ pub fn pid_of(child: &Child) -> Pid {
     Pid::from_child(child)
 }
 
+/// This process's children.
+pub fn children() -> Vec<Pid> {
+    children_of(getpid().as_raw_pid()).into_iter().filter_map(Pid::from_raw).collect()
+}
+
 /// Kills and reaps this process's children, and those that become its children thereby; all but `spared`.
 ///
 /// A child cannot vanish before it is reaped here, so none of these ids can belong to a stranger.
 pub fn kill_children(spared: &[Pid]) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while Instant::now() < deadline {
-        let children = children_of(getpid().as_raw_pid());
-        let ours = children.iter().filter_map(|&pid| Pid::from_raw(pid)).filter(|pid| !spared.contains(pid));
         let mut left = false;
-        for pid in ours {
+        for pid in children().into_iter().filter(|pid| !spared.contains(pid)) {
             left = true;
             let _ = kill_process(pid, Signal::KILL);
             let _ = waitpid(Some(pid), WaitOptions::NOHANG);
@@ -157,4 +175,21 @@ fn parents() -> HashMap<i32, i32> {
     let Ok(all) = procfs::process::all_processes() else { return HashMap::new() };
     // A process may be gone by the time that it is looked at.
     all.filter_map(|process| process.ok()?.stat().ok()).map(|stat| (stat.pid, stat.ppid)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{io::Read, process::Stdio};
+
+    #[test]
+    fn what_is_started_inherits_no_secrets() {
+        let mut command = Command::new("env");
+        command.env(SECRETS[0], "the password").env(SECRETS[1], "the key").env("OTHER", "kept");
+        let mut child = spawn_tied(command.stdout(Stdio::piped())).unwrap();
+        let mut told = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut told).unwrap();
+        child.wait().unwrap();
+        assert!(told.contains("OTHER=kept") && !told.contains("GUAC_STRESS"), "{told}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     net::{SocketAddr, ToSocketAddrs},
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -20,6 +20,7 @@ use crate::{
     guacd::{Guacd, Start},
     guardian::INTERRUPTED,
     load::{self, Label},
+    output::Output,
     print::{self, Progress},
     processes,
     report::{Report, Run, SCHEMA_VERSION},
@@ -39,9 +40,9 @@ impl fmt::Display for Preflight {
 
 impl std::error::Error for Preflight {}
 
-/// Runs everything that the command line asks for, and gives the exit code.
-pub fn run(cli: &Cli) -> ExitCode {
-    match start_and_load(cli) {
+/// Runs everything that the command line asks for, with `scratch` for temporary files, and gives the exit code.
+pub fn run(cli: &Cli, scratch: &Path) -> ExitCode {
+    match start_and_load(cli, scratch) {
         Ok(report) if report.interrupted => ExitCode::from(INTERRUPTED),
         Ok(report) if report.passed => ExitCode::SUCCESS,
         Ok(_) => ExitCode::from(5),
@@ -52,8 +53,10 @@ pub fn run(cli: &Cli) -> ExitCode {
     }
 }
 
-fn start_and_load(cli: &Cli) -> Result<Report> {
+fn start_and_load(cli: &Cli, scratch: &Path) -> Result<Report> {
+    let mut output = cli.load.json.as_deref().map(Output::prepare).transpose()?;
     processes::adopt_orphans()?;
+    processes::raise_process_limit();
     enough_descriptors(cli)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -63,15 +66,21 @@ fn start_and_load(cli: &Cli) -> Result<Report> {
     // On this thread, which is the main one: what it starts dies with it.
     let report = runtime.block_on(async {
         let stop = stop_on_signals()?;
-        let target = Target::start(&cli.load).await?;
-        load_all(cli, &target, stop).await
+        let target = Target::start(&cli.load, scratch).await?;
+        load_all(cli, scratch, &target, output.as_mut(), stop).await
     })?;
     runtime.shutdown_background();
     Ok(report)
 }
 
 /// Loads one guacd after another. What was measured is written and printed, whatever happens next.
-async fn load_all(cli: &Cli, target: &Target, stop: watch::Receiver<bool>) -> Result<Report> {
+async fn load_all(
+    cli: &Cli,
+    scratch: &Path,
+    target: &Target,
+    mut output: Option<&mut Output>,
+    stop: watch::Receiver<bool>,
+) -> Result<Report> {
     let guacds = match &cli.load.guacd {
         Some(address) => vec![Under::External(address)],
         None => cli.prefixes.iter().map(Under::Prefix).collect(),
@@ -89,28 +98,34 @@ async fn load_all(cli: &Cli, target: &Target, stop: watch::Receiver<bool>) -> Re
         if *stop.borrow() {
             break;
         }
-        match load_one(cli, guacd, target, stop.clone()).await {
-            Ok(run) => report.runs.push(run),
+        let guacd = match load_one(cli, scratch, guacd, target, stop.clone()).await {
+            Ok((run, guacd)) => {
+                report.runs.push(run);
+                guacd
+            }
             Err(failed) => {
                 error = Some(failed);
                 break;
             }
-        }
+        };
         report.interrupted = *stop.borrow();
         report.passed = report.runs.len() == all && Report::judged(&report.runs).all(Run::passed);
-        write_json(cli, &report)?;
+        if let Some(output) = &mut output {
+            // It is written once more at the end, and a failure told then.
+            let _ = output.write_so_far(&report);
+        }
+        // Its end can take seconds, and somebody who is impatient would cut them short: so after the report.
+        drop(guacd);
     }
     report.interrupted = *stop.borrow();
-    match error {
-        Some(error) if report.runs.is_empty() => return Err(error),
-        Some(error) => {
-            print::report(&report);
-            return Err(error);
-        }
-        None => {}
+    if report.runs.is_empty() {
+        // Nothing was measured, so there is nothing to tell but why. An interruption comes with a report all the same.
+        error.take().map_or(Ok(()), Err)?;
     }
-    write_json(cli, &report)?;
+    let written = output.map_or(Ok(()), |output| output.write(&report));
     print::report(&report);
+    error.map_or(Ok(()), Err)?;
+    written?;
     Ok(report)
 }
 
@@ -120,16 +135,23 @@ enum Under<'a> {
     Prefix(&'a Prefix),
 }
 
-async fn load_one(cli: &Cli, under: Under<'_>, target: &Target, stop: watch::Receiver<bool>) -> Result<Run> {
-    let (variant, address, mut guacd) = match under {
+/// Gives back the guacd that was started too: to drop it ends it.
+async fn load_one(
+    cli: &Cli,
+    scratch: &Path,
+    under: Under<'_>,
+    target: &Target,
+    stop: watch::Receiver<bool>,
+) -> Result<(Run, Option<Guacd>)> {
+    let (variant, addresses, mut guacd) = match under {
         Under::External(address) => ("external", reachable(cli, address)?, None),
         Under::Prefix(prefix) => {
-            let guacd = start(cli, prefix, target)?;
-            (prefix.variant.as_str(), guacd.address(), Some(guacd))
+            let guacd = start(cli, scratch, prefix, target)?;
+            (prefix.variant.as_str(), vec![guacd.address()], Some(guacd))
         }
     };
     let setup = Setup {
-        guacd: address,
+        guacd: addresses,
         login: target.login().clone(),
         timeout: cli.load.timeout,
         log: guacd.as_ref().map(Guacd::log),
@@ -139,13 +161,10 @@ async fn load_one(cli: &Cli, under: Under<'_>, target: &Target, stop: watch::Rec
     let mut watch = |tally| progress.show(tally);
     let run = load::measure(label, &cli.load, Arc::new(setup), guacd.as_mut(), stop, &mut watch).await;
     progress.finish();
-    // Its end can take seconds. Sessions were closed before, so it has little left to do.
-    drop(guacd);
-    Ok(run)
+    Ok((run, guacd))
 }
 
-fn start(cli: &Cli, prefix: &Prefix, target: &Target) -> Result<Guacd> {
-    let log_file = log_file(cli, &prefix.variant)?;
+fn start(cli: &Cli, scratch: &Path, prefix: &Prefix, target: &Target) -> Result<Guacd> {
     let library = match &cli.key_limit_library {
         Some(library) => library.clone(),
         None => std::env::current_exe().context("find this program")?.with_file_name("libkey_limit.so"),
@@ -153,32 +172,26 @@ fn start(cli: &Cli, prefix: &Prefix, target: &Target) -> Result<Guacd> {
     Guacd::start(&Start {
         prefix: &prefix.dir,
         port: cli.load.port,
-        log_file: &log_file,
+        name: &prefix.variant,
+        logs: &cli.logs.clone().unwrap_or_else(std::env::temp_dir),
+        scratch,
         key_limit: cli.load.key_limit.map(|limit| (library.as_path(), limit)),
         spared: target.processes(),
     })
     .with_context(|| format!("start the {} guacd", prefix.variant))
 }
 
-/// A log file of its own for each run, which stays.
-fn log_file(cli: &Cli, variant: &str) -> Result<PathBuf> {
-    let dir = cli.logs.clone().unwrap_or_else(std::env::temp_dir);
-    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    let name = variant.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-    let file = tempfile::Builder::new().prefix(&format!("guacd-{name}-")).suffix(".log").tempfile_in(&dir);
-    let (_, path) = file
-        .and_then(|file| Ok(file.keep()?))
-        .with_context(|| format!("create a log in {}", dir.display()))?;
-    Ok(path)
-}
-
-/// The address of a guacd that runs already; which has to be able to reach the target.
-fn reachable(cli: &Cli, address: &HostPort) -> Result<SocketAddr> {
-    let mut found = (address.host.as_str(), address.port)
+/// The addresses of a guacd that runs already; which has to be able to reach the target.
+fn reachable(cli: &Cli, address: &HostPort) -> Result<Vec<SocketAddr>> {
+    let found = (address.host.as_str(), address.port)
         .to_socket_addrs()
-        .with_context(|| format!("look up {address}"))?;
-    let found = found.next().with_context(|| format!("{address} has no address"))?;
-    if !found.ip().is_loopback() && !matches!(cli.load.target, flags::Target::Address(_)) {
+        .with_context(|| format!("look up {address}"))?
+        .collect::<Vec<_>>();
+    if found.is_empty() {
+        bail!("{address} has no address");
+    }
+    let is_here = found.iter().all(|found| found.ip().is_loopback());
+    if !is_here && !matches!(cli.load.target, flags::Target::Address(_)) {
         bail!(Preflight(format!(
             "the target '{}' listens on this machine's loopback interface, where the guacd at {address} cannot connect \
              to: give the HOST:PORT of an SSH server as --target",
@@ -188,10 +201,12 @@ fn reachable(cli: &Cli, address: &HostPort) -> Result<SocketAddr> {
     Ok(found)
 }
 
-/// guacd inherits our limit of open files, and holds three for each session.
+/// We hold two files for each session, one towards guacd and one in the embedded target. A guacd that is started here
+/// inherits our limit, and holds three.
 fn enough_descriptors(cli: &Cli) -> Result<()> {
     let limit = processes::raise_descriptor_limit()?;
-    let need = u64::from(cli.load.count) * 3 + 64;
+    let each = if cli.load.guacd.is_some() { 2 } else { 3 };
+    let need = u64::from(cli.load.count) * each + 64;
     if limit < need {
         bail!(Preflight(format!(
             "{} sessions need {need} open files, and the limit is {limit}: raise it with `ulimit -Hn {need}`, or give \
@@ -224,20 +239,4 @@ fn stop_on_signals() -> Result<watch::Receiver<bool>> {
         std::future::pending::<()>().await;
     });
     Ok(stopped)
-}
-
-/// Readers see the whole of a report, or the one before.
-fn write_json(cli: &Cli, report: &Report) -> Result<()> {
-    let Some(file) = &cli.load.json else { return Ok(()) };
-    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let write = || -> Result<()> {
-        let mut temporary = tempfile::NamedTempFile::new_in(dir)?;
-        serde_json::to_writer_pretty(&mut temporary, report)?;
-        std::io::Write::write_all(&mut temporary, b"\n")?;
-        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        std::fs::set_permissions(temporary.path(), permissions)?;
-        temporary.persist(file)?;
-        Ok(())
-    };
-    write().with_context(|| format!("write the report to {}", file.display()))
 }

@@ -36,16 +36,21 @@ pub struct Run {
     pub key_limit: Option<u32>,
     /// How many sessions were asked for.
     pub requested: u32,
-    /// How many sessions were begun: fewer than requested only after an interruption.
+    /// How many sessions were begun: fewer than requested only after an interruption, or when guacd died before the last
+    /// was. Where the run was not interrupted, each of these is either proven or among the failures.
     pub started: u32,
     /// How many sessions came up: what was typed into each of them came back once.
     pub established: u32,
     /// How many sessions were open at the same time, at most.
     pub peak_alive: u32,
-    /// How many sessions gave back, after having been held open together, what was then typed into all of them; and
-    /// were still open when the last of them had.
+    /// How many sessions gave back, after having been held open together, what was then typed into all of them at once;
+    /// and had not ended 0.2 s after the last of them had. To give it back proves that a session was alive when all
+    /// were typed into. From then on it had not been seen to end: its connection was open, guacd's log had not told of
+    /// its end, and guacd ran, of which only the first is known of a guacd that was not started here. One that fell
+    /// silent after it had given its word back still counts.
     pub proven: u32,
-    /// Every session that was begun and not proven, grouped by reason, the largest group first.
+    /// Every session that was begun and not proven, grouped by reason, the largest group first. After an interruption,
+    /// only those that had failed by then.
     pub failures: Vec<Failure>,
     /// From the TCP connection to guacd, to the first word that came back.
     pub first_proof: Option<Latency>,
@@ -139,7 +144,7 @@ pub struct Guacd {
     pub last_lines: Vec<String>,
     /// pthread keys, where they were limited and so counted.
     pub keys: Option<Keys>,
-    /// What it took while the sessions were held; the largest of the samples.
+    /// What it took at the beginning of the hold, with all sessions open that came up.
     pub usage: Option<Usage>,
 }
 

@@ -7,6 +7,7 @@ use tokio::{
     io::Interest,
     net::TcpStream,
     sync::watch,
+    task::coop::consume_budget,
     time::{Instant, MissedTickBehavior, interval_at, timeout_at},
 };
 
@@ -20,10 +21,13 @@ use crate::{
 /// guacd drops a user that it has not heard of for 15 seconds.
 const NOP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Nothing more is read while this much could not be sent: every instruction that is read may want an answer.
+const MOST_UNSENT: usize = 64 * 1024;
+
 /// What all sessions of a run share.
 pub struct Setup {
-    /// Where guacd listens.
-    pub guacd: SocketAddr,
+    /// Where guacd listens. Of several addresses, the first that answers is taken.
+    pub guacd: Vec<SocketAddr>,
     /// What it is to connect to.
     pub login: Login,
     /// How long a session may take to come up, and again to prove itself.
@@ -37,10 +41,8 @@ pub struct Setup {
 pub enum Stage {
     /// To come up, and to stay open.
     Hold,
-    /// To give back a fresh nonce.
+    /// To give back a fresh nonce, and to stay open still.
     Prove,
-    /// To go.
-    Close,
 }
 
 /// What a session tells the run.
@@ -78,7 +80,7 @@ pub enum How {
     CutOff,
 }
 
-/// Lives a session from its beginning to its end. It ends when it fails, or when it is told to close.
+/// Lives a session from its beginning until it fails. Drop it to close it.
 pub async fn live(setup: Arc<Setup>, mut stage: watch::Receiver<Stage>, tell: impl Fn(Told)) {
     let begun = Instant::now();
     let deadline = begun + setup.timeout;
@@ -87,7 +89,7 @@ pub async fn live(setup: Arc<Setup>, mut stage: watch::Receiver<Stage>, tell: im
         Ok(session) => session,
         Err(failed) => return tell(Told::Failed(failed)),
     };
-    let lived = async {
+    let lived: Result<(), Failed> = async {
         if let Event::Ready(id) = session.expect(deadline, setup.timeout).await? {
             session.id = Some(id.clone());
             tell(Told::Ready(id));
@@ -106,16 +108,20 @@ pub async fn live(setup: Arc<Setup>, mut stage: watch::Receiver<Stage>, tell: im
         session.expect(typed + setup.timeout, setup.timeout).await?;
         tell(Told::Proven(typed.elapsed()));
 
-        session.hold_until(Stage::Close, &mut stage).await
-    };
-    if let Err(failed) = lived.await {
+        // Nothing that happens now counts, except the end of the session.
+        loop {
+            session.pump().await?;
+        }
+    }
+    .await;
+    if let Err(failed) = lived {
         tell(Told::Failed(failed));
     }
 }
 
 async fn connect(setup: &Setup, deadline: Instant) -> Result<Session, Failed> {
     let failed = |reason| Failed { phase: Phase::Connect, reason, how: How::CutOff };
-    let stream = match timeout_at(deadline, TcpStream::connect(setup.guacd)).await {
+    let stream = match timeout_at(deadline, TcpStream::connect(&setup.guacd[..])).await {
         Err(_) => return Err(failed("guacd did not accept the connection in time".into())),
         Ok(Err(error)) => return Err(failed(format!("cannot connect to guacd: {error}"))),
         Ok(Ok(stream)) => stream,
@@ -179,6 +185,7 @@ impl Session {
     async fn hold_until(&mut self, stage: Stage, stages: &mut watch::Receiver<Stage>) -> Result<(), Failed> {
         loop {
             tokio::select! {
+                biased;
                 // A run that is gone closes its sessions.
                 _ = stages.wait_for(|now| *now >= stage) => return Ok(()),
                 // Nothing that happens now counts, except the end of the session.
@@ -188,10 +195,14 @@ impl Session {
     }
 
     /// Sends and receives until something happens. May be dropped at any time: nothing is lost.
+    ///
+    /// However much guacd sends, deadlines are kept, others get their turn, and memory is bounded.
     async fn pump(&mut self) -> Result<Event, Failed> {
         let ended = ended(self.log.clone(), self.id.clone());
         tokio::pin!(ended);
         loop {
+            // A socket that always has more to read would never let go of the thread otherwise.
+            consume_budget().await;
             while let Some(instruction) =
                 self.decoder.instruction().map_err(|error| self.failed(error.to_string()))?
             {
@@ -201,22 +212,24 @@ impl Session {
                     return Ok(event);
                 }
             }
-            let interest = if self.out.is_empty() {
-                Interest::READABLE
-            } else {
-                Interest::READABLE | Interest::WRITABLE
+            let interest = match self.out.len() {
+                0 => Interest::READABLE,
+                MOST_UNSENT.. => Interest::WRITABLE,
+                _ => Interest::READABLE | Interest::WRITABLE,
             };
             tokio::select! {
+                biased;
+                _ = self.nop.tick() => codec::encode(&mut self.out, &["nop"]),
+                // Before the end of the process: what it said last tells more than that it ended.
                 ready = self.stream.ready(interest) => {
                     let ready = ready.map_err(|error| self.cut_off(error.to_string()))?;
                     if ready.is_writable() && !self.out.is_empty() {
                         self.send()?;
                     }
-                    if ready.is_readable() {
+                    if ready.is_readable() && self.out.len() < MOST_UNSENT {
                         self.receive()?;
                     }
                 }
-                _ = self.nop.tick() => codec::encode(&mut self.out, &["nop"]),
                 () = &mut ended => return Err(self.cut_off("guacd's process for the session ended")),
             }
         }
@@ -262,4 +275,34 @@ pub fn fresh_nonce() -> String {
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     assert_eq!(filled, Ok(bytes.len()), "the kernel has no random bytes");
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+    use tokio::{io::AsyncWriteExt, net::TcpSocket};
+
+    /// On a thread of its own for guacd, which could not send faster than the session reads otherwise.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_more_is_read_than_can_be_answered() {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let guacd = vec![listener.local_addr().unwrap()];
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let frames = "4.sync,6.123456,1.1;".repeat(10_000);
+            while stream.write_all(frames.as_bytes()).await.is_ok() {}
+        });
+        let timeout = Duration::from_secs(2);
+        let login = Login { arguments: Vec::new(), pipe: String::new() };
+        let setup = Setup { guacd, login, timeout, log: None };
+        let deadline = Instant::now() + timeout;
+        let mut session = connect(&setup, deadline).await.unwrap();
+        let failed = session.expect(deadline, timeout).await.unwrap_err();
+        assert_eq!(failed.how, How::Silence);
+        assert!(session.out.len() < 2 * MOST_UNSENT, "{} bytes are unsent", session.out.len());
+    }
 }

@@ -1,16 +1,19 @@
 //! How would a program fare if libc had fewer pthread keys? Preload this library (`LD_PRELOAD`), and `pthread_key_create`
 //! answers EAGAIN once a process has `KEY_LIMIT` live keys, as POSIX has it for {PTHREAD_KEYS_MAX}.
 //!
-//! `KEY_LIMIT_STATS` may name a file of at least eight bytes. Its first 32-bit word becomes the most keys that any
-//! process had at once, its second one the number of refusals: of all processes that have inherited the two variables.
+//! `KEY_LIMIT_STATS` may name a file of at least twelve bytes. Its first 32-bit word becomes the most keys that any
+//! process had at once, its second one the number of refusals, libc's own included: of all processes that have inherited
+//! the two variables. Its third word becomes 1 when the library has read its settings: the loader only warns when it cannot
+//! load it, and then nothing is limited.
 //!
 //! A forked child begins with its parent's keys, as it does in libc. It runs where its parent may have held any lock, so
-//! nothing here takes one: settings are read before `main`, and counters are atomic.
+//! nothing here takes one: settings are read and libc's functions are looked up before `main`, and counters are atomic. Only
+//! a key that is made still earlier, by the constructor of another library, has its function looked up there and then.
 
 use std::{
     ffi::{CStr, c_char, c_int, c_void},
     ptr::null_mut,
-    sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed},
+    sync::atomic::{AtomicPtr, AtomicU32, Ordering::Relaxed},
 };
 
 use libc::{EAGAIN, pthread_key_t};
@@ -36,6 +39,41 @@ static STATS: AtomicPtr<Stats> = AtomicPtr::new(null_mut());
 struct Stats {
     most: AtomicU32,
     refusals: AtomicU32,
+    loaded: AtomicU32,
+}
+
+/// A function of libc's.
+struct Real {
+    name: &'static CStr,
+    found: AtomicPtr<c_void>,
+}
+
+static KEY_CREATE: Real = Real::new(c"pthread_key_create");
+static KEY_DELETE: Real = Real::new(c"pthread_key_delete");
+static TSS_CREATE: Real = Real::new(c"tss_create");
+static TSS_DELETE: Real = Real::new(c"tss_delete");
+
+impl Real {
+    const fn new(name: &'static CStr) -> Self {
+        Self { name, found: AtomicPtr::new(null_mut()) }
+    }
+
+    /// Looks it up. The dynamic linker takes a lock for that.
+    #[cold]
+    fn find(&self) -> *mut c_void {
+        // SAFETY: the name is a C string, and RTLD_NEXT is a handle that dlsym knows.
+        let found = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
+        self.found.store(found, Relaxed);
+        found
+    }
+
+    fn get(&self) -> *mut c_void {
+        match self.found.load(Relaxed) {
+            // Twice at the same time does no harm.
+            unknown if unknown.is_null() => self.find(),
+            found => found,
+        }
+    }
 }
 
 #[used]
@@ -44,6 +82,9 @@ static BEFORE_MAIN: extern "C" fn() = read_settings;
 
 /// Reads the environment, while there is one thread. Until then nothing is limited, but all is counted.
 extern "C" fn read_settings() {
+    for real in [&KEY_CREATE, &KEY_DELETE, &TSS_CREATE, &TSS_DELETE] {
+        real.find();
+    }
     let setting = |name: &CStr| {
         // SAFETY: there is only one thread, so nobody changes the environment while it is read, and the value is copied
         // out of the string that it ends before anybody does.
@@ -58,6 +99,9 @@ extern "C" fn read_settings() {
         STATS.store(map(&file).unwrap_or(null_mut()), Relaxed);
     }
     count_most(LIVE.load(Relaxed));
+    if let Some(stats) = stats() {
+        stats.loaded.store(1, Relaxed);
+    }
 }
 
 /// Maps the file of counters. The mapping is shared, and stays for as long as the process does.
@@ -95,21 +139,18 @@ fn count_most(live: u32) {
     }
 }
 
-/// Takes a key from the allowance. The check and the count are one step, so that threads cannot both have the last one.
-fn take() -> bool {
-    let limit = LIMIT.load(Relaxed);
-    match LIVE.fetch_update(Relaxed, Relaxed, |live| (live < limit).then_some(live + 1)) {
-        Ok(before) => {
-            count_most(before + 1);
-            true
-        }
-        Err(_) => {
-            if let Some(stats) = stats() {
-                stats.refusals.fetch_add(1, Relaxed);
-            }
-            false
-        }
+fn count_refusal() {
+    if let Some(stats) = stats() {
+        stats.refusals.fetch_add(1, Relaxed);
     }
+}
+
+/// Takes a key from the allowance, and gives how many that makes. The check and the count are one step, so that threads
+/// cannot both have the last one.
+fn take() -> Option<u32> {
+    let limit = LIMIT.load(Relaxed);
+    let before = LIVE.fetch_update(Relaxed, Relaxed, |live| (live < limit).then_some(live + 1));
+    before.ok().map(|before| before + 1)
 }
 
 fn give_back() {
@@ -117,43 +158,31 @@ fn give_back() {
     let _ = LIVE.fetch_update(Relaxed, Relaxed, |live| live.checked_sub(1));
 }
 
-/// libc's own function of a name. Looking it up twice at the same time does no harm.
-fn next(name: &CStr, cache: &AtomicUsize) -> *const c_void {
-    match cache.load(Relaxed) {
-        0 => {
-            // SAFETY: the name is a C string, and RTLD_NEXT is a handle that dlsym knows.
-            let found = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
-            cache.store(found as usize, Relaxed);
-            found
-        }
-        found => found as *const c_void,
-    }
-}
-
 /// Makes a key by a function of libc's, or refuses to.
 ///
 /// # Safety
 ///
 /// As for the function of libc's, which has to be of type [`Create`].
-unsafe fn create(
-    name: &CStr,
-    cache: &AtomicUsize,
-    refusal: c_int,
-    key: *mut pthread_key_t,
-    destructor: Destructor,
-) -> c_int {
-    if !take() {
+unsafe fn create(real: &Real, refusal: c_int, key: *mut pthread_key_t, destructor: Destructor) -> c_int {
+    let Some(live) = take() else {
+        count_refusal();
         return refusal;
+    };
+    let real = real.get();
+    let result = if real.is_null() {
+        refusal
+    } else {
+        // SAFETY: the caller vouches for the arguments and for the type, and the function is there.
+        unsafe { std::mem::transmute::<*mut c_void, Create>(real)(key, destructor) }
+    };
+    if result == 0 {
+        count_most(live);
+        return result;
     }
-    let real = next(name, cache);
-    if real.is_null() {
-        give_back();
-        return refusal;
-    }
-    // SAFETY: the caller vouches for the arguments and for the type, and the function is there.
-    let result = unsafe { std::mem::transmute::<*const c_void, Create>(real)(key, destructor) };
-    if result != 0 {
-        give_back();
+    give_back();
+    if result == refusal {
+        // libc has a limit too.
+        count_refusal();
     }
     result
 }
@@ -165,9 +194,8 @@ unsafe fn create(
 /// As POSIX has it: `key` is valid for a write.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pthread_key_create(key: *mut pthread_key_t, destructor: Destructor) -> c_int {
-    static REAL: AtomicUsize = AtomicUsize::new(0);
     // SAFETY: libc's function of that name has these arguments, and the caller keeps POSIX's terms.
-    unsafe { create(c"pthread_key_create", &REAL, EAGAIN, key, destructor) }
+    unsafe { create(&KEY_CREATE, EAGAIN, key, destructor) }
 }
 
 /// `pthread_key_delete(3)`, which frees what the limit counts.
@@ -177,13 +205,12 @@ pub unsafe extern "C" fn pthread_key_create(key: *mut pthread_key_t, destructor:
 /// As POSIX has it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pthread_key_delete(key: pthread_key_t) -> c_int {
-    static REAL: AtomicUsize = AtomicUsize::new(0);
-    let real = next(c"pthread_key_delete", &REAL);
+    let real = KEY_DELETE.get();
     if real.is_null() {
         return libc::EINVAL;
     }
     // SAFETY: this is libc's function of that name, and the caller keeps POSIX's terms.
-    let result = unsafe { std::mem::transmute::<*const c_void, Delete>(real)(key) };
+    let result = unsafe { std::mem::transmute::<*mut c_void, Delete>(real)(key) };
     if result == 0 {
         give_back();
     }
@@ -197,9 +224,8 @@ pub unsafe extern "C" fn pthread_key_delete(key: pthread_key_t) -> c_int {
 /// As C11 has it: `key` is valid for a write.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tss_create(key: *mut pthread_key_t, destructor: Destructor) -> c_int {
-    static REAL: AtomicUsize = AtomicUsize::new(0);
     // SAFETY: libc's function of that name has these arguments, and the caller keeps C11's terms.
-    unsafe { create(c"tss_create", &REAL, THRD_ERROR, key, destructor) }
+    unsafe { create(&TSS_CREATE, THRD_ERROR, key, destructor) }
 }
 
 /// `tss_delete(3)`.
@@ -209,11 +235,10 @@ pub unsafe extern "C" fn tss_create(key: *mut pthread_key_t, destructor: Destruc
 /// As C11 has it: the key is live.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tss_delete(key: pthread_key_t) {
-    static REAL: AtomicUsize = AtomicUsize::new(0);
-    let real = next(c"tss_delete", &REAL);
+    let real = TSS_DELETE.get();
     if !real.is_null() {
         // SAFETY: this is libc's function of that name, and the caller keeps C11's terms.
-        unsafe { std::mem::transmute::<*const c_void, TssDelete>(real)(key) };
+        unsafe { std::mem::transmute::<*mut c_void, TssDelete>(real)(key) };
         give_back();
     }
 }

@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use russh::{
     Channel, ChannelId, MethodKind, MethodSet, Pty,
     keys::{Algorithm, PrivateKey, key::safe_rng},
-    server::{self, Auth, Handler, Msg, Server as _, Session},
+    server::{self, Auth, Handler, Msg, Session},
 };
-use tokio::net::TcpSocket;
+use tokio::net::{TcpListener, TcpSocket};
 
 use crate::session::fresh_nonce;
 
@@ -41,13 +41,32 @@ pub async fn start(greeting: String) -> Result<Embedded> {
         auth_rejection_time: Duration::from_millis(100),
         auth_rejection_time_initial: Some(Duration::ZERO),
         inactivity_timeout: None,
-        nodelay: true,
         ..server::Config::default()
     });
     let password = fresh_nonce();
-    let mut server = Server { password: password.clone().into(), greeting: greeting.into() };
-    tokio::spawn(async move { server.run_on_socket(config, &listener).await });
+    let server = Server { password: password.clone().into(), greeting: greeting.into() };
+    tokio::spawn(accept(listener, config, server));
     Ok(Embedded { port, user: USER.into(), password })
+}
+
+/// Serves all who come. One who is gone again, or for whom there was no descriptor left, is no reason to stop.
+async fn accept(listener: TcpListener, config: Arc<server::Config>, server: Server) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Without descriptors, the next try fails at once as well.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        // What is typed is small, and has to come back at once.
+        let _ = stream.set_nodelay(true);
+        let (config, server) = (Arc::clone(&config), server.clone());
+        tokio::spawn(async move {
+            if let Ok(session) = server::run_stream(config, stream, server).await {
+                // However it ends: it is guacd's session that is judged.
+                let _ = session.await;
+            }
+        });
+    }
 }
 
 const USER: &str = "guac-stress";
@@ -56,14 +75,6 @@ const USER: &str = "guac-stress";
 struct Server {
     password: Arc<str>,
     greeting: Arc<str>,
-}
-
-impl server::Server for Server {
-    type Handler = Self;
-
-    fn new_client(&mut self, _: Option<std::net::SocketAddr>) -> Self {
-        self.clone()
-    }
 }
 
 impl Server {

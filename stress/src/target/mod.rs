@@ -1,6 +1,6 @@
 //! What does guacd connect to? An SSH server with a program behind it that opens a pipe to us, and echoes.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, path::Path};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::Pid;
@@ -8,6 +8,7 @@ use rustix::process::Pid;
 use crate::{
     flags::{self, Load},
     link::Login,
+    processes::SECRETS,
     program::Preflight,
     session::fresh_nonce,
 };
@@ -26,12 +27,13 @@ pub enum Target {
 }
 
 impl Target {
-    /// Starts what has to be started. Call it from the main thread, and within the async runtime.
+    /// Starts what has to be started, with `scratch` for its temporary files. Call it from the main thread, and within the
+    /// async runtime.
     ///
     /// # Errors
     ///
     /// When something is missing, or does not start.
-    pub async fn start(load: &Load) -> Result<Self> {
+    pub async fn start(load: &Load, scratch: &Path) -> Result<Self> {
         // Nobody else's program can open a pipe of this name by accident.
         let pipe = format!("guac-stress-{}", &fresh_nonce()[..12]);
         let login = |host: &str, port: u16, user: &str, secret: (&'static str, String)| {
@@ -58,7 +60,7 @@ impl Target {
                 )))
             }
             flags::Target::OpenSsh => {
-                let sshd = openssh::Sshd::start()?;
+                let sshd = openssh::Sshd::start(scratch)?;
                 let login =
                     login(&localhost, sshd.port(), sshd.user(), ("private-key", sshd.private_key().into()));
                 Ok(Self::OpenSsh(sshd, login))
@@ -86,14 +88,10 @@ impl Target {
     }
 }
 
-/// Where a password may be, and where a private key.
-pub const SECRETS: [&str; 2] = ["GUAC_STRESS_PASSWORD", "GUAC_STRESS_PRIVATE_KEY"];
-
 /// The password or the key of a target's user, never from the command line.
 fn secret(load: &Load) -> Result<(&'static str, String)> {
-    let file = |path: &std::path::Path| {
-        std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
-    };
+    let file =
+        |path: &Path| std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
     if let Some(path) = &load.private_key_file {
         return Ok(("private-key", file(path)?));
     }

@@ -14,7 +14,6 @@ use std::{
 use anyhow::{Context, Result, bail};
 use russh::keys::{Algorithm, PrivateKey, key::safe_rng, ssh_key::LineEnding};
 use rustix::process::{Pid, geteuid};
-use tempfile::TempDir;
 
 use crate::{processes, program::Preflight};
 
@@ -24,16 +23,16 @@ pub struct Sshd {
     port: u16,
     user: String,
     private_key: String,
-    _dir: TempDir,
 }
 
 impl Sshd {
-    /// Starts sshd, and waits until it listens. Call it from the main thread: sshd dies with the thread that started it.
+    /// Starts sshd, and waits until it listens. Its files go to a directory that only this user may read, as sshd is told
+    /// not to look at who may write to them. Call it from the main thread: sshd dies with the thread that started it.
     ///
     /// # Errors
     ///
     /// When there is no sshd, or it does not start.
-    pub fn start() -> Result<Self> {
+    pub fn start(scratch: &Path) -> Result<Self> {
         let program = find_sshd().ok_or_else(|| {
             Preflight("there is no sshd: install it with `apt-get install openssh-server`, or use --target embedded".into())
         })?;
@@ -49,29 +48,29 @@ impl Sshd {
             fs::create_dir_all("/run/sshd")
                 .context("create /run/sshd, which sshd needs when it is run as root")?;
         }
-        let dir = tempfile::Builder::new()
-            .prefix("guac-stress-sshd-")
-            .tempdir()
-            .context("create a directory for sshd")?;
+        let dir = scratch.join("sshd");
+        DirBuilder::new().mode(0o700).create(&dir).with_context(|| format!("create {}", dir.display()))?;
         let user = user_name()?;
         let host_key = new_key()?;
         let user_key = new_key()?;
-        write_private(&dir.path().join("host_key"), &host_key.to_openssh(LineEnding::LF)?)?;
+        write_private(&dir.join("host_key"), &host_key.to_openssh(LineEnding::LF)?)?;
         let authorized = user_key.public_key().to_openssh()?;
-        write_private(&dir.path().join("authorized_keys"), &authorized)?;
-        DirBuilder::new().mode(0o700).create(dir.path().join("empty"))?;
+        write_private(&dir.join("authorized_keys"), &authorized)?;
         let port = free_port()?;
-        let config = dir.path().join("sshd_config");
-        write_private(&config, &configuration(dir.path(), port, &user))?;
+        let config = dir.join("sshd_config");
+        write_private(&config, &(configuration(&dir, port, &user) + WITHOUT_PENALTIES))?;
+        if !accepts(&program, &config)? {
+            write_private(&config, &configuration(&dir, port, &user))?;
+        }
 
-        let log = dir.path().join("log");
+        let log = dir.join("log");
         let mut command = Command::new(&program);
         command.args(["-D", "-e", "-f"]).arg(&config);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&log)?);
         let child =
             processes::spawn_tied(&mut command).with_context(|| format!("start {}", program.display()))?;
         let private_key = user_key.to_openssh(LineEnding::LF)?.to_string();
-        let mut sshd = Self { child, port, user, private_key, _dir: dir };
+        let mut sshd = Self { child, port, user, private_key };
         sshd.wait_until_it_listens(&log)?;
         Ok(sshd)
     }
@@ -124,22 +123,36 @@ impl Drop for Sshd {
     }
 }
 
+/// From 9.8 on, OpenSSH turns away an address whose connections end before they have logged in, and all of ours come from
+/// one. Releases before that do not know the word.
+const WITHOUT_PENALTIES: &str = "PerSourcePenalties no\n";
+
+/// Whether sshd understands a configuration.
+fn accepts(sshd: &Path, config: &Path) -> Result<bool> {
+    let mut command = Command::new(sshd);
+    command.args(["-t", "-f"]).arg(config);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let status = processes::spawn_tied(&mut command).and_then(|mut child| child.wait());
+    Ok(status.with_context(|| format!("start {}", sshd.display()))?.success())
+}
+
 fn configuration(dir: &Path, port: u16, user: &str) -> String {
-    let dir = dir.display();
+    let dir = dir.display().to_string();
+    // sshd_config(5): %-tokens are expanded in this one.
+    let authorized = dir.replace('%', "%%");
     format!(
-        "\
-ListenAddress 127.0.0.1
+        r#"ListenAddress 127.0.0.1
 Port {port}
-HostKey {dir}/host_key
+HostKey "{dir}/host_key"
 PidFile none
 AllowUsers {user}
-AuthorizedKeysFile {dir}/authorized_keys
+AuthorizedKeysFile "{authorized}/authorized_keys"
 AuthenticationMethods publickey
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 PermitUserRC no
-# The directory is below one that everybody may write to.
+# The directory is ours alone, and below one that everybody may write to.
 StrictModes no
 # PAM would refuse an account that is locked, as root's is in containers.
 UsePAM no
@@ -152,8 +165,7 @@ LogLevel INFO
 LoginGraceTime 120
 # All sessions may log in at once.
 MaxStartups 30000
-MaxSessions 30000
-"
+"#
     )
 }
 
@@ -192,7 +204,7 @@ fn new_key() -> Result<PrivateKey> {
 }
 
 fn write_private(path: &Path, text: &str) -> Result<()> {
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
     file.and_then(|mut file| file.write_all(text.as_bytes()))
         .with_context(|| format!("write {}", path.display()))
 }

@@ -12,18 +12,24 @@ use guac_stress::{
 };
 use tokio::sync::watch;
 
-use crate::fake::{Fake, Way};
+use crate::{
+    fake::{Fake, Way},
+    with_defaults,
+};
 
 pub fn login() -> Login {
     let command = r"stty -echo && printf '\033]482202;2;proof\007' && exec cat".to_owned();
-    Login { arguments: vec![("hostname", "box".into()), ("command", command)], pipe: "proof".into() }
+    let arguments = vec![("hostname", "box".into()), ("command", command), ("timeout", "30".into())];
+    Login { arguments, pipe: "proof".into() }
 }
 
 async fn load(fake: &Fake, flags: &[&str]) -> Run {
     let guacd = format!("--guacd={}", fake.address);
     let quick = ["guac-stress", &guacd, "--rate=200", "--hold=200ms", "--timeout=1500ms"];
-    let cli = Cli::parse_from([&quick[..], flags].concat());
-    let setup = Setup { guacd: fake.address, login: login(), timeout: cli.load.timeout, log: None };
+    let cli = Cli::parse_from(with_defaults(flags, &quick));
+    // An address where nobody listens comes first, as it does where `localhost` is an IPv6 address too.
+    let guacd = vec![([127, 0, 0, 1], 1).into(), fake.address];
+    let setup = Setup { guacd, login: login(), timeout: cli.load.timeout, log: None };
     let label = Label { release: None, variant: "fake".into() };
     let (_go, stop) = watch::channel(false);
     measure(label, &cli.load, Arc::new(setup), None, stop, &mut |_| {}).await
@@ -49,7 +55,7 @@ async fn fails(way: Way, phase: Phase, reason: &str) {
 
 #[tokio::test]
 async fn sessions_that_give_back_what_was_typed_count() {
-    for way in [Way::Well, Way::CutAtEveryByte, Way::NonAscii, Way::Flood, Way::Slow] {
+    for way in [Way::Well, Way::CutAtEveryByte, Way::NonAscii, Way::Flood, Way::NoTimeout, Way::Slow] {
         let run = second_of_three(way).await;
         assert_eq!((run.proven, run.established, run.peak_alive), (3, 3, 3), "{way:?}: {:?}", run.failures);
         assert!(run.passed() && run.failures.is_empty());
@@ -67,6 +73,16 @@ async fn silence_is_failure() {
         fails(Way::SilentAfterPipe, Phase::FirstProof, silence),
         fails(Way::SilentAfterFirstProof, Phase::LastProof, silence),
     );
+}
+
+/// On threads of its own for guacd: one that shared the session's could not send faster than it reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_flood_without_end_is_silence_and_stops_nobody_else() {
+    for way in [Way::FloodForEver, Way::FloodAndNeverRead] {
+        let limit = Duration::from_secs(10);
+        let failed = fails(way, Phase::Login, "silence: the target's program was not heard of");
+        tokio::time::timeout(limit, failed).await.unwrap_or_else(|_| panic!("{way:?}: no deadline was kept"));
+    }
 }
 
 #[tokio::test]
@@ -94,6 +110,20 @@ async fn an_echo_that_is_not_the_word_on_its_own_pipe_is_failure() {
 #[tokio::test]
 async fn a_session_that_does_not_outlive_the_proof_of_all_others_does_not_count() {
     fails(Way::CloseAfterLastProof, Phase::LastProof, "guacd closed the connection").await;
+}
+
+#[tokio::test]
+async fn a_session_that_ends_right_after_the_last_proof_does_not_count() {
+    let fake = Fake::start(&[Way::CloseSoonAfterLastProof]).await;
+    let run = load(&fake, &["--count=3"]).await;
+    assert_eq!((run.proven, run.failures[0].phase), (2, Phase::LastProof), "{:?}", run.failures);
+}
+
+#[tokio::test]
+async fn a_hold_without_anybody_left_is_cut_short() {
+    let run = load(&Fake::start(&[Way::CloseInHold; 2]).await, &["--count=2", "--hold=30s"]).await;
+    assert_eq!((run.established, run.proven, run.failures[0].phase), (2, 0, Phase::Hold));
+    assert!(run.total_seconds < 10.0, "{} s", run.total_seconds);
 }
 
 #[tokio::test]
@@ -135,7 +165,7 @@ async fn an_interruption_keeps_what_was_measured() {
     let fake = Fake::start(&[Way::ErrorAfterReady]).await;
     let guacd = format!("--guacd={}", fake.address);
     let cli = Cli::parse_from(["guac-stress", &guacd, "--count=100", "--rate=20", "--hold=1m"]);
-    let setup = Setup { guacd: fake.address, login: login(), timeout: cli.load.timeout, log: None };
+    let setup = Setup { guacd: vec![fake.address], login: login(), timeout: cli.load.timeout, log: None };
     let (go, stop) = watch::channel(false);
     let label = Label { release: None, variant: "fake".into() };
     let mut show = |_| {};

@@ -29,6 +29,12 @@ pub enum Way {
     NonAscii,
     /// As it should, between thousands of pictures.
     Flood,
+    /// `ready`, and then pictures without end. What comes back is read.
+    FloodForEver,
+    /// `ready`, and then pictures without end. What comes back is never read.
+    FloodAndNeverRead,
+    /// As it should, with a list of arguments that has no `timeout`, as guacd's had none before 1.6.0.
+    NoTimeout,
     /// As it should, only later than others.
     Slow,
     /// Without a word from the beginning.
@@ -59,6 +65,8 @@ pub enum Way {
     WordInCapitals,
     /// The second word comes back, and then the end: before others are through.
     CloseAfterLastProof,
+    /// The second word comes back, and the end comes a moment later.
+    CloseSoonAfterLastProof,
     /// Bytes that are not the protocol.
     Garbage,
     /// A web server.
@@ -74,6 +82,8 @@ pub struct Fake {
     die: watch::Sender<bool>,
     /// How many sessions have given a first proof.
     pub established: Arc<AtomicU32>,
+    /// How many have given a second one.
+    pub proven: Arc<AtomicU32>,
 }
 
 impl Fake {
@@ -87,7 +97,9 @@ impl Fake {
         let address = listener.local_addr().unwrap();
         let (die, dead) = watch::channel(false);
         let established = Arc::new(AtomicU32::new(0));
-        let (ways, count) = (ways.to_vec(), Arc::clone(&established));
+        let proven = Arc::new(AtomicU32::new(0));
+        let ways = ways.to_vec();
+        let counts = [Arc::clone(&established), Arc::clone(&proven)];
         tokio::spawn(async move {
             let mut ways = ways.into_iter();
             let mut until_dead = dead.clone();
@@ -97,17 +109,17 @@ impl Fake {
                     accepted = listener.accept() => accepted,
                 };
                 let Ok((stream, _)) = accepted else { return };
-                let (way, mut dead, count) =
-                    (ways.next().unwrap_or(Way::Well), dead.clone(), Arc::clone(&count));
+                let (way, mut dead, counts) =
+                    (ways.next().unwrap_or(Way::Well), dead.clone(), counts.clone());
                 tokio::spawn(async move {
                     tokio::select! {
                         _ = dead.wait_for(|dead| *dead) => {}
-                        _ = serve(stream, way, &count) => {}
+                        _ = serve(stream, way, &counts) => {}
                     }
                 });
             }
         });
-        Self { address, die, established }
+        Self { address, die, established, proven }
     }
 
     /// Every connection is lost, and nobody listens any more.
@@ -123,7 +135,7 @@ struct Served {
 }
 
 /// A session from its beginning to its end; none when the client is gone.
-async fn serve(stream: TcpStream, way: Way, established: &AtomicU32) -> Option<()> {
+async fn serve(stream: TcpStream, way: Way, counts: &[Arc<AtomicU32>; 2]) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     let mut at = Served { stream, decoder: Decoder::default(), way };
     let select = at.next().await?;
@@ -147,6 +159,8 @@ async fn serve(stream: TcpStream, way: Way, established: &AtomicU32) -> Option<(
         "private-key",
         "command",
     ];
+    let names =
+        names.into_iter().filter(|&name| way != Way::NoTimeout || name != "timeout").collect::<Vec<_>>();
     at.send(&[&["args"], &names[..]].concat()).await?;
 
     let connect = loop {
@@ -160,12 +174,13 @@ async fn serve(stream: TcpStream, way: Way, established: &AtomicU32) -> Option<(
     };
     assert_eq!(connect.args().len(), names.len(), "one value for each name");
     assert_eq!(connect.arg(0), "VERSION_1_5_0");
-    let command = connect.arg(9).to_owned();
+    let command = connect.arg(names.iter().position(|&name| name == "command")?).to_owned();
     let pipe = command.split("482202;2;").nth(1)?.split('\\').next()?;
 
     at.send(&["ready", "$00000000-fake"]).await?;
     match way {
         Way::SilentAfterReady => return at.be_silent().await,
+        Way::FloodForEver | Way::FloodAndNeverRead => return at.flood().await,
         Way::ErrorAfterReady => return at.send(&["error", "Aborted. See logs.", "515"]).await,
         _ => {}
     }
@@ -188,7 +203,7 @@ async fn serve(stream: TcpStream, way: Way, established: &AtomicU32) -> Option<(
 
     let first = at.typed_line().await?;
     at.blob("2", &format!("{first}\r\n")).await?;
-    established.fetch_add(1, Ordering::SeqCst);
+    counts[0].fetch_add(1, Ordering::SeqCst);
     match way {
         Way::ErrorInHold => return at.send(&["error", "Aborted. See logs.", "512"]).await,
         Way::DisconnectInHold => return at.send(&["disconnect"]).await,
@@ -233,6 +248,11 @@ async fn serve(stream: TcpStream, way: Way, established: &AtomicU32) -> Option<(
             at.picture("1").await?;
             at.blob("2", &second[5..]).await?;
         }
+    }
+    counts[1].fetch_add(1, Ordering::SeqCst);
+    if way == Way::CloseSoonAfterLastProof {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        return None;
     }
     at.be_silent().await
 }
@@ -291,6 +311,29 @@ impl Served {
                     keysym => line.push(char::from_u32(keysym).unwrap()),
                 }
             }
+        }
+    }
+
+    /// Sends frames that want an answer for as long as there is somebody to send to.
+    async fn flood(self) -> Option<()> {
+        let mut frames = Vec::new();
+        while frames.len() < 256 * 1024 {
+            codec::encode(&mut frames, &["sync", "123456", "1"]);
+        }
+        let (mut read, mut write) = self.stream.into_split();
+        let reads = async {
+            let mut buffer = vec![0; 64 * 1024];
+            while self.way == Way::FloodForEver && read.read(&mut buffer).await.ok()? > 0 {}
+            std::future::pending::<Option<()>>().await
+        };
+        let writes = async {
+            loop {
+                write.write_all(&frames).await.ok()?;
+            }
+        };
+        tokio::select! {
+            end = reads => end,
+            end = writes => end,
         }
     }
 

@@ -3,8 +3,8 @@
 use std::{
     fs,
     io::Read,
-    os::unix::fs::PermissionsExt,
-    path::Path,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::{
     fake::{Fake, Way},
-    schema,
+    schema, with_defaults,
 };
 
 fn guac_stress() -> Command {
@@ -102,9 +102,12 @@ fn usage_is_exit_code_2() {
 #[test]
 fn what_is_missing_is_exit_code_3_and_named() {
     let empty = TempDir::new().unwrap();
+    let logs = format!("--logs={}", empty.path().display());
     let prefix = format!("--prefix=stock={}", empty.path().display());
     for (flags, word) in [
-        (vec![prefix.as_str()], "sbin/guacd"),
+        (vec![prefix.as_str(), logs.as_str()], "sbin/guacd"),
+        (vec!["--guacd=127.0.0.1:4822", "--json=/nonexistent/report.json"], "--json"),
+        (vec!["--guacd=127.0.0.1:4822", "--json=/"], "--json"),
         (vec!["--guacd=192.0.2.1:4822"], "--target"),
         (vec!["--guacd=127.0.0.1:4822", "--target=127.0.0.1:22", "--user=me"], "GUAC_STRESS_PASSWORD"),
     ] {
@@ -112,6 +115,7 @@ fn what_is_missing_is_exit_code_3_and_named() {
         assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
         assert!(text(&output.stderr).contains(word), "{}", text(&output.stderr));
     }
+    assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0, "a log of nothing");
 }
 
 /// Not a test: what the daemon of [`prefix`] runs.
@@ -133,9 +137,11 @@ async fn plays_guacd() {
     thread::spawn(move || child.wait());
     let fake = Fake::on(listener, &[]);
     write_error(&format!("guacd[{me}]: INFO:\tListening on host 127.0.0.1, port {port}\n"));
-    if let Ok(after) = std::env::var("PLAYS_GUACD_DIES_AFTER") {
+    let dies = [("PLAYS_GUACD_DIES_AFTER", &fake.established), ("PLAYS_GUACD_DIES_AFTER_LAST", &fake.proven)];
+    for (count, proofs) in dies {
+        let Ok(after) = std::env::var(count) else { continue };
         let after = after.parse().unwrap();
-        while fake.established.load(std::sync::atomic::Ordering::SeqCst) < after {
+        while proofs.load(std::sync::atomic::Ordering::SeqCst) < after {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         write_error("guacd: out of cheese, aborting\n");
@@ -161,7 +167,7 @@ impl Prefix {
         let guacd = dir.path().join("sbin/guacd");
         let me = std::env::current_exe().unwrap();
         let script = format!(
-            "#!/bin/sh\nPLAYS_GUACD=\"$*\" exec {} --exact program::plays_guacd --nocapture --test-threads=1 --quiet\n",
+            "#!/bin/sh\n[ -z \"$PLAYS_GUACD_STUBBORN\" ] || trap '' TERM\nPLAYS_GUACD=\"$*\" exec {} --exact program::plays_guacd --nocapture --test-threads=1 --quiet\n",
             me.display()
         );
         fs::write(&guacd, script).unwrap();
@@ -176,11 +182,12 @@ impl Prefix {
             .arg(format!("--prefix=patched={}", self.dir.path().display()))
             .arg("--logs")
             .arg(self.dir.path());
-        command.arg("--json").arg(self.json()).args(["--count=4", "--rate=50", "--timeout=5s"]).args(flags);
+        let json = format!("--json={}", self.json().display());
+        command.args(with_defaults(flags, &[&json, "--count=4", "--rate=50", "--timeout=5s"]));
         command
     }
 
-    fn json(&self) -> std::path::PathBuf {
+    fn json(&self) -> PathBuf {
         self.dir.path().join("report.json")
     }
 
@@ -206,8 +213,11 @@ fn is_gone(pid: Pid) -> bool {
 
 /// A run that holds its sessions for a minute, and has got so far.
 fn holding(prefix: &Prefix) -> (Child, impl Read + use<>) {
-    let mut child =
-        prefix.load(&["--hold=1m"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    held(prefix.load(&["--hold=1m"]))
+}
+
+fn held(mut command: Command) -> (Child, impl Read + use<>) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut errors = child.stderr.take().unwrap();
     let mut told = String::new();
     wait_for("the hold", || {
@@ -257,14 +267,150 @@ fn an_interruption_ends_everything_and_still_reports() {
 #[test]
 fn a_second_interruption_does_not_wait() {
     let prefix = Prefix::new();
-    let (mut child, _errors) = holding(&prefix);
+    let (mut child, _errors) = held(stubborn(&prefix));
     let began = Instant::now();
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
-    thread::sleep(Duration::from_millis(50));
-    let _ = kill_process(Pid::from_child(&child), Signal::INT);
+    thread::sleep(Duration::from_millis(700));
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!(began.elapsed() < Duration::from_millis(1900), "{:?}", began.elapsed());
     assert!(prefix.children().into_iter().all(is_gone));
+    assert!(read(&prefix.json()).interrupted, "the report comes before the end of guacd");
+}
+
+/// A run whose guacd takes its time to end.
+fn stubborn(prefix: &Prefix) -> Command {
+    let mut command = prefix.load(&["--hold=1m"]);
+    command.env("PLAYS_GUACD_STUBBORN", "1");
+    command
+}
+
+#[test]
+fn one_interruption_that_comes_twice_is_one() {
+    let prefix = Prefix::new();
+    let (child, _errors) = held(stubborn(&prefix));
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    thread::sleep(Duration::from_millis(30));
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert!(text(&output.stdout).contains("measured so far"), "{}", text(&output.stdout));
+    assert!(read(&prefix.json()).interrupted);
+}
+
+#[test]
+fn children_that_it_never_started_are_spared() {
+    let prefix = Prefix::new();
+    let script = "sleep 60 & echo $!; exec \"$@\"";
+    let load = prefix.load(&["--hold=100ms"]);
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh"]).arg(load.get_program()).args(load.get_args());
+    command.envs(load.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    // The one that is spared would keep a pipe open.
+    let out = prefix.dir.path().join("out");
+    let status = command.stdout(fs::File::create(&out).unwrap()).stderr(Stdio::null()).status().unwrap();
+    let out = fs::read_to_string(out).unwrap();
+    let stranger = Pid::from_raw(out.lines().next().unwrap().parse().unwrap()).unwrap();
+    let is_there = !is_gone(stranger);
+    let _ = kill_process(stranger, Signal::KILL);
+    assert!(is_there, "{out}");
+    assert_eq!(status.code(), Some(0), "{out}");
+    assert!(prefix.children().into_iter().all(is_gone));
+}
+
+#[test]
+fn a_key_limit_that_does_not_hold_is_exit_code_3() {
+    let prefix = Prefix::new();
+    let library = prefix.dir.path().join("libkey_limit.so");
+    fs::write(&library, "not a library").unwrap();
+    let flag = format!("--key-limit-library={}", library.display());
+    let output = prefix.load(&["--key-limit=128", &flag]).output().unwrap();
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{errors}");
+    let log = errors.split_whitespace().find(|word| word.ends_with(".log")).expect("no log is named");
+    assert!(fs::read_to_string(log).unwrap().contains("cannot be preloaded"));
+    assert!(prefix.children().into_iter().all(is_gone));
+
+    for name in ["lib key_limit.so", "lib:key_limit.so"] {
+        let library = prefix.dir.path().join(name);
+        fs::write(&library, "").unwrap();
+        let flag = format!("--key-limit-library={}", library.display());
+        let output = prefix.load(&["--key-limit=128", &flag]).output().unwrap();
+        assert_eq!(output.status.code(), Some(3));
+        assert!(text(&output.stderr).contains("a space or a colon"), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn an_old_report_does_not_stay_for_a_new_one() {
+    let prefix = Prefix::new();
+    fs::write(prefix.json(), "of yesterday").unwrap();
+    fs::remove_dir_all(prefix.dir.path().join("sbin")).unwrap();
+    assert_eq!(prefix.load(&[]).output().unwrap().status.code(), Some(3));
+    assert!(!prefix.json().exists());
+}
+
+#[test]
+fn what_is_no_file_is_written_to_and_not_replaced() {
+    let prefix = Prefix::new();
+    let pipe = prefix.dir.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let reader = pipe.clone();
+    let reader = thread::spawn(move || fs::read(reader).unwrap());
+    let flag = format!("--json={}", pipe.display());
+    let output = prefix.load(&["--hold=100ms", &flag]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let report = Report::parse(&mut serde_json::Deserializer::from_slice(&reader.join().unwrap())).unwrap();
+    assert!(report.passed && fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
+
+    let (link, file) = (prefix.dir.path().join("link"), prefix.dir.path().join("file"));
+    fs::write(&file, "of yesterday, and longer than any report ".repeat(1000)).unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    let flag = format!("--json={}", link.display());
+    assert_eq!(prefix.load(&["--hold=100ms", &flag]).output().unwrap().status.code(), Some(0));
+    assert!(link.is_symlink() && read(&file).passed);
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_printed_all_the_same() {
+    let prefix = Prefix::new();
+    let output = prefix.load(&["--hold=100ms", "--json=/dev/full"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("4 of 4"), "{}", text(&output.stdout));
+    assert!(text(&output.stderr).contains("/dev/full"), "{}", text(&output.stderr));
+}
+
+/// Runs with a directory of its own for temporary files, which has a name that takes quoting.
+fn with_temporary(prefix: &Prefix, flags: &[&str]) -> (Command, PathBuf) {
+    let dir = prefix.dir.path().join("temporary 100% files");
+    fs::create_dir(&dir).unwrap();
+    let mut command = prefix.load(flags);
+    command.env("TMPDIR", &dir);
+    (command, dir)
+}
+
+#[test]
+fn temporary_files_are_private_and_gone_after_whatever_happens() {
+    let has_sshd = ["/usr/sbin/sshd", "/usr/local/sbin/sshd"].iter().any(|sshd| Path::new(sshd).is_file());
+    let target = if has_sshd { "--target=openssh" } else { "--target=embedded" };
+    let prefix = Prefix::new();
+    let (command, dir) = with_temporary(&prefix, &["--hold=1m", target]);
+    let (mut child, _errors) = held(command);
+    let scratch = fs::read_dir(&dir).unwrap().next().expect("no directory").unwrap();
+    assert_eq!(scratch.metadata().unwrap().permissions().mode() & 0o7777, 0o700);
+    assert_eq!(scratch.path().join("sshd/host_key").is_file(), has_sshd);
+    kill_process(worker(&child), Signal::KILL).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+
+    let prefix = Prefix::new();
+    let (command, dir) = with_temporary(&prefix, &["--hold=1m"]);
+    let (mut child, mut errors) = held(command);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // The worker has them until it is gone.
+    errors.read_to_end(&mut Vec::new()).unwrap();
+    wait_for("the end of temporary files", || fs::read_dir(&dir).unwrap().count() == 0);
 }
 
 #[test]
@@ -307,6 +453,30 @@ fn a_guacd_that_dies_fails_every_session_and_is_quoted() {
     );
     assert!(run.guacd.unwrap().last_lines.iter().any(|line| line.contains("out of cheese")));
     assert!(text(&output.stdout).contains("out of cheese"));
+}
+
+#[test]
+fn a_guacd_that_dies_of_the_last_proof_fails_every_session() {
+    let prefix = Prefix::new();
+    let output = prefix.load(&["--hold=100ms"]).env("PLAYS_GUACD_DIES_AFTER_LAST", "4").output().unwrap();
+    assert_eq!(output.status.code(), Some(5), "{}", text(&output.stdout));
+    let run = read(&prefix.json()).runs.remove(0);
+    assert_eq!((run.established, run.proven), (4, 0));
+    assert!(run.guacd.unwrap().died.is_some());
+}
+
+#[test]
+fn a_session_that_was_never_begun_has_neither_started_nor_failed() {
+    let prefix = Prefix::new();
+    let flags = ["--count=20", "--rate=5", "--hold=30s"];
+    let output = prefix.load(&flags).env("PLAYS_GUACD_DIES_AFTER", "2").output().unwrap();
+    assert_eq!(output.status.code(), Some(5), "{}", text(&output.stderr));
+    let run = read(&prefix.json()).runs.remove(0);
+    let failed = run.failures.iter().map(|failure| failure.count).sum::<u32>();
+    assert!(run.started >= 2 && run.started < 10, "{} begun", run.started);
+    assert_eq!((run.proven, failed), (0, run.started));
+    assert!(text(&output.stdout).contains("never begun"), "{}", text(&output.stdout));
+    assert!(run.total_seconds < 20.0);
 }
 
 #[test]

@@ -1,0 +1,113 @@
+//! Where does the report go? To a file, whole or as it was before; or into what already has the name, such as a pipe.
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions},
+    io::{ErrorKind, Seek, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use tempfile::NamedTempFile;
+
+use crate::{program::Preflight, report::Report};
+
+/// A place for the report, which can be written to.
+pub struct Output {
+    path: PathBuf,
+    kind: Kind,
+}
+
+enum Kind {
+    /// A file of its own: readers see the whole of a report, or the one before.
+    Replaced,
+    /// What a symbolic link leads to, a pipe or a device, which are not ours to replace.
+    Open { file: File, is_regular: bool },
+}
+
+impl Output {
+    /// Makes sure of a place before there is anything to lose. An older report that was there is gone from then on, so
+    /// that nobody takes it for the one to come.
+    ///
+    /// # Errors
+    ///
+    /// When nothing could be written there.
+    pub fn prepare(path: &Path) -> Result<Self> {
+        let there = match fs::symlink_metadata(path) {
+            Ok(there) => Some(there.file_type()),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => bail!(impossible(path, &error)),
+        };
+        let kind = match there {
+            Some(there) if !there.is_file() => {
+                // It waits for a reader, where it is a pipe.
+                let file = OpenOptions::new().write(true).create(true).truncate(true).open(path);
+                let file = file.map_err(|error| impossible(path, &error))?;
+                let is_regular = file.metadata().is_ok_and(|metadata| metadata.is_file());
+                Kind::Open { file, is_regular }
+            }
+            _ => {
+                NamedTempFile::new_in(dir(path)).map_err(|error| impossible(path, &error))?;
+                if there.is_some() {
+                    fs::remove_file(path).map_err(|error| impossible(path, &error))?;
+                }
+                Kind::Replaced
+            }
+        };
+        Ok(Self { path: path.into(), kind })
+    }
+
+    /// Writes a report that may be followed by a longer one. What cannot take the first back is left alone.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn write_so_far(&mut self, report: &Report) -> Result<()> {
+        match self.kind {
+            Kind::Open { is_regular: false, .. } => Ok(()),
+            _ => self.write(report),
+        }
+    }
+
+    /// Writes the report.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn write(&mut self, report: &Report) -> Result<()> {
+        self.try_write(report).with_context(|| format!("write the report to {}", self.path.display()))
+    }
+
+    fn try_write(&mut self, report: &Report) -> Result<()> {
+        let mut json = serde_json::to_vec_pretty(report)?;
+        json.push(b'\n');
+        match &mut self.kind {
+            Kind::Replaced => {
+                let mut temporary = NamedTempFile::new_in(dir(&self.path))?;
+                temporary.write_all(&json)?;
+                fs::set_permissions(temporary.path(), Permissions::from_mode(0o644))?;
+                temporary.persist(&self.path)?;
+            }
+            Kind::Open { file, is_regular } => {
+                if *is_regular {
+                    file.rewind()?;
+                    file.set_len(0)?;
+                }
+                file.write_all(&json)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn dir(file: &Path) -> &Path {
+    file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn impossible(path: &Path, error: &std::io::Error) -> Preflight {
+    Preflight(format!(
+        "the report cannot be written to {}: {error}; give --json a file in a directory that is there and can be \
+         written to",
+        path.display()
+    ))
+}
