@@ -6,7 +6,7 @@
 //! would do the opposite for the main thread.)
 
 use core::ffi::c_void;
-use core::sync::atomic::Ordering::{Relaxed, Release};
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use core::sync::atomic::{AtomicUsize, compiler_fence};
 
 use crate::root::Root;
@@ -28,7 +28,8 @@ static TAKE_HOOK: extern "C" fn() = {
 
 /// The native key whose destructor is `thread_exit`.
 pub(crate) fn hook() -> Option<pthread_key_t> {
-    let taken = HOOK.load(Relaxed);
+    // Acquire: glibc notes a key's destructor after it has taken the key, so that must have been seen.
+    let taken = HOOK.load(Acquire);
     if taken != 0 {
         return Some((taken - 1) as pthread_key_t);
     }
@@ -37,7 +38,7 @@ pub(crate) fn hook() -> Option<pthread_key_t> {
     if unsafe { sys::pthread_key_create(&mut key, Some(thread_exit)) } != 0 {
         return None;
     }
-    match HOOK.compare_exchange(0, key as usize + 1, Relaxed, Relaxed) {
+    match HOOK.compare_exchange(0, key as usize + 1, AcqRel, Acquire) {
         Ok(_) => Some(key),
         Err(taken) => {
             // SAFETY: another thread was faster, so nobody has seen ours.
@@ -49,10 +50,10 @@ pub(crate) fn hook() -> Option<pthread_key_t> {
 
 /// Runs the destructors of this thread's values, then leaves the thread as it began.
 ///
-/// Values without a destructor stay until the last destructor has run, then go too. (glibc and musl clear them
-/// in between, POSIX says nothing of it.) Other libraries' destructors may still set values. The first that
-/// needs a destructor or memory sets the hook again, and libc, which has more than one round as well, calls
-/// this again.
+/// Values without a destructor stay until the last destructor of ours has run, then go too: destructors of
+/// native keys that libc calls later do not see them. (glibc and musl clear such values in between, POSIX says
+/// nothing of it.) Other libraries' destructors may still set values. The first that needs a destructor or
+/// memory sets the hook again, and libc, which has more than one round as well, calls this again.
 unsafe extern "C" fn thread_exit(_root: *mut c_void) {
     let root = Root::current();
     // POSIX: "If, after all the destructors have been called for all non-NULL values with associated
@@ -92,8 +93,9 @@ fn run_destructors(root: &Root) -> bool {
     any
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
+    use core::sync::atomic::Ordering::Relaxed;
     use std::thread;
     use std::vec::Vec;
 

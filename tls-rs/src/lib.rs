@@ -3,6 +3,7 @@
 //! A process has 1024 keys with glibc and 128 with musl, and each of guacd's connections needs two. This
 //! library has the four functions of POSIX under another name ([`ffi`], and `include/guacamole/thread-local.h`
 //! for C), with as many keys as memory allows. It becomes a part of `libguac.so`, and knows nothing of guacd.
+//! `POSIX.md` says which test shows what.
 //!
 //! # From a key to its value
 //!
@@ -22,11 +23,11 @@
 //! key is dead for ever, and what threads have stored under it is dead with it: nobody needs to be told.
 //!
 //! The **table** of a thread holds what this thread has stored, so its size follows the keys that the thread
-//! uses and not those that exist. `get` finds the root (two instructions, for it is a variable in static
-//! thread-local storage), the slot at `key & mask` or shortly after, and compares the key with the slot's and
-//! its generation with the cell's. `set` does the same if there is a slot. If not, it asks the registry whether
-//! the key lives, and adds a slot. 12 values fit into the inline table. After that the table is allocated, and
-//! each time that it is full the live values move to another.
+//! uses and not those that exist. `get` finds the root (two instructions on x86_64 and four on aarch64, for it
+//! is a variable in static thread-local storage), the slot at `key & mask` or shortly after, and compares the
+//! key with the slot's and its generation with the cell's. `set` does the same if there is a slot. If not, it
+//! asks the registry whether the key lives, and adds a slot. 12 values fit into the inline table. After that
+//! the table is allocated, and each time that it is full the live values move to another.
 //!
 //! When a thread ends, libc calls the destructor of the one native key that the library has (`exit.rs`), which
 //! runs the destructors of the thread's values. Only threads that have something to destroy or to free take
@@ -52,7 +53,8 @@
 //!
 //! - Locks, see above.
 //! - Panics, unwinding and `std`: the library needs five functions of libc and nothing else. (On architectures
-//!   other than x86_64 and aarch64, `std` provides the root.)
+//!   other than x86_64 and aarch64, `std` provides the root, and the shared library exports three symbols of
+//!   `std` unless the linker is told otherwise.)
 //! - Unloading: libc will call the hook for thread exit, so the shared library must be linked with
 //!   `-z nodelete`.
 //! - Memory that is given back by the registry: a cell stays, to be used by the next key.
@@ -69,6 +71,7 @@ pub mod ffi;
 mod key;
 mod registry;
 mod root;
+mod sync;
 mod sys;
 mod table;
 

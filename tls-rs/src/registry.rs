@@ -8,17 +8,24 @@
 use core::mem;
 use core::ptr;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
 
 use crate::key;
-use crate::sys::{self, Destructor, EAGAIN, EINVAL, ENOMEM, Errno};
+use crate::sync::{self, AtomicPtr, AtomicU32, AtomicUsize};
+use crate::sys::{Destructor, EAGAIN, EINVAL, ENOMEM, Errno};
+
+#[cfg(all(test, loom))]
+mod loom_models;
+#[cfg(all(test, loom))]
+pub(crate) use loom_models::REGISTRY;
 
 /// The keys of this process.
+#[cfg(not(all(test, loom)))]
 pub(crate) static REGISTRY: Registry = Registry::new();
 
 /// One key. All zero is a valid cell: one that was never created.
 #[repr(C)]
-pub(crate) struct Cell {
+#[cfg_attr(all(test, loom), derive(Default))]
+pub(crate) struct KeyCell {
     /// Odd while the key lives. Only ever grows.
     generation: AtomicU32,
     /// While the cell is on the free list: the index below it, or 0.
@@ -27,7 +34,7 @@ pub(crate) struct Cell {
     destructor: AtomicPtr<()>,
 }
 
-impl Cell {
+impl KeyCell {
     /// Whether `key`, which must be one of this cell's keys, has not been deleted yet.
     #[inline]
     pub(crate) fn is_live(&self, key: usize) -> bool {
@@ -54,7 +61,7 @@ const BUCKETS: usize = (key::INDEX_BITS + 1 - FIRST_BUCKET_BITS) as usize;
 
 /// See the module's documentation.
 pub(crate) struct Registry {
-    buckets: [AtomicPtr<Cell>; BUCKETS],
+    buckets: [AtomicPtr<KeyCell>; BUCKETS],
     /// The lowest index that was never used.
     fresh: AtomicU32,
     /// `generation << INDEX_BITS | index` of the cell on top of the free list, or 0.
@@ -62,6 +69,7 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
+    #[cfg(not(all(test, loom)))]
     const fn new() -> Self {
         Registry {
             buckets: [const { AtomicPtr::new(ptr::null_mut()) }; BUCKETS],
@@ -78,7 +86,7 @@ impl Registry {
             None => self.take_fresh()?,
         };
         // The cell is nobody else's until its generation is odd.
-        // Release: see `Cell::destructor`.
+        // Release: see `KeyCell::destructor`.
         cell.destructor.store(destructor.map_or(ptr::null_mut(), |f| f as *mut ()), Release);
         let generation = cell.generation.load(Relaxed) + 1;
         cell.generation.store(generation, Release);
@@ -98,7 +106,7 @@ impl Registry {
     }
 
     /// The cell of `key`, if it is a live key.
-    pub(crate) fn live_cell(&'static self, key: usize) -> Option<&'static Cell> {
+    pub(crate) fn live_cell(&'static self, key: usize) -> Option<&'static KeyCell> {
         let (generation, index) = (key::generation(key), key::index(key));
         if generation % 2 == 0 || key & key::ZEROES != 0 {
             return None;
@@ -108,7 +116,7 @@ impl Registry {
     }
 
     /// The cell of `index`, if its bucket exists.
-    fn cell(&'static self, index: u32) -> Option<&'static Cell> {
+    fn cell(&'static self, index: u32) -> Option<&'static KeyCell> {
         let place = Place::of(index);
         let bucket = self.buckets.get(place.bucket)?.load(Acquire);
         if bucket.is_null() {
@@ -119,7 +127,7 @@ impl Registry {
     }
 
     /// Takes a cell off the free list.
-    fn pop(&'static self) -> Option<(u32, &'static Cell)> {
+    fn pop(&'static self) -> Option<(u32, &'static KeyCell)> {
         let mut head = self.free.load(Acquire);
         loop {
             let index = head as u32 & key::LAST_INDEX;
@@ -129,7 +137,7 @@ impl Registry {
             let cell = self.cell(index)?;
             // If another thread takes this cell in between, then `below` may be nonsense. The head has
             // changed for good in that case, and the exchange fails.
-            let below = self.entry(cell.next.load(Relaxed));
+            let below = self.head_for(cell.next.load(Relaxed));
             match self.free.compare_exchange_weak(head, below, Acquire, Acquire) {
                 Ok(_) => return Some((index, cell)),
                 Err(now) => head = now,
@@ -138,21 +146,21 @@ impl Registry {
     }
 
     /// Puts a cell that has just been deleted onto the free list.
-    fn push(&'static self, index: u32, cell: &Cell) {
-        let entry = self.entry(index);
+    fn push(&'static self, index: u32, cell: &KeyCell) {
+        let above = self.head_for(index);
         let mut head = self.free.load(Relaxed);
         loop {
             cell.next.store(head as u32 & key::LAST_INDEX, Relaxed);
             // Release: who pops the cell sees its generation and what it points to.
-            match self.free.compare_exchange_weak(head, entry, Release, Relaxed) {
+            match self.free.compare_exchange_weak(head, above, Release, Relaxed) {
                 Ok(_) => return,
                 Err(now) => head = now,
             }
         }
     }
 
-    /// What the head is while the free cell `index` is on top; 0 for 0.
-    fn entry(&'static self, index: u32) -> usize {
+    /// The head for a free list with cell `index` on top; 0 for 0.
+    fn head_for(&'static self, index: u32) -> usize {
         match self.cell(index) {
             Some(cell) if index != 0 => {
                 (cell.generation.load(Relaxed) as usize) << key::INDEX_BITS | index as usize
@@ -162,7 +170,7 @@ impl Registry {
     }
 
     /// Takes a cell that was never used.
-    fn take_fresh(&'static self) -> Result<(u32, &'static Cell), Errno> {
+    fn take_fresh(&'static self) -> Result<(u32, &'static KeyCell), Errno> {
         let mut index = self.fresh.load(Relaxed);
         loop {
             if index > key::LAST_INDEX {
@@ -182,19 +190,17 @@ impl Registry {
 
     /// Allocates the bucket that `index` is in, and returns its cell.
     #[cold]
-    fn add_bucket(&'static self, index: u32) -> Result<&'static Cell, Errno> {
+    fn add_bucket(&'static self, index: u32) -> Result<&'static KeyCell, Errno> {
         let place = Place::of(index);
         let bucket = self.buckets.get(place.bucket).ok_or(EAGAIN)?;
-        // SAFETY: calloc may be called at any time, in a forked child too: glibc and musl (since 1.2.2) reset
-        // its locks in fork().
-        let cells = unsafe { sys::calloc(1 << place.bits, size_of::<Cell>()) }.cast::<Cell>();
+        let cells = sync::allocate_zeroed::<KeyCell>(1 << place.bits);
         if cells.is_null() {
             return Err(ENOMEM);
         }
         // Release: the zeroes that calloc wrote are published too.
         if bucket.compare_exchange(ptr::null_mut(), cells, AcqRel, Acquire).is_err() {
             // SAFETY: another thread was faster, so nobody has seen ours.
-            unsafe { sys::free(cells.cast()) };
+            unsafe { sync::free(cells, 1 << place.bits) };
         }
         self.cell(index).ok_or(ENOMEM)
     }
@@ -220,7 +226,7 @@ impl Place {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::collections::HashSet;
     use std::sync::Mutex;
@@ -279,7 +285,7 @@ mod tests {
 
         // As if it had been created and deleted until one life was left. The free list knows its generation.
         cell.generation.store(key::LAST_GENERATION - 2, Relaxed);
-        REGISTRY.free.store(REGISTRY.entry(key::index(first)), Relaxed);
+        REGISTRY.free.store(REGISTRY.head_for(key::index(first)), Relaxed);
         let last = REGISTRY.create(None).unwrap();
         assert_eq!(last, key::new(key::LAST_GENERATION - 1, key::index(first)));
         assert_eq!(REGISTRY.delete(last), Ok(()));
@@ -361,14 +367,32 @@ mod tests {
     #[test]
     fn of_threads_that_delete_the_same_key_one_succeeds() {
         static REGISTRY: Registry = Registry::new();
-        for _ in 0..ROUNDS / 50 {
-            let key = REGISTRY.create(None).unwrap();
-            let delete = || REGISTRY.delete(key).is_ok();
-            let (a, b) = thread::scope(|scope| {
-                let other = scope.spawn(delete);
-                (delete(), other.join().unwrap())
+        // Often anew, for the two threads may have been given one core.
+        for _ in 0..20 {
+            let keys: Vec<_> = (0..ROUNDS / 20).map(|_| REGISTRY.create(None).unwrap()).collect();
+            // Both come to each key at the same time, or one would always be ahead.
+            let arrived = AtomicUsize::new(0);
+            let delete_all = || {
+                let mut deleted = 0;
+                for (i, key) in keys.iter().enumerate() {
+                    arrived.fetch_add(1, Relaxed);
+                    for spins in 1.. {
+                        if arrived.load(Relaxed) >= 2 * (i + 1) {
+                            break;
+                        }
+                        if spins % 1000 == 0 {
+                            thread::yield_now();
+                        }
+                    }
+                    deleted += usize::from(REGISTRY.delete(*key).is_ok());
+                }
+                deleted
+            };
+            let deleted = thread::scope(|scope| {
+                let other = scope.spawn(delete_all);
+                delete_all() + other.join().unwrap()
             });
-            assert!(a ^ b);
+            assert_eq!(deleted, keys.len());
         }
     }
 }

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering::{Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, compiler_fence};
 
 use crate::key;
-use crate::registry::{Cell, REGISTRY};
+use crate::registry::{KeyCell, REGISTRY};
 use crate::root::Root;
 use crate::sys::{self, Destructor, EINVAL, ENOMEM, Errno};
 
@@ -69,7 +69,8 @@ fn find(root: &Root, key: usize) -> Option<&'static Slot> {
         let slot = table.slot(hash);
         let found = slot.key.load(Relaxed);
         if found == key {
-            // Only a caller's key of 0 is found in a slot without a cell.
+            // The numbers 0 and 1 are found in slots that are empty or being filled. Those have no cell, or one
+            // whose generation is past 0, so such numbers are not live.
             return if slot.cell()?.is_live(key) { Some(slot) } else { None };
         }
         if found == EMPTY {
@@ -130,14 +131,14 @@ fn grow(root: &Root) -> Result<Table, Errno> {
 pub(crate) struct Slot {
     key: AtomicUsize,
     value: AtomicPtr<c_void>,
-    cell: AtomicPtr<Cell>,
-    _to_a_power_of_two: usize,
+    cell: AtomicPtr<KeyCell>,
+    _padding: usize,
 }
 
 impl Slot {
     #[inline]
-    fn cell(&self) -> Option<&'static Cell> {
-        // SAFETY: NULL or what `fill` wrote, which is a `&'static Cell`.
+    fn cell(&self) -> Option<&'static KeyCell> {
+        // SAFETY: NULL or what `fill` wrote, which is a `&'static KeyCell`.
         unsafe { self.cell.load(Relaxed).as_ref() }
     }
 
@@ -146,7 +147,7 @@ impl Slot {
         self.cell().is_some_and(|cell| !cell.is_live(self.key.load(Relaxed)))
     }
 
-    fn fill(&self, key: usize, value: *mut c_void, cell: &'static Cell) {
+    fn fill(&self, key: usize, value: *mut c_void, cell: &'static KeyCell) {
         self.key.store(RESERVED, Relaxed);
         compiler_fence(Release);
         self.value.store(value, Relaxed);
@@ -163,11 +164,11 @@ pub(crate) struct Header {
     mask: AtomicUsize,
     /// Slots that are not empty.
     used: AtomicUsize,
-    _to_a_slot: [usize; 2],
+    _padding: [usize; 2],
 }
 
-/// The table in a thread's root: a header and its slots.
-#[repr(C)]
+/// The table in a thread's root: a header and its slots. Aligned so that no slot lies in two cache lines.
+#[repr(C, align(32))]
 pub(crate) struct InlineTable(Header, [Slot; INLINE_SLOTS]);
 
 impl InlineTable {
@@ -184,7 +185,7 @@ impl Table {
     /// Allocates an empty table.
     fn allocate(slots: usize) -> Option<Table> {
         const { assert!(size_of::<Header>() == size_of::<Slot>()) };
-        // SAFETY: calloc may be called at any time, see `Registry::add_bucket`. Its zeroes are empty slots.
+        // SAFETY: calloc may be called at any time, see `sync::allocate_zeroed`. Its zeroes are empty slots.
         let header = unsafe { sys::calloc(slots + 1, size_of::<Slot>()) }.cast::<Header>();
         let table = Table(NonNull::new(header)?);
         table.header().mask.store((slots - 1) << key::SHIFT, Relaxed);
@@ -244,7 +245,7 @@ impl Table {
     }
 
     /// Adds an entry for a key that has none, in the first slot that is empty or dead.
-    fn add(self, key: usize, value: *mut c_void, cell: &'static Cell) {
+    fn add(self, key: usize, value: *mut c_void, cell: &'static KeyCell) {
         let mut hash = key;
         loop {
             let slot = self.slot(hash);
@@ -266,7 +267,7 @@ impl Table {
     }
 
     /// The entries that are worth keeping.
-    fn live_values(self) -> impl Iterator<Item = (usize, *mut c_void, &'static Cell)> {
+    fn live_values(self) -> impl Iterator<Item = (usize, *mut c_void, &'static KeyCell)> {
         self.slots().filter_map(|slot| {
             let (key, value) = (slot.key.load(Relaxed), slot.value.load(Relaxed));
             let cell = slot.cell().filter(|cell| key != EMPTY && cell.is_live(key) && !value.is_null())?;
@@ -285,7 +286,7 @@ impl Table {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::collections::HashMap;
     use std::thread;

@@ -15,10 +15,10 @@ const CFLAGS: [&str; 7] = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werro
 fn the_headers_are_clean_in_every_language_that_may_include_them() {
     for header in ["include/guacamole/thread-local.h", "include/guacamole/private/thread-local-error.h"] {
         for standard in ["-std=c99", "-std=c11"] {
-            run(cc().args([standard, "-fsyntax-only", "-x", "c", header]));
+            run(HOST.cc().args([standard, "-fsyntax-only", "-x", "c", header]));
         }
     }
-    if Command::new("c++").arg("--version").output().is_ok() {
+    if answers("c++") {
         let header = "include/guacamole/thread-local.h";
         run(Command::new("c++")
             .args(["-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"])
@@ -29,50 +29,109 @@ fn the_headers_are_clean_in_every_language_that_may_include_them() {
 }
 
 #[test]
-fn keys_answer_as_posix_says() {
-    for program in [static_program("keys"), shared_program("keys")] {
-        run(&mut Command::new(program));
+fn each_test_that_posix_md_names_is_there() {
+    let mut sources = String::new();
+    for folder in ["src", "src/registry", "tests", "tests/c"] {
+        for entry in fs::read_dir(folder).expect("tests run in the crate's folder").flatten() {
+            sources += &fs::read_to_string(entry.path()).unwrap_or_default();
+        }
     }
+    let table = fs::read_to_string("POSIX.md").expect("it is there");
+    let named = table.lines().filter_map(|line| line.strip_suffix(" |")?.rsplit(" | ").next());
+    let mut named: Vec<_> = named.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+    assert!(named.len() > 40);
+    named.retain(|name| {
+        !["void ", "void* ", "fn "].iter().any(|kind| sources.contains(&format!("{kind}{name}(")))
+    });
+    assert!(named.is_empty(), "there are no such tests: {named:?}");
+}
+
+#[test]
+fn keys_answer_as_posix_says() {
+    HOST.run_both("keys", &[]);
 }
 
 #[test]
 fn a_signal_handler_may_read_values_at_any_time() {
-    for program in [static_program("signals"), shared_program("signals")] {
-        run(&mut Command::new(program));
-    }
+    HOST.run_both("signals", &[]);
 }
 
 #[test]
 fn destructors_run_as_posix_says() {
-    for program in [static_program("destructors"), shared_program("destructors")] {
-        run(&mut Command::new(program));
-    }
+    HOST.run_both("destructors", &[]);
 }
 
 #[test]
 fn a_forked_child_can_use_keys_at_once() {
-    for program in [static_program("fork"), shared_program("fork")] {
-        run(&mut Command::new(program));
+    HOST.run_both("fork", &[]);
+}
+
+#[test]
+fn of_ten_thousand_forked_children_none_hangs() {
+    for (threads, children) in [("2", "4000"), ("4", "3000"), ("8", "3000")] {
+        let said = HOST.run_static("torture", &[threads, children, "30"]);
+        assert_eq!(said, format!("{children} children of {threads} threads: 0 hung, 0 wrong\n"));
     }
+}
+
+#[test]
+fn a_child_that_inherits_a_lock_would_be_noticed() {
+    let sources = ["tests/c/torture.c", "tests/c/article.c"];
+    let program = link("torture-article", HOST.cc().args(sources).arg("-pthread"));
+    for threads in ["2", "4", "8"] {
+        let output = Command::new(&program).args([threads, "3000", "1"]).output().expect("it has been built");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.code() == Some(2) && said.contains(": 1 hung, "), "{}: {said}", output.status);
+    }
+}
+
+#[test]
+fn threads_end_as_posix_says_and_leave_nothing_behind() {
+    HOST.run_static("exit", &[]);
+    HOST.run_shared("exit", &["quick"]);
 }
 
 #[test]
 fn no_value_is_lost_when_memory_runs_out() {
-    run(&mut Command::new(static_program("memory")));
+    HOST.run_static("memory", &[]);
+}
+
+#[test]
+fn all_of_this_holds_with_musl() {
+    if !MUSL.has_tools() {
+        return skipped("there is no musl-gcc, so nothing has been tested with musl");
+    }
+    MUSL.run_everything();
+}
+
+#[test]
+fn all_of_this_holds_on_aarch64() {
+    if !AARCH64.has_tools() {
+        return skipped(
+            "aarch64 is untested: it takes aarch64-linux-gnu-gcc, qemu-aarch64 and the Rust target",
+        );
+    }
+    AARCH64.run_everything();
 }
 
 #[test]
 fn valgrind_finds_nothing() {
-    if Command::new("valgrind").arg("--version").output().is_err() {
+    if !answers("valgrind") {
         return skipped("valgrind is not installed");
     }
     // A forked child has copies of what its parent's other threads had allocated: no leak of ours.
-    let programs =
-        [("keys", "full"), ("signals", "full"), ("destructors", "full"), ("fork", "no"), ("memory", "full")];
+    let programs = [
+        ("keys", "full"),
+        ("signals", "full"),
+        ("destructors", "full"),
+        ("fork", "no"),
+        ("exit", "full"),
+        ("memory", "full"),
+    ];
     for (program, leaks) in programs {
         run(Command::new("valgrind")
             .args(["--quiet", "--error-exitcode=9", "--fair-sched=yes", &format!("--leak-check={leaks}")])
-            .arg(static_program(program))
+            .arg(HOST.static_program(program))
             .arg("quick"));
     }
 }
@@ -80,7 +139,7 @@ fn valgrind_finds_nothing() {
 #[test]
 fn a_shared_library_exports_the_api_and_nothing_else() {
     let symbols =
-        run(Command::new("nm").args(["-D", "--defined-only", "--format=just-symbols"]).arg(libguac()));
+        run(Command::new("nm").args(["-D", "--defined-only", "--format=just-symbols"]).arg(HOST.libguac()));
     let mut symbols: Vec<_> = symbols.lines().filter(|symbol| !symbol.starts_with("guac_test_")).collect();
     symbols.sort_unstable();
     assert_eq!(
@@ -102,13 +161,14 @@ fn a_shared_library_grows_by_no_more_than_24_kib() {
         fs::metadata(&stripped).expect("strip has written it").len()
     };
     let empty = link("libempty.so", Command::new("cc").args(["-shared", "-fPIC", "-x", "c", "/dev/null"]));
-    let (with, without) = (size(libguac()), size(&empty));
+    let (with, without) = (size(HOST.libguac()), size(&empty));
     assert!(with - without <= 24 * 1024, "{with} bytes with the library, {without} without");
 }
 
 #[test]
 fn a_shared_library_needs_libc_alone() {
-    let symbols = run(Command::new("nm").args(["-D", "--undefined-only", "--format=posix"]).arg(libguac()));
+    let symbols =
+        run(Command::new("nm").args(["-D", "--undefined-only", "--format=posix"]).arg(HOST.libguac()));
     let mut needed: Vec<_> = symbols.lines().filter_map(|line| line.trim_end().strip_suffix(" U")).collect();
     needed.iter_mut().for_each(|symbol| *symbol = symbol.split('@').next().unwrap_or(symbol));
     // On aarch64, compiler_builtins asks whether there are instructions for atomics.
@@ -118,28 +178,125 @@ fn a_shared_library_needs_libc_alone() {
     assert_eq!(needed, ["calloc", "free", "pthread_key_create", "pthread_key_delete", "pthread_setspecific"]);
 }
 
-/// Compiles a program of `tests/c` with the static library in it.
-fn static_program(name: &str) -> PathBuf {
-    let wrap: &[_] = if name == "memory" { &["-Wl,--wrap=calloc"] } else { &[] };
-    let source = format!("tests/c/{name}.c");
-    link(&format!("{name}-static"), cc().args(wrap).args([&source, "tests/c/libguac.c"]).arg(staticlib()))
+/// What programs are compiled with, and run on.
+struct Platform {
+    name: &'static str,
+    cc: &'static str,
+    /// The library's Rust target, unless it is the host's.
+    target: Option<&'static str>,
+    /// What runs a program, unless the host does.
+    emulator: &'static [&'static str],
+    staticlib: OnceLock<PathBuf>,
+    libguac: OnceLock<PathBuf>,
 }
 
-/// Compiles a program of `tests/c` against the shared library.
-fn shared_program(name: &str) -> PathBuf {
-    let source = format!("tests/c/{name}.c");
-    let rpath = format!("-Wl,-rpath,{TMP}");
-    link(&format!("{name}-shared"), cc().args([source, rpath]).arg(libguac()))
-}
+static HOST: Platform = Platform::new("host", "cc", None, &[]);
 
-/// A shared library with the static library in it, as libguac is one.
-fn libguac() -> &'static Path {
-    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    LIBRARY.get_or_init(|| {
-        let nodelete = "-Wl,-z,nodelete"; // libc will call the hook for thread exit
-        let flags = ["-shared", "-fPIC", "-Wl,-soname,libguac-test.so", nodelete, "tests/c/libguac.c"];
-        link("libguac-test.so", cc().args(flags).arg(staticlib()))
-    })
+/// The library takes nothing from libc that musl does not have, so it need not be compiled for it.
+static MUSL: Platform = Platform::new("musl", "musl-gcc", None, &[]);
+
+static AARCH64: Platform = Platform::new(
+    "aarch64",
+    "aarch64-linux-gnu-gcc",
+    Some("aarch64-unknown-linux-gnu"),
+    &["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"],
+);
+
+impl Platform {
+    const fn new(
+        name: &'static str,
+        cc: &'static str,
+        target: Option<&'static str>,
+        emulator: &'static [&'static str],
+    ) -> Platform {
+        Platform { name, cc, target, emulator, staticlib: OnceLock::new(), libguac: OnceLock::new() }
+    }
+
+    fn has_tools(&self) -> bool {
+        let has_target = self.target.is_none_or(|target| {
+            let args = ["--print", "target-libdir", "--target", target];
+            let libdir = Command::new("rustc").args(args).output().expect("cargo needs rustc, too");
+            Path::new(String::from_utf8_lossy(&libdir.stdout).trim_end()).exists()
+        });
+        has_target && answers(self.cc) && self.emulator.first().is_none_or(|emulator| answers(emulator))
+    }
+
+    fn cc(&self) -> Command {
+        let mut cc = Command::new(self.cc);
+        cc.args(CFLAGS);
+        cc
+    }
+
+    /// Compiles a program of `tests/c` with the static library in it.
+    fn static_program(&self, name: &str) -> PathBuf {
+        let libc: &[_] = if self.cc == "cc" { &[] } else { &["-static"] };
+        let wrap: &[_] = if name == "memory" { &["-Wl,--wrap=calloc"] } else { &[] };
+        let sources = [&format!("tests/c/{name}.c"), "tests/c/libguac.c"];
+        let mut cc = self.cc();
+        cc.args(libc).args(wrap).args(sources).arg(self.staticlib()).arg("-pthread");
+        link(&format!("{name}-static-{}", self.name), &mut cc)
+    }
+
+    /// Compiles a program of `tests/c` against the shared library.
+    fn shared_program(&self, name: &str) -> PathBuf {
+        let source = format!("tests/c/{name}.c");
+        let libguac = self.libguac();
+        let rpath = format!("-Wl,-rpath,{}", libguac.parent().expect("it is in a folder").display());
+        let mut cc = self.cc();
+        link(&format!("{name}-shared-{}", self.name), cc.args([source, rpath]).arg(libguac).arg("-pthread"))
+    }
+
+    /// A shared library with the static library in it, as libguac is one.
+    fn libguac(&self) -> &Path {
+        self.libguac.get_or_init(|| {
+            let dir = Path::new(TMP).join(self.name);
+            fs::create_dir_all(&dir).expect("it can be written to");
+            let nodelete = "-Wl,-z,nodelete"; // libc will call the hook for thread exit
+            let flags = ["-shared", "-fPIC", "-Wl,-soname,libguac-test.so", nodelete, "tests/c/libguac.c"];
+            let name = format!("{}/libguac-test.so", self.name);
+            link(&name, self.cc().args(flags).arg(self.staticlib()))
+        })
+    }
+
+    /// The static library. Its target directory is its own, for Cargo holds the lock of the one this runs in.
+    fn staticlib(&self) -> &Path {
+        self.staticlib.get_or_init(|| {
+            let dir = Path::new(TMP).join("target");
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo.args(["rustc", "--offline", "--quiet", "-p", "tls-rs", "--features", "staticlib"]);
+            cargo.args(["--profile", "staticlib", "--crate-type", "staticlib", "--target-dir"]).arg(&dir);
+            self.target.map(|target| cargo.args(["--target", target]));
+            run(&mut cargo);
+            dir.join(self.target.unwrap_or("")).join("staticlib/libtls_rs.a")
+        })
+    }
+
+    fn run(&self, program: &Path, args: &[&str]) -> String {
+        let words = self.emulator.iter().map(Path::new).chain([program]).collect::<Vec<_>>();
+        run(Command::new(words[0]).args(&words[1..]).args(args))
+    }
+
+    fn run_static(&self, program: &str, args: &[&str]) -> String {
+        self.run(&self.static_program(program), args)
+    }
+
+    fn run_shared(&self, program: &str, args: &[&str]) -> String {
+        self.run(&self.shared_program(program), args)
+    }
+
+    fn run_both(&self, program: &str, args: &[&str]) {
+        self.run_static(program, args);
+        self.run_shared(program, args);
+    }
+
+    /// For a platform that is not the one at hand: less of each.
+    fn run_everything(&self) {
+        for program in ["keys", "signals", "destructors", "fork", "exit"] {
+            self.run_both(program, &["quick"]);
+        }
+        self.run_static("memory", &[]);
+        self.run_static("torture", &["4", "50", "30"]);
+    }
 }
 
 /// Has `cc` write to a file of that name, and replaces the file in one step: another test may be running it.
@@ -152,23 +309,9 @@ fn link(name: &str, cc: &mut Command) -> PathBuf {
     path
 }
 
-/// The static library. Its target directory is its own, for Cargo holds the lock of the one this runs in.
-fn staticlib() -> &'static Path {
-    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    LIBRARY.get_or_init(|| {
-        let target = Path::new(TMP).join("target");
-        run(Command::new(env!("CARGO"))
-            .args(["rustc", "--offline", "--quiet", "-p", "tls-rs", "--features", "staticlib"])
-            .args(["--profile", "staticlib", "--crate-type", "staticlib", "--target-dir"])
-            .arg(&target));
-        target.join("staticlib/libtls_rs.a")
-    })
-}
-
-fn cc() -> Command {
-    let mut cc = Command::new("cc");
-    cc.args(CFLAGS);
-    cc
+/// Whether there is such a program.
+fn answers(program: &str) -> bool {
+    Command::new(program).arg("--version").output().is_ok()
 }
 
 /// Runs a command, which must succeed, and returns what it printed.

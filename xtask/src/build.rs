@@ -19,6 +19,9 @@ use crate::{digest, fetch, install, layout, run, tls_rs, ui};
 /// Newer OpenSSL, FreeRDP and FFmpeg deprecate what 1.6.0 calls, and upstream compiles with -Werror.
 const CPPFLAGS: &str = "-Wno-error=deprecated-declarations";
 
+/// What `--install` brings besides: a guacd without RDP is not what users expect.
+pub const PROTOCOLS: &[Need] = &[Need::Ssh, Need::Optional];
+
 /// Variables that configure and the compilers heed.
 const ENVIRONMENT: [&str; 13] = [
     "AR",
@@ -69,7 +72,7 @@ pub fn build_variant(
     setup: &flags::Setup,
     options: &Options<'_>,
 ) -> Result<PathBuf> {
-    let versions = doctor::preflight(&[Need::Build], setup)?;
+    let versions = doctor::preflight(&[Need::Build], PROTOCOLS, setup)?;
     let build = Build::new(release, variant, options)?;
     let _lock = build.lock()?;
     ui::heading(format!("guacd {} {} -> {}", release.version, variant.name(), build.prefix.display()));

@@ -26,6 +26,8 @@ pub enum Need {
     OpenSsh,
     /// The project's tests.
     Tests,
+    /// The tests of `tls-rs` on other platforms, which are skipped without it.
+    Platforms,
     /// Sources that come from git or as an unpacked tree.
     Git,
 }
@@ -93,6 +95,15 @@ const ITEMS: &[Item] = &[
     library("cunit", &["cunit"], Need::Tests, "upstream's `make check`", &["libcunit1-dev"]),
     program("g++", "--version", Need::Tests, "the header's test in C++", &["g++"]),
     program("valgrind", "--version", Need::Tests, "the C tests under memcheck", &["valgrind"]),
+    program("musl-gcc", "--version", Need::Platforms, "the C tests with musl", &["musl-tools"]),
+    program(
+        "aarch64-linux-gnu-gcc",
+        "--version",
+        Need::Platforms,
+        "the C tests on aarch64",
+        &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
+    ),
+    program("qemu-aarch64", "--version", Need::Platforms, "the C tests on aarch64", &["qemu-user"]),
     program("sshd", "-V", Need::OpenSsh, "`stress --target openssh`", &["openssh-server"]),
 ];
 
@@ -152,14 +163,13 @@ pub fn doctor(flags: &flags::Doctor) -> Result<()> {
     Ok(())
 }
 
-/// Checks that what `needs` names is there, installing it first if the flags allow that.
+/// Checks that what `needs` names is there, installing it first, and what is `welcome` besides, if the flags allow that.
 ///
 /// Returns the versions of what takes part in a build, for its digest.
-pub fn preflight(needs: &[Need], setup: &flags::Setup) -> Result<Vec<String>> {
+pub fn preflight(needs: &[Need], welcome: &[Need], setup: &flags::Setup) -> Result<Vec<String>> {
     let mut findings = probe();
     if setup.install {
-        // Besides what is needed, whatever unlocks another protocol: a guacd without RDP is not what users expect.
-        let wanted = |need: Need| needs.contains(&need) || need == Need::Optional;
+        let wanted = |need: Need| needs.contains(&need) || welcome.contains(&need);
         if findings.iter().any(|finding| finding.version.is_none() && wanted(finding.need)) {
             install(&findings, wanted)?;
             findings = probe();
@@ -353,7 +363,7 @@ fn print(findings: &[Finding], limits: &[Limit]) {
     let sections: [(&str, &[Need]); 4] = [
         ("To build guacd", &[Need::Build]),
         ("Protocols and features", &[Need::Ssh, Need::Optional]),
-        ("Sources and tests", &[Need::Git, Need::Tests]),
+        ("Sources and tests", &[Need::Git, Need::Tests, Need::Platforms]),
         ("Load tests with a real sshd", &[Need::OpenSsh]),
     ];
     for (title, needs) in sections {

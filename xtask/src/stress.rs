@@ -23,7 +23,7 @@ pub fn stress(flags: &flags::Stress) -> Result<()> {
         if flags.load.target == Target::OpenSsh {
             needs.push(Need::OpenSsh);
         }
-        doctor::preflight(&needs, &flags.setup)?;
+        doctor::preflight(&needs, build::PROTOCOLS, &flags.setup)?;
         doctor::warn_of_limits(u64::from(flags.load.count));
         let release = Release::load(&flags.release.release)?;
         arguments.push(format!("--release={}", release.version).into());

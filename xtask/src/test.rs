@@ -1,6 +1,7 @@
 //! `cargo xtask test`: is the project sound? Every check that CI makes, in the order of what it costs.
 
 use anyhow::{Result, bail, ensure};
+use duct::Expression;
 
 use crate::doctor::{self, Need};
 use crate::failure::Failure;
@@ -16,7 +17,7 @@ pub fn test(flags: &flags::Test) -> Result<()> {
         true => &[Need::Tests],
         false => &[Need::Build, Need::Ssh, Need::Git, Need::Tests, Need::OpenSsh],
     };
-    doctor::preflight(needs, &flags.setup)?;
+    doctor::preflight(needs, &[Need::Optional, Need::Platforms], &flags.setup)?;
     for component in ["fmt", "clippy"] {
         ensure!(
             run::version_line(&format!("cargo-{component}"), "--version").is_some(),
@@ -36,6 +37,7 @@ pub fn test(flags: &flags::Test) -> Result<()> {
     if flags.quick {
         return Ok(());
     }
+    loom()?;
     if let Err(error) = fetch::source(&Release::load(RELEASE)?, &flags.setup.source) {
         run::check_interrupted()?;
         if flags.setup.source.from.is_some() {
@@ -46,11 +48,25 @@ pub fn test(flags: &flags::Test) -> Result<()> {
     cargo("integration", &["test", "--locked", "--package", "tests"], "cargo test -p tests")
 }
 
-/// Runs cargo with our terminal: the tests' own reports are what the user wants to see.
+/// Has loom try every interleaving of `tls-rs`'s registry, and shows that it would notice bugs.
+fn loom() -> Result<()> {
+    // A directory of its own: other flags would have everything compiled again, here and back.
+    let target = layout::target_dir().join("loom");
+    let target = target.to_string_lossy();
+    let arguments = ["test", "--locked", "--release", "--package", "tls-rs", "--target-dir", &target, "loom"];
+    let command = layout::cargo(&arguments, false).env("RUSTFLAGS", "--cfg loom");
+    show("loom", &arguments, command, "RUSTFLAGS='--cfg loom' cargo test --release -p tls-rs loom")
+}
+
 fn cargo(title: &str, arguments: &[&str], mend: &str) -> Result<()> {
+    show(title, arguments, layout::cargo(arguments, false), mend)
+}
+
+/// Runs cargo with our terminal: the tests' own reports are what the user wants to see.
+fn show(title: &str, arguments: &[&str], command: Expression, mend: &str) -> Result<()> {
     run::check_interrupted()?;
     ui::heading(format!("{title}: cargo {}", arguments.join(" ")));
-    let output = layout::cargo(arguments, false)
+    let output = command
         .stdin_null()
         .unchecked()
         .before_spawn(|command| {

@@ -34,8 +34,8 @@ extern "C" {
 #endif
 
 /**
- * A key. The value of a key is never used again after that key is deleted,
- * and zero is never a key.
+ * A key. The number that stands for a key is never issued again, and zero is
+ * never a key.
  */
 typedef uintptr_t guac_thread_local_key_t;
 
@@ -52,7 +52,8 @@ typedef void (*guac_thread_local_destructor_t)(void* value);
  * the process calls exit(), each of its values which is not NULL and whose
  * key has a destructor is set to NULL, then given to that destructor. This is
  * repeated up to PTHREAD_DESTRUCTOR_ITERATIONS times while destructors set
- * new values. Destructors may use any of the functions declared here.
+ * new values, and begins anew if the destructor of a pthread key sets one
+ * afterwards. Destructors may use any of the functions declared here.
  *
  * @param key
  *     Where to store the new key. Not written to on failure.

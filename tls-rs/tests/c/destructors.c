@@ -305,7 +305,27 @@ static void the_error_is_there_in_destructors(void) {
     CHECK(guac_thread_local_key_delete(key) == 0);
 }
 
+/* The library has taken its own when it was loaded */
+static void they_run_though_libc_has_no_key_left(void) {
+
+    pthread_key_t keys[PTHREAD_KEYS_MAX];
+    int count = 0;
+    while (count < PTHREAD_KEYS_MAX && pthread_key_create(&keys[count], NULL) == 0)
+        count++;
+    CHECK(count < PTHREAD_KEYS_MAX);
+
+    CHECK(guac_thread_local_key_create(&key, note) == 0);
+    run(set_and_return);
+    CHECK(calls == 1);
+    CHECK(guac_thread_local_key_delete(key) == 0);
+
+    while (count > 0)
+        CHECK(pthread_key_delete(keys[--count]) == 0);
+
+}
+
 int main(void) {
+    they_run_though_libc_has_no_key_left(); /* first, or another test has had the key taken */
     they_run_however_a_thread_ends();
     they_run_in_the_main_thread_only_if_it_exits_as_a_thread();
     they_are_repeated_while_they_set_values();

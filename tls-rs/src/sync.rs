@@ -1,0 +1,39 @@
+//! What the registry is made of: `core`'s atomics and libc's memory, or loom's while models of it are checked.
+
+#[cfg(not(all(test, loom)))]
+pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
+
+#[cfg(all(test, loom))]
+pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
+
+/// Memory for `count` of something for which zeroes are valid, or NULL.
+#[cfg(not(all(test, loom)))]
+pub(crate) fn allocate_zeroed<T>(count: usize) -> *mut T {
+    // SAFETY: calloc may be called at any time, in a forked child too: glibc and musl (since 1.2.2) reset its
+    // locks in fork().
+    unsafe { crate::sys::calloc(count, size_of::<T>()) }.cast()
+}
+
+/// Gives memory back.
+///
+/// # Safety
+///
+/// It must come from `allocate_zeroed` with the same `count`, and must not be used again.
+#[cfg(not(all(test, loom)))]
+pub(crate) unsafe fn free<T>(memory: *mut T, _count: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { crate::sys::free(memory.cast()) };
+}
+
+/// Loom's atomics are not zeroes, so they are made one by one.
+#[cfg(all(test, loom))]
+pub(crate) fn allocate_zeroed<T: Default>(count: usize) -> *mut T {
+    let all: std::boxed::Box<[T]> = (0..count).map(|_| T::default()).collect();
+    std::boxed::Box::into_raw(all).cast()
+}
+
+#[cfg(all(test, loom))]
+pub(crate) unsafe fn free<T>(memory: *mut T, count: usize) {
+    // SAFETY: `allocate_zeroed` made it of a box.
+    drop(unsafe { std::boxed::Box::from_raw(core::ptr::slice_from_raw_parts_mut(memory, count)) });
+}

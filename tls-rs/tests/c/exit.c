@@ -1,0 +1,307 @@
+/* How threads end: what destructors may do then, in which order, how often, and that nothing is left behind */
+
+#define _GNU_SOURCE
+
+#include "check.h"
+
+#include <guacamole/thread-local.h>
+
+#include <limits.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define KEYS 40
+
+static guac_thread_local_key_t key, keys[KEYS];
+static pthread_key_t native;
+static int calls, native_calls;
+
+static void* run(void* (*start)(void*)) {
+    pthread_t thread;
+    void* result;
+    calls = native_calls = 0;
+    CHECK(pthread_create(&thread, NULL, start, NULL) == 0);
+    CHECK(pthread_join(thread, &result) == 0);
+    return result;
+}
+
+static void create_keys(guac_thread_local_destructor_t destructor) {
+    for (int i = 0; i < KEYS; i++)
+        CHECK(guac_thread_local_key_create(&keys[i], destructor) == 0);
+}
+
+static void delete_keys(void) {
+    for (int i = 0; i < KEYS; i++)
+        CHECK(guac_thread_local_key_delete(keys[i]) == 0);
+}
+
+static void* set_keys(void* data) {
+    for (int i = 0; i < KEYS; i++)
+        CHECK(guac_thread_local_setspecific(keys[i], VALUE(i + 1)) == 0);
+    return data;
+}
+
+static void* set_key(void* data) {
+    CHECK(guac_thread_local_setspecific(key, VALUE(7)) == 0);
+    return data;
+}
+
+static int reached;
+
+static void* use_keys_while_cancelled(void* data) {
+    guac_thread_local_key_t mine;
+    CHECK(pthread_cancel(pthread_self()) == 0);
+    CHECK(guac_thread_local_key_create(&mine, NULL) == 0);
+    for (int i = 0; i < KEYS; i++)
+        CHECK(guac_thread_local_setspecific(keys[i], VALUE(i + 1)) == 0);
+    CHECK(guac_thread_local_setspecific(mine, VALUE(7)) == 0);
+    CHECK(guac_thread_local_getspecific(mine) == VALUE(7));
+    CHECK(guac_thread_local_key_delete(mine) == 0);
+    reached = 1;
+    pthread_testcancel();
+    return data;
+}
+
+static void no_function_is_a_cancellation_point(void) {
+    create_keys(NULL);
+    CHECK(run(use_keys_while_cancelled) == PTHREAD_CANCELED);
+    CHECK(reached);
+    delete_keys();
+}
+
+/* As a blocked thread is that libguac cancels */
+static pthread_barrier_t blocked;
+
+static void* set_keys_and_block(void* data) {
+    set_keys(data);
+    pthread_barrier_wait(&blocked);
+    for (;;)
+        pause();
+    return data;
+}
+
+/* The thread is cancelled already, which must not take effect a second time */
+static void reach_a_cancellation_point(void* value) {
+    pthread_testcancel();
+    usleep(1);
+    pthread_testcancel();
+    CHECK(value != NULL);
+    calls++;
+}
+
+static void they_run_to_their_end_in_a_cancelled_thread(void) {
+    pthread_t thread;
+    void* result;
+    calls = 0;
+    create_keys(reach_a_cancellation_point);
+    CHECK(pthread_barrier_init(&blocked, NULL, 2) == 0);
+    CHECK(pthread_create(&thread, NULL, set_keys_and_block, NULL) == 0);
+    pthread_barrier_wait(&blocked);
+    CHECK(pthread_cancel(thread) == 0);
+    CHECK(pthread_join(thread, &result) == 0);
+    CHECK(result == PTHREAD_CANCELED);
+    CHECK(calls == KEYS);
+    CHECK(pthread_barrier_destroy(&blocked) == 0);
+    delete_keys();
+}
+
+/* Most values are added while the table that they were to go into is walked over */
+static void grow(void* value) {
+    calls++;
+    if (value == VALUE(1))
+        for (int i = 1; i < KEYS; i++)
+            CHECK(guac_thread_local_setspecific(keys[i], VALUE(i + 1)) == 0);
+}
+
+static void* set_first_key(void* data) {
+    CHECK(guac_thread_local_setspecific(keys[0], VALUE(1)) == 0);
+    return data;
+}
+
+static void one_may_outgrow_the_table(void) {
+    create_keys(grow);
+    run(set_first_key);
+    CHECK(calls == KEYS);
+    delete_keys();
+}
+
+static int report;
+
+static void report_calls(void) {
+    if (report)
+        _exit(calls);
+}
+
+/* The process ends with its last thread, as if by exit(0) */
+static void one_may_outgrow_the_table_in_the_main_thread(void) {
+    int status;
+    create_keys(grow);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        report = 1;
+        calls = 0;
+        set_first_key(NULL);
+        pthread_exit(NULL);
+    }
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == KEYS);
+    delete_keys();
+}
+
+static void exit_again(void* value) {
+    if (++calls == 2)
+        pthread_exit(value);
+}
+
+static void* set_five_keys(void* data) {
+    for (int i = 0; i < 5; i++)
+        CHECK(guac_thread_local_setspecific(keys[i], VALUE(9)) == 0);
+    return data;
+}
+
+/* POSIX leaves this undefined. With keys of libc's own, the thread ends, and the other destructors are not called. */
+static void one_may_end_the_thread(void) {
+    create_keys(exit_again);
+    CHECK(run(set_five_keys) == VALUE(9));
+    CHECK(calls == 2);
+    delete_keys();
+    /* Nothing of it is left to a thread that gets the same memory */
+    create_keys(grow);
+    run(set_first_key);
+    CHECK(calls == KEYS);
+    delete_keys();
+}
+
+static void set_native(void* value) {
+    CHECK(pthread_getspecific(native) == VALUE(8));
+    CHECK(pthread_setspecific(native, value) == 0);
+    calls++;
+}
+
+static void find_nothing(void* value) {
+    CHECK(value == VALUE(7));
+    CHECK(guac_thread_local_getspecific(key) == NULL);
+    CHECK(guac_thread_local_getspecific(keys[0]) == NULL);
+    native_calls++;
+}
+
+static void* set_all(void* data) {
+    CHECK(pthread_setspecific(native, VALUE(8)) == 0);
+    CHECK(guac_thread_local_setspecific(keys[0], VALUE(6)) == 0); /* without a destructor */
+    return set_key(data);
+}
+
+/* The library has taken its own native key first, and both libcs begin with that */
+static void they_run_before_those_of_native_keys(void) {
+    CHECK(guac_thread_local_key_create(&key, set_native) == 0);
+    create_keys(NULL);
+    CHECK(pthread_key_create(&native, find_nothing) == 0);
+    run(set_all);
+    CHECK(calls == 1);
+    CHECK(native_calls == 1);
+    CHECK(pthread_key_delete(native) == 0);
+    delete_keys();
+    CHECK(guac_thread_local_key_delete(key) == 0);
+}
+
+static void set_again(void* value) {
+    calls++;
+    CHECK(guac_thread_local_setspecific(key, value) == 0);
+}
+
+static void set_both_again(void* value) {
+    native_calls++;
+    CHECK(pthread_setspecific(native, value) == 0);
+    CHECK(guac_thread_local_setspecific(key, value) == 0);
+}
+
+static void* set_key_and_native(void* data) {
+    CHECK(pthread_setspecific(native, VALUE(7)) == 0);
+    return set_key(data);
+}
+
+/* Even if a native key's destructor sets values again in each of libc's rounds */
+static void they_come_to_an_end(void) {
+    CHECK(guac_thread_local_key_create(&key, set_again) == 0);
+    CHECK(pthread_key_create(&native, set_both_again) == 0);
+    run(set_key_and_native);
+    CHECK(native_calls == PTHREAD_DESTRUCTOR_ITERATIONS);
+    CHECK(calls == PTHREAD_DESTRUCTOR_ITERATIONS * PTHREAD_DESTRUCTOR_ITERATIONS);
+    CHECK(pthread_key_delete(native) == 0);
+    CHECK(guac_thread_local_key_delete(key) == 0);
+}
+
+static int allocated, freed;
+
+static void free_value(void* value) {
+    freed++;
+    free(value);
+}
+
+static void* allocate(int count, void* data) {
+    for (int i = 0; i < count; i++) {
+        allocated++;
+        CHECK(guac_thread_local_setspecific(keys[i], malloc(100)) == 0);
+    }
+    return data;
+}
+
+static void* allocate_three(void* data) {
+    return allocate(3, data);
+}
+
+static void* allocate_all(void* data) {
+    return allocate(KEYS, data);
+}
+
+static long resident_kib(void) {
+    long pages;
+    FILE* file = fopen("/proc/self/statm", "r");
+    CHECK(file != NULL);
+    CHECK(fscanf(file, "%*d %ld", &pages) == 1);
+    CHECK(fclose(file) == 0);
+    return pages * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+/* Values that fit into what a thread begins with, values that outgrow it, and those without a destructor */
+static void run_threads(int count) {
+    for (int i = 0; i < count; i++) {
+        switch (i % 4) {
+            case 0: run(allocate_all); break;
+            case 1: run(set_key); break;
+            default: run(allocate_three);
+        }
+    }
+}
+
+static void threads_leave_nothing_behind(int threads) {
+    create_keys(free_value);
+    CHECK(guac_thread_local_key_create(&key, NULL) == 0);
+    run_threads(threads / 50); /* until libc's own memory does not grow any more */
+    long before = resident_kib();
+    run_threads(threads);
+    long after = resident_kib();
+    CHECK(freed == allocated);
+    /* The least that can be allocated makes 32 bytes, for each fourth thread */
+    if (threads >= 100000)
+        CHECK(after - before < threads / 4 * 32L / 1024);
+    CHECK(guac_thread_local_key_delete(key) == 0);
+    delete_keys();
+}
+
+int main(int argc, char** argv) {
+    int quick = argc > 1 && strcmp(argv[1], "quick") == 0;
+    CHECK(atexit(report_calls) == 0);
+    they_run_before_those_of_native_keys(); /* first, or another test has had the key taken */
+    no_function_is_a_cancellation_point();
+    they_run_to_their_end_in_a_cancelled_thread();
+    one_may_outgrow_the_table();
+    one_may_outgrow_the_table_in_the_main_thread();
+    one_may_end_the_thread();
+    they_come_to_an_end();
+    threads_leave_nothing_behind(quick ? 200 : 100000);
+    return 0;
+}
