@@ -44,7 +44,7 @@ struct Item {
     probe: Probe,
     need: Need,
     unlocks: &'static str,
-    /// Debian's and Ubuntu's package, or several of which the first that exists is meant.
+    /// The packages of Debian and Ubuntu that it comes from. (FreeRDP's are alternatives.)
     packages: &'static [&'static str],
 }
 
@@ -139,8 +139,7 @@ struct Report<'a> {
 /// Lists what is there and what is not.
 pub fn doctor(flags: &flags::Doctor) -> Result<()> {
     let mut findings = probe();
-    if flags.install {
-        install(&findings, |_| true)?;
+    if flags.install && install(&findings, |_| true)? {
         findings = probe();
     }
     let missing = missing_packages(&findings, |_| true);
@@ -168,12 +167,8 @@ pub fn doctor(flags: &flags::Doctor) -> Result<()> {
 /// Returns the versions of what takes part in a build, for its digest.
 pub fn preflight(needs: &[Need], welcome: &[Need], setup: &flags::Setup) -> Result<Vec<String>> {
     let mut findings = probe();
-    if setup.install {
-        let wanted = |need: Need| needs.contains(&need) || welcome.contains(&need);
-        if findings.iter().any(|finding| finding.version.is_none() && wanted(finding.need)) {
-            install(&findings, wanted)?;
-            findings = probe();
-        }
+    if setup.install && install(&findings, |need| needs.contains(&need) || welcome.contains(&need))? {
+        findings = probe();
     }
     let unmet: Vec<&str> = unmet(&findings, needs).map(|finding| finding.name).collect();
     if !unmet.is_empty() {
@@ -283,16 +278,17 @@ fn install_command(packages: &[String]) -> Option<String> {
     })
 }
 
-fn install(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Result<()> {
+/// Installs what is missing, and returns whether anything was.
+fn install(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Result<bool> {
+    if missing_packages(findings, &wanted).is_empty() {
+        return Ok(false);
+    }
     ensure!(
         install_command(&[]).is_some(),
         Failure::Preflight(
             "--install knows Debian and Ubuntu only: `cargo xtask doctor` lists what to install".into()
         )
     );
-    if missing_packages(findings, &wanted).is_empty() {
-        return Ok(());
-    }
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
         // In the foreground, as it may ask for the password.
@@ -325,7 +321,7 @@ fn install(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Result<()> {
     arguments.extend(packages.iter().map(String::as_str));
     run::logged(&progress, "apt-get install", apt(&arguments), &log, WhenInterrupted::Finish)?;
     progress.done(format!("{} packages: {}", packages.len(), packages.join(" ")));
-    Ok(())
+    Ok(true)
 }
 
 /// The limits that sessions run into, measured on 1.6.0: 3 descriptors in guacd's parent process and 12 tasks per
