@@ -17,11 +17,12 @@ crate::tests! {
         without_a_network_every_way_to_supply_the_source_is_named,
         offline_asks_nobody,
         an_unknown_release_is_answered_with_those_that_are_known;
-    Source:
+    Tarball:
         a_tarball_with_a_flipped_byte_is_refused,
-        an_unpacked_tree_is_checked_byte_by_byte,
-        the_users_git_settings_change_no_byte,
         damage_in_the_cache_is_noticed;
+    Source:
+        an_unpacked_tree_is_checked_byte_by_byte,
+        the_users_git_settings_change_no_byte;
 }
 
 /// A cache of the test's own, and xtask with it.
@@ -214,6 +215,16 @@ fn tree(dir: &Path) -> Result<PathBuf> {
     tar.arg("-xf").arg(support::source()?).arg("--strip-components=1").arg("-C").arg(&tree);
     ensure!(tar.status()?.success(), "the source does not unpack");
     Ok(tree)
+}
+
+/// Whether the source in the cache can be made a tarball that is pinned. What was imported from a tree cannot: its archive
+/// bears the time of the import.
+pub fn has_tarball() -> bool {
+    let accepted = || -> Result<bool> {
+        let (cache, dir) = (Cache::new()?, TempDir::new()?);
+        Ok(cache.fetch_from(&tarball(dir.path())?)?.code == 0)
+    };
+    accepted().unwrap_or(false)
 }
 
 /// The release as a tarball that is pinned: the cache's own, or GitHub's, which is what gzip makes of git's archive.

@@ -29,6 +29,8 @@ struct Test {
 enum Needs {
     Nothing,
     Source,
+    /// The source as a tarball that is pinned.
+    Tarball,
     /// The source, and a file system of its own to fill up.
     SourceAndMount,
 }
@@ -44,6 +46,10 @@ fn main() -> Result<ExitCode> {
             "NO SOURCE OF GUACAMOLE-SERVER: THE TESTS THAT NEED IT ARE IGNORED (cargo xtask fetch --help)"
         );
     }
+    let has_tarball = has_source && fetch::has_tarball();
+    if has_source && !has_tarball {
+        eprintln!("THE SOURCE COMES FROM AN UNPACKED TREE: THE TESTS THAT NEED A TARBALL ARE IGNORED");
+    }
     let can_mount = support::can_mount();
     if !can_mount {
         eprintln!("NO FILE SYSTEM CAN BE MOUNTED HERE: THE TEST OF A FULL ONE IS IGNORED");
@@ -53,6 +59,7 @@ fn main() -> Result<ExitCode> {
         let ignored = match test.needs {
             Needs::Nothing => false,
             Needs::Source => !has_source,
+            Needs::Tarball => !has_tarball,
             Needs::SourceAndMount => !has_source || !can_mount,
         };
         Trial::test(test.name, move || (test.run)().map_err(|error| format!("{error:#}").into()))
