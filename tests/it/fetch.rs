@@ -1,8 +1,11 @@
 //! `cargo xtask fetch`: whatever does not match its pin is refused, and leaves nothing in the cache.
 
 use std::fs;
+use std::io::Write;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
@@ -16,6 +19,7 @@ crate::tests! {
         a_source_that_is_not_there_is_refused,
         without_a_network_every_way_to_supply_the_source_is_named,
         offline_asks_nobody,
+        a_stalled_download_can_be_interrupted_and_leaves_nothing,
         an_unknown_release_is_answered_with_those_that_are_known;
     Tarball:
         a_tarball_with_a_flipped_byte_is_refused,
@@ -200,6 +204,22 @@ fn offline_asks_nobody() -> Result<()> {
     let output =
         cache.fetch(&["--offline", "--from", "https://localhost/guacamole-server-1.6.0.tar.gz"]).run()?;
     output.expect(1, &["--offline forbids it"])
+}
+
+fn a_stalled_download_can_be_interrupted_and_leaves_nothing() -> Result<()> {
+    let cache = Cache::new()?;
+    let server = TcpListener::bind("127.0.0.1:0")?;
+    let url = format!("http://{}/guacamole-server-1.6.0.tar.gz", server.local_addr()?);
+    let running = cache.fetch(&["--from", &url]).env("NO_PROXY", "127.0.0.1").start()?;
+    let (mut client, _) = server.accept()?;
+    client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nthe beginning")?;
+    // Into the wait for the rest, which never comes.
+    std::thread::sleep(Duration::from_millis(500));
+    let since = Instant::now();
+    running.interrupt()?.expect(130, &["interrupted"])?;
+    ensure!(since.elapsed() < Duration::from_secs(5), "it took {:?} to end", since.elapsed());
+    ensure!(cache.files()?.is_empty(), "left behind: {:?}", cache.files()?);
+    Ok(())
 }
 
 fn an_unknown_release_is_answered_with_those_that_are_known() -> Result<()> {

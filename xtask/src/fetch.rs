@@ -1,8 +1,9 @@
 //! `cargo xtask fetch`: where does the source come from, and is it what is pinned?
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -265,6 +266,22 @@ impl ScratchRepository {
 
 fn download(release: &Release, url: &str, pins: &[String], cache: &Path) -> Result<Source> {
     create(cache)?;
+    let dir = TempDir::new_in(cache)?;
+    let file = dir.path().join("download");
+    // In a thread, as nothing else can be done while a server that has stalled is waited for.
+    let thread = thread::spawn({
+        let (url, file) = (url.to_owned(), file.clone());
+        move || download_to(&url, &file)
+    });
+    while !thread.is_finished() {
+        run::check_interrupted()?;
+        thread::sleep(Duration::from_millis(50));
+    }
+    thread.join().map_err(|_| anyhow!("the download panicked"))??;
+    from_tarball(release, &file, pins, cache)
+}
+
+fn download_to(url: &str, path: &Path) -> Result<()> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_resolve(Some(Duration::from_secs(10)))
         .timeout_connect(Some(Duration::from_secs(15)))
@@ -275,23 +292,13 @@ fn download(release: &Release, url: &str, pins: &[String], cache: &Path) -> Resu
     let response = agent.get(url).call().map_err(|error| anyhow!("{error}"))?;
     let body = response.into_body();
     let progress = ui::download(body.content_length());
-    let mut reader = body.into_reader();
-    let mut file = tempfile::NamedTempFile::new_in(cache)?;
-    let mut buffer = vec![0; 64 << 10];
-    let mut total = 0;
-    loop {
-        run::check_interrupted()?;
-        let length = reader.read(&mut buffer).context("the download broke off")?;
-        if length == 0 {
-            break;
-        }
-        total += length as u64;
-        ensure!(total <= LARGEST_TARBALL, "it is larger than any release");
-        file.write_all(&buffer[..length]).with_context(|| format!("cannot write to {}", cache.display()))?;
-        progress.set_position(total);
-    }
+    // One byte more than there may be, to notice that there is more.
+    let mut reader = progress.wrap_read(body.into_reader().take(LARGEST_TARBALL + 1));
+    let mut file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    let length = io::copy(&mut reader, &mut file).context("the download broke off")?;
     progress.finish_and_clear();
-    from_tarball(release, file.path(), pins, cache)
+    ensure!(length <= LARGEST_TARBALL, "it is larger than any release");
+    Ok(())
 }
 
 fn create(cache: &Path) -> Result<()> {
