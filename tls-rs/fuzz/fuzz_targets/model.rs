@@ -1,0 +1,15 @@
+//! Lets libFuzzer write programs for the model. What it looks for is what they reach inside `tls-rs`.
+
+#![no_main]
+
+#[path = "../../tests/program/bytes.rs"]
+mod bytes;
+#[path = "../../tests/program/mod.rs"]
+mod program;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let steps = bytes::decode(bytes);
+    if let Err(wrong) = program::run(&steps) {
+        panic!("{wrong} in {steps:#?}");
+    }
+});
