@@ -1,6 +1,7 @@
 //! The library as C sees it: built as it is for libguac, linked statically and into a shared library, and put
 //! through the programs in `tests/c`.
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -115,6 +116,18 @@ fn all_of_this_holds_on_aarch64() {
 }
 
 #[test]
+#[ignore = "takes a nightly Rust: cargo xtask prove address"]
+fn the_address_sanitizer_finds_nothing() {
+    ADDRESS.run_everything();
+}
+
+#[test]
+#[ignore = "takes a nightly Rust: cargo xtask prove thread"]
+fn the_thread_sanitizer_finds_nothing() {
+    THREAD.run_everything();
+}
+
+#[test]
 fn valgrind_finds_nothing() {
     if !answers("valgrind") {
         return skipped("valgrind is not installed");
@@ -131,6 +144,7 @@ fn valgrind_finds_nothing() {
     for (program, leaks) in programs {
         run(Command::new("valgrind")
             .args(["--quiet", "--error-exitcode=9", "--fair-sched=yes", &format!("--leak-check={leaks}")])
+            .arg("--errors-for-leak-kinds=definite,indirect,possible")
             .arg(HOST.static_program(program))
             .arg("quick"));
     }
@@ -186,20 +200,26 @@ struct Platform {
     target: Option<&'static str>,
     /// What runs a program, unless the host does.
     emulator: &'static [&'static str],
+    /// The sanitizer that both compilers build in.
+    sanitizer: Option<&'static str>,
     staticlib: OnceLock<PathBuf>,
     libguac: OnceLock<PathBuf>,
 }
 
-static HOST: Platform = Platform::new("host", "cc", None, &[]);
+static HOST: Platform = Platform::new("host", "cc", None, &[], None);
+
+static ADDRESS: Platform = Platform::new("address", "cc", None, &[], Some("address"));
+static THREAD: Platform = Platform::new("thread", "cc", None, &[], Some("thread"));
 
 /// The library takes nothing from libc that musl does not have, so it need not be compiled for it.
-static MUSL: Platform = Platform::new("musl", "musl-gcc", None, &[]);
+static MUSL: Platform = Platform::new("musl", "musl-gcc", None, &[], None);
 
 static AARCH64: Platform = Platform::new(
     "aarch64",
     "aarch64-linux-gnu-gcc",
     Some("aarch64-unknown-linux-gnu"),
     &["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"],
+    None,
 );
 
 impl Platform {
@@ -208,8 +228,10 @@ impl Platform {
         cc: &'static str,
         target: Option<&'static str>,
         emulator: &'static [&'static str],
+        sanitizer: Option<&'static str>,
     ) -> Platform {
-        Platform { name, cc, target, emulator, staticlib: OnceLock::new(), libguac: OnceLock::new() }
+        let staticlib = OnceLock::new();
+        Platform { name, cc, target, emulator, sanitizer, staticlib, libguac: OnceLock::new() }
     }
 
     fn has_tools(&self) -> bool {
@@ -224,6 +246,7 @@ impl Platform {
     fn cc(&self) -> Command {
         let mut cc = Command::new(self.cc);
         cc.args(CFLAGS);
+        self.sanitizer.map(|sanitizer| cc.args(["-g", &format!("-fsanitize={sanitizer}")]));
         cc
     }
 
@@ -261,13 +284,19 @@ impl Platform {
     /// The static library. Its target directory is its own, for Cargo holds the lock of the one this runs in.
     fn staticlib(&self) -> &Path {
         self.staticlib.get_or_init(|| {
-            let dir = Path::new(TMP).join("target");
+            let dir =
+                Path::new(TMP).join(self.sanitizer.map_or("target".into(), |name| format!("target-{name}")));
             let mut cargo = Command::new(env!("CARGO"));
             cargo.args(["rustc", "--offline", "--quiet", "-p", "tls-rs", "--features", "staticlib"]);
             cargo.args(["--profile", "staticlib", "--crate-type", "staticlib", "--target-dir"]).arg(&dir);
-            self.target.map(|target| cargo.args(["--target", target]));
+            let mut target = self.target.map(str::to_owned);
+            if let Some(sanitizer) = self.sanitizer {
+                cargo.arg("-Zbuild-std=core").env("RUSTFLAGS", format!("-Zsanitizer={sanitizer}"));
+                target = Some(format!("{}-unknown-linux-gnu", env::consts::ARCH));
+            }
+            target.as_ref().map(|target| cargo.args(["--target", target]));
             run(&mut cargo);
-            dir.join(self.target.unwrap_or("")).join("staticlib/libtls_rs.a")
+            dir.join(target.unwrap_or_default()).join("staticlib/libtls_rs.a")
         })
     }
 

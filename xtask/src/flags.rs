@@ -28,6 +28,7 @@ pub enum Command {
     Stress(Stress),
     Doctor(Doctor),
     Test(Test),
+    Prove(Prove),
 }
 
 /// Fetch a release's source, check it against its pin, and keep it in the user's cache.
@@ -126,6 +127,48 @@ pub struct Test {
     /// Only the quick checks: nothing that builds or runs a guacd.
     #[arg(long)]
     pub quick: bool,
+}
+
+/// Put tls-rs through what finds errors that tests do not: loom, valgrind, a fuzzer, sanitizers, and Miri.
+///
+/// Each check also runs on a copy with a bug in it, and fails if it does not report that. What a check needs and is not
+/// installed is said in a line, with the command that installs it, and the check is skipped; if the check was asked for by
+/// name, the exit code is 3. All of it takes about half an hour on 2 cores. Logs are in target/prove.
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct Prove {
+    /// Which checks to run [default: all].
+    #[arg(value_enum, value_name = "CHECK")]
+    pub checks: Vec<Check>,
+
+    /// How long the fuzzer looks for new programs, as `90s` or `2h`.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    pub fuzz_time: std::time::Duration,
+
+    /// How many of Miri's schedules to try.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    pub seeds: u32,
+
+    /// Print the results as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A way to look at tls-rs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Check {
+    /// Every interleaving of small programs on the registry, and 11 bugs that must be seen.
+    Loom,
+    /// The C tests under memcheck: no error, nothing lost.
+    Valgrind,
+    /// Programs that libFuzzer writes, against the model. Takes a C++ compiler.
+    Fuzz,
+    /// AddressSanitizer: unit tests, model and C tests. Takes a nightly Rust with rust-src.
+    Address,
+    /// ThreadSanitizer: unit tests and C tests. Takes a nightly Rust with rust-src.
+    Thread,
+    /// The unit tests under Miri: strict provenance, many schedules. Takes a nightly Rust with miri and rust-src.
+    Miri,
 }
 
 #[derive(Args)]

@@ -10,6 +10,7 @@ mod install;
 mod layout;
 mod manifest;
 mod patch;
+mod prove;
 mod run;
 mod steps;
 mod stress;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         flags::Command::Stress(flags) => stress::stress(&flags),
         flags::Command::Doctor(flags) => doctor::doctor(&flags),
         flags::Command::Test(flags) => test::test(&flags),
+        flags::Command::Prove(flags) => prove::prove(&flags),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
