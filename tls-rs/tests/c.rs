@@ -124,7 +124,12 @@ fn the_address_sanitizer_finds_nothing() {
 #[test]
 #[ignore = "takes a nightly Rust: cargo xtask prove thread"]
 fn the_thread_sanitizer_finds_nothing() {
-    THREAD.run_everything();
+    // The others end a process by `pthread_exit` in its main thread, which it does not survive here: ThreadSanitizer has a
+    // thread of its own, so that main's is not the last one.
+    for program in ["keys", "signals", "fork"] {
+        THREAD.run_both(program, &["quick"]);
+    }
+    THREAD.run_static("memory", &[]);
 }
 
 #[test]
