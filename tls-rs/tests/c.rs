@@ -124,9 +124,9 @@ fn the_address_sanitizer_finds_nothing() {
 #[test]
 #[ignore = "takes a nightly Rust: cargo xtask prove thread"]
 fn the_thread_sanitizer_finds_nothing() {
-    // The others end a process by `pthread_exit` in its main thread, which it does not survive here: ThreadSanitizer has a
-    // thread of its own, so that main's is not the last one.
-    for program in ["keys", "signals", "fork"] {
+    // "destructors" and "exit" end a process by `pthread_exit` in its main thread, which leaves ThreadSanitizer's own thread
+    // behind, so that the process goes on. In "fork", children that were forked from several threads hang.
+    for program in ["keys", "signals"] {
         THREAD.run_both(program, &["quick"]);
     }
     THREAD.run_static("memory", &[]);

@@ -175,8 +175,7 @@ impl Check {
                     let programs = format!("the_{name}_sanitizer_finds_nothing");
                     let test =
                         ["test", "--locked", "--package=tls-rs", "--test=c", "--", "--ignored", &programs];
-                    // By default ThreadSanitizer ends a child that was forked from several threads.
-                    commands.push(nightly(&test).env("TSAN_OPTIONS", "die_after_fork=0"));
+                    commands.push(nightly(&test));
                 }
                 commands
             }
