@@ -133,7 +133,7 @@ pub struct Test {
 ///
 /// Each check also runs on a copy with a bug in it, and fails if it does not report that. What a check needs and is not
 /// installed is said in a line, with the command that installs it, and the check is skipped; if the check was asked for by
-/// name, the exit code is 3. All of it takes about half an hour on 2 cores. Logs are in target/prove.
+/// name, the exit code is 3. Logs are in target/prove.
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct Prove {
