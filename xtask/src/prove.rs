@@ -169,7 +169,7 @@ impl Check {
                 let mut commands = vec![sanitized(&["--lib"])];
                 // The model's steps run one after the other, so there is no race to be seen.
                 if self == Check::Address && !with_bug {
-                    commands.push(sanitized(&["--test=model", "--test=corpus"]));
+                    commands.push(sanitized(&["--test=model"]));
                 }
                 if !with_bug {
                     let programs = format!("the_{name}_sanitizer_finds_nothing");
