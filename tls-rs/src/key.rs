@@ -11,11 +11,13 @@
 //! The hash is a bijection that is computed once, when the key is made: a lookup in a thread's table is
 //! `key & mask`. The zero bits make that a number of bytes.
 
+use crate::ffi::KEY_BITS;
+
 /// Bits of a key that hold its index.
-pub(crate) const INDEX_BITS: u32 = if usize::BITS == 64 { 27 } else { 20 };
+pub(crate) const INDEX_BITS: u32 = if KEY_BITS == 64 { 27 } else { 20 };
 
 /// Zero bits at the bottom of a key.
-pub(crate) const SHIFT: u32 = if usize::BITS == 64 { 5 } else { 0 };
+pub(crate) const SHIFT: u32 = if KEY_BITS == 64 { 5 } else { 0 };
 
 /// A mask of those.
 pub(crate) const ZEROES: usize = (1 << SHIFT) - 1;
@@ -24,7 +26,7 @@ pub(crate) const ZEROES: usize = (1 << SHIFT) - 1;
 pub(crate) const LAST_INDEX: u32 = (1 << INDEX_BITS) - 1;
 
 /// The generation, an even one, at which a cell is used up.
-pub(crate) const LAST_GENERATION: u32 = (u32::MAX >> (32 + INDEX_BITS + SHIFT - usize::BITS)) - 1;
+pub(crate) const LAST_GENERATION: u32 = (u32::MAX >> (32 + INDEX_BITS + SHIFT - KEY_BITS)) - 1;
 
 /// 2^INDEX_BITS divided by the golden ratio, made odd: neighbouring indices land far from each other.
 const MULTIPLIER: u32 = (0x9E37_79B9 >> (32 - INDEX_BITS)) | 1;
