@@ -14,6 +14,7 @@ use crate::sync::{self, AtomicPtr, AtomicU32, AtomicUsize};
 use crate::sys::{Destructor, EAGAIN, EINVAL, ENOMEM, Errno};
 
 #[cfg(all(test, loom))]
+#[path = "registry/loom_models.rs"] // from here, in whichever crate this file is
 mod loom_models;
 #[cfg(all(test, loom))]
 pub(crate) use loom_models::REGISTRY;
