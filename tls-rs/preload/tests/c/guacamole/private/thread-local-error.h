@@ -1,0 +1,6 @@
+/* Stands for tls-rs's header of this name: the preload library has nothing to do with guac_error */
+
+#include <guacamole/error-types.h>
+
+static __thread guac_status guac_thread_local_error_status;
+static __thread const char* guac_thread_local_error_message;

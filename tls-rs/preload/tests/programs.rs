@@ -1,0 +1,222 @@
+//! Does it stand in for libc's keys? Programs that know nothing of it run with the library preloaded: the C tests of
+//! `tls-rs`, on `pthread_` functions, those in `tests/c`, and what people run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// Where this test keeps what it builds.
+const TMP: &str = env!("CARGO_TARGET_TMPDIR");
+
+/// The folders of the C tests that come from `tls-rs`, and of those that are here.
+const OF_TLS_RS: &str = "../tests/c";
+const OURS: &str = "tests/c";
+
+#[test]
+fn the_tests_of_tls_rs_pass_on_pthread_keys() {
+    GLIBC.passes(OF_TLS_RS, "keys", &[]);
+    GLIBC.passes(OF_TLS_RS, "destructors", &[]);
+    GLIBC.passes(OF_TLS_RS, "exit", &["quick"]);
+    GLIBC.passes(OF_TLS_RS, "fork", &["quick"]);
+    GLIBC.passes(OF_TLS_RS, "signals", &[]);
+}
+
+#[test]
+fn of_forked_children_none_hangs() {
+    let said = GLIBC.passes(OF_TLS_RS, "torture", &["8", "1000", "30"]);
+    assert_eq!(said, "1000 children of 8 threads: 0 hung, 0 wrong\n");
+}
+
+#[test]
+fn keys_may_be_created_before_any_constructor_and_in_malloc() {
+    GLIBC.passes(OURS, "early", &[]);
+}
+
+#[test]
+fn errors_are_those_that_posix_names() {
+    GLIBC.passes(OURS, "limits", &[]);
+}
+
+#[test]
+fn the_functions_of_c11_use_the_same_keys() {
+    GLIBC.passes(OURS, "tss", &[]);
+}
+
+#[test]
+fn the_same_file_serves_musl() {
+    if !answers(MUSL.cc) {
+        return skipped("there is no musl-gcc, so nothing has been tested with musl");
+    }
+    for name in ["keys", "destructors", "exit", "fork", "signals"] {
+        MUSL.passes(OF_TLS_RS, name, &["quick"]);
+    }
+    MUSL.passes(OF_TLS_RS, "torture", &["4", "300", "30"]);
+    for name in ["early", "limits", "tss"] {
+        MUSL.passes(OURS, name, &[]);
+    }
+}
+
+#[test]
+fn without_it_the_same_programs_run_out_of_keys() {
+    for (folder, name) in [(OF_TLS_RS, "keys"), (OURS, "early"), (OURS, "limits"), (OURS, "tss")] {
+        let output = Command::new(GLIBC.program(folder, name)).output().expect("it has been built");
+        assert!(!output.status.success(), "{name} succeeds");
+    }
+}
+
+#[test]
+fn glib_has_as_many_private_values_as_it_likes() {
+    let Some(flags) = pkg_config("glib-2.0") else {
+        return skipped("there is no glib-2.0, whose keys have not been tested");
+    };
+    let program = build("glib", GLIBC.cc().arg("tests/c/glib.c").args(flags));
+    assert_eq!(succeeds(preloaded(&program)), "8000 values freed\n");
+    assert!(!output(&mut Command::new(&program)).status.success(), "it succeeds without the library");
+}
+
+#[test]
+fn openssl_may_come_when_libcs_keys_are_long_used_up() {
+    let Some(flags) = pkg_config("openssl") else {
+        return skipped("there is no openssl, whose keys have not been tested");
+    };
+    let program = build("openssl", GLIBC.cc().args(["tests/c/openssl.c", "-pthread"]).args(flags));
+    succeeds(preloaded(&program));
+}
+
+#[test]
+fn python_runs_threads_and_processes() {
+    if !answers("python3") {
+        return skipped("there is no python3, which has not been tested");
+    }
+    let mut python = preloaded("python3");
+    succeeds(python.arg("tests/threads.py"));
+}
+
+#[test]
+fn libcs_functions_are_all_that_it_exports() {
+    let symbols =
+        succeeds(Command::new("nm").args(["-D", "--defined-only", "--format=just-symbols"]).arg(library()));
+    let mut symbols: Vec<_> = symbols.lines().collect();
+    symbols.sort_unstable();
+    assert_eq!(
+        symbols,
+        [
+            "__pthread_getspecific",
+            "__pthread_key_create",
+            "__pthread_setspecific",
+            "pthread_getspecific",
+            "pthread_key_create",
+            "pthread_key_delete",
+            "pthread_setspecific",
+            "tss_create",
+            "tss_delete",
+            "tss_get",
+            "tss_set",
+        ]
+    );
+}
+
+#[test]
+fn it_needs_no_particular_libc() {
+    let dynamic = succeeds(Command::new("readelf").args(["--dynamic", "--wide"]).arg(library()));
+    assert!(dynamic.contains("INIT_ARRAY") && !dynamic.contains("(NEEDED)"), "{dynamic}");
+    let symbols =
+        succeeds(Command::new("nm").args(["-D", "--undefined-only", "--format=posix"]).arg(library()));
+    // What is weak, the C compiler's own files ask for. No abort: nothing that may panic has been linked in.
+    let needed: Vec<_> = symbols.lines().filter(|line| !line.trim_end().ends_with(" w")).collect();
+    assert!(matches!(needed[..], [dlsym] if dlsym.trim_end() == "dlsym U"), "{needed:?}");
+}
+
+/// A libc, by the compiler for it.
+struct Libc {
+    name: &'static str,
+    cc: &'static str,
+}
+
+const GLIBC: Libc = Libc { name: "glibc", cc: "cc" };
+const MUSL: Libc = Libc { name: "musl", cc: "musl-gcc" };
+
+impl Libc {
+    fn cc(&self) -> Command {
+        let mut cc = Command::new(self.cc);
+        // What cannot be tested here is unused. The headers here come before those of tls-rs.
+        cc.args(["-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Itests/c", "-I../tests/c"]);
+        cc
+    }
+
+    /// Compiles a program, which is linked with libc and nothing else.
+    fn program(&self, folder: &str, name: &str) -> PathBuf {
+        let libguac: &[_] = if folder == OF_TLS_RS { &["../tests/c/libguac.c"] } else { &[] };
+        let source = format!("{folder}/{name}.c");
+        build(&format!("{name}-{}", self.name), self.cc().arg(source).args(libguac).arg("-pthread"))
+    }
+
+    /// Runs a program with the library, and returns what it prints.
+    fn passes(&self, folder: &str, name: &str, arguments: &[&str]) -> String {
+        succeeds(preloaded(self.program(folder, name)).args(arguments))
+    }
+}
+
+/// The library. Its target directory is its own, for Cargo holds the lock of the one this runs in.
+fn library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let dir = Path::new(TMP).join("target");
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["rustc", "--offline", "--quiet", "-p", "preload", "--features", "library"]);
+        cargo.args(["--profile", "staticlib", "--crate-type", "cdylib", "--target-dir"]).arg(&dir);
+        succeeds(&mut cargo);
+        dir.join("staticlib/libguacd_uncapped.so")
+    })
+}
+
+/// A program, to be run with the library.
+fn preloaded(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env("LD_PRELOAD", library());
+    command
+}
+
+/// Has `cc` write to a file that no other test runs.
+fn build(name: &str, cc: &mut Command) -> PathBuf {
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    static BUILT: AtomicU32 = AtomicU32::new(0);
+    let path = Path::new(TMP).join(name);
+    let new = path.with_extension(format!("{}-{}", std::process::id(), BUILT.fetch_add(1, Relaxed)));
+    succeeds(cc.arg("-o").arg(&new));
+    fs::rename(&new, &path).expect("the linker has written it");
+    path
+}
+
+/// The flags to compile and to link with a library, if it is there.
+fn pkg_config(library: &str) -> Option<Vec<String>> {
+    let output = Command::new("pkg-config").args(["--cflags", "--libs", library]).output().ok()?;
+    let flags = String::from_utf8_lossy(&output.stdout);
+    output.status.success().then(|| flags.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Whether there is such a program.
+fn answers(program: &str) -> bool {
+    Command::new(program).arg("--version").output().is_ok()
+}
+
+fn output(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+/// Runs a command, which must succeed without a word on standard error, where the loader would say that it has not
+/// loaded the library. Returns what it printed.
+fn succeeds(mut command: impl std::borrow::BorrowMut<Command>) -> String {
+    let command = command.borrow_mut();
+    let output = output(command);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.is_empty(), "{command:?}: {}\n{stderr}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Says, also when the test harness captures what tests print, that something was not tested.
+fn skipped(why: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}
