@@ -42,6 +42,11 @@ pub struct Cli {
     #[arg(long, value_name = "FILE", requires = "key_limit", conflicts_with = "guacd")]
     pub key_limit_library: Option<PathBuf>,
 
+    /// A library to start guacd with (LD_PRELOAD), such as that of `cargo xtask preload`. It goes before that of
+    /// --key-limit, whose limit is on the keys that libc is asked for.
+    #[arg(long, value_name = "FILE", conflicts_with = "guacd")]
+    pub preload: Option<PathBuf>,
+
     /// Where guacd's log files go [default: the directory for temporary files]. Of no effect with --guacd, whose log
     /// cannot be read.
     #[arg(long, value_name = "DIR")]

@@ -18,7 +18,7 @@ use rustix::process::Pid;
 use crate::{
     keys::KeyLimit,
     log::{LogBook, Reader},
-    processes,
+    preload, processes,
     program::Preflight,
     report::Keys,
 };
@@ -37,6 +37,7 @@ pub struct Guacd {
     log: Reader,
     log_file: PathBuf,
     keys: Option<KeyLimit>,
+    preload: Option<PathBuf>,
     spared: Vec<Pid>,
 }
 
@@ -52,7 +53,9 @@ pub struct Start<'a> {
     pub logs: &'a Path,
     /// A directory for temporary files.
     pub scratch: &'a Path,
-    /// The preload library, and how many keys it is to allow.
+    /// A library to preload.
+    pub preload: Option<&'a Path>,
+    /// The library that limits keys, and how many it is to allow.
     pub key_limit: Option<(&'a Path, u32)>,
     /// Children of this process that do not belong to guacd.
     pub spared: Vec<Pid>,
@@ -63,7 +66,7 @@ impl Guacd {
     ///
     /// # Errors
     ///
-    /// When it is not there, does not start, cannot have the port, or runs without the limit that it was to have.
+    /// When it is not there, does not start, cannot have the port, or runs without a library that it was to have.
     pub fn start(start: &Start<'_>) -> Result<Self> {
         let program = start.prefix.join("sbin/guacd");
         if !program.is_file() {
@@ -72,18 +75,26 @@ impl Guacd {
                 program.display()
             )));
         }
-        let key_limit = match start.key_limit {
-            Some((library, limit)) => Some((KeyLimit::find(library)?, limit)),
+        let preload = match start.preload {
+            Some(library) => Some(preload::find(library, "--preload", "cargo xtask preload")?),
             None => None,
         };
+        let key_limit = match start.key_limit {
+            Some((library, _)) => {
+                Some(preload::find(library, "--key-limit-library", "cargo build --package key-limit")?)
+            }
+            None => None,
+        };
+        // The limit is on the keys that libc is asked for: by guacd, or by what is preloaded into it.
+        let libraries = [preload.as_deref(), key_limit.as_deref()];
         let log_file = log_file(start)?;
         let mut tries = 0;
         loop {
             tries += 1;
             let port = start.port.map_or_else(free_port, Ok)?;
-            let mut guacd = Self::spawn(start, &program, key_limit.as_ref(), &log_file, port)?;
+            let mut guacd = Self::spawn(start, &program, libraries, &log_file, port)?;
             let Some(end) = guacd.wait_until_it_listens()? else {
-                guacd.check_limit()?;
+                guacd.check_libraries()?;
                 return Ok(guacd);
             };
             let lines = guacd.log.book.last_lines();
@@ -102,7 +113,7 @@ impl Guacd {
     fn spawn(
         start: &Start<'_>,
         program: &Path,
-        key_limit: Option<&(PathBuf, u32)>,
+        libraries: [Option<&Path>; 2],
         log_file: &Path,
         port: u16,
     ) -> Result<Self> {
@@ -113,10 +124,13 @@ impl Guacd {
         command.args(["-b", "127.0.0.1", "-l", &port.to_string(), "-f", "-L", "info"]);
         command.env("LD_LIBRARY_PATH", library_path(start.prefix));
         command.stdin(Stdio::null()).stdout(log_end.try_clone()?).stderr(log_end);
-        let keys = match key_limit {
-            Some((library, limit)) => Some(KeyLimit::apply(&mut command, library, *limit, start.scratch)?),
-            None => None,
-        };
+        let preloaded = libraries.into_iter().flatten().collect::<Vec<_>>();
+        if !preloaded.is_empty() {
+            let others = std::env::var_os("LD_PRELOAD").unwrap_or_default();
+            command.env("LD_PRELOAD", preload::list(&preloaded, others));
+        }
+        let limit = start.key_limit.map(|(_, limit)| KeyLimit::apply(&mut command, limit, start.scratch));
+        let keys = limit.transpose()?;
         let child =
             processes::spawn_tied(&mut command).with_context(|| format!("start {}", program.display()))?;
         log.book.set_parent(processes::pid_of(&child).as_raw_pid());
@@ -126,6 +140,7 @@ impl Guacd {
             log,
             log_file: log_file.into(),
             keys,
+            preload: libraries[0].map(Path::to_owned),
             spared: start.spared.clone(),
         })
     }
@@ -153,15 +168,19 @@ impl Guacd {
         }
     }
 
-    /// A limit that does not hold would pass for one that was not reached.
-    fn check_limit(&self) -> Result<()> {
-        if self.keys.as_ref().is_none_or(KeyLimit::is_applied) {
+    /// A limit that does not hold would pass for one that was not reached, and stock for what it was to become.
+    fn check_libraries(&self) -> Result<()> {
+        let missing = if !self.keys.as_ref().is_none_or(KeyLimit::is_applied) {
+            "the limit on its pthread keys"
+        } else if !self.preload.as_ref().is_none_or(|library| preload::is_loaded(self.pid(), library)) {
+            "what --preload names"
+        } else {
             return Ok(());
-        }
+        };
         bail!(Preflight(format!(
-            "guacd runs without the limit on its pthread keys, as the preload library was not loaded: see {} for what \
-             the loader says. Likely, the library was built for another libc or another processor than guacd, or guacd \
-             is linked statically, has file capabilities, or is a script that clears its environment",
+            "guacd runs without {missing}, as the preload library was not loaded: see {} for what the loader says. \
+             Likely, the library was built for another libc or another processor than guacd, or guacd is linked \
+             statically, has file capabilities, or is a script that clears its environment",
             self.log_file.display()
         )))
     }
@@ -189,6 +208,11 @@ impl Guacd {
     /// The pthread keys that it took, where they are limited.
     pub fn keys(&self) -> Option<Keys> {
         self.keys.as_ref().map(KeyLimit::keys)
+    }
+
+    /// The library that was preloaded into it, besides that which limits its keys.
+    pub fn preload(&self) -> Option<&Path> {
+        self.preload.as_deref()
     }
 
     /// How it ended, if it did.

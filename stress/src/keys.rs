@@ -2,17 +2,16 @@
 //! file that it maps, and we read.
 
 use std::{
-    ffi::OsString,
     fs::File,
     io::{Read, Seek, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tempfile::NamedTempFile;
 
-use crate::{program::Preflight, report::Keys};
+use crate::report::Keys;
 
 /// The file has three 32-bit words: the most keys that any process had, how often one was refused, and whether the library
 /// was loaded at all.
@@ -27,42 +26,17 @@ pub struct KeyLimit {
 }
 
 impl KeyLimit {
-    /// The full path of a library that can be preloaded.
-    ///
-    /// # Errors
-    ///
-    /// When it is not there, or has a path that `LD_PRELOAD` cannot hold.
-    pub fn find(library: &Path) -> Result<PathBuf> {
-        if !library.is_file() {
-            bail!(Preflight(format!(
-                "there is no {}: build it with `cargo build --package key-limit`, or name it with --key-limit-library",
-                library.display()
-            )));
-        }
-        let library = library.canonicalize().with_context(|| format!("find {}", library.display()))?;
-        // ld.so(8): "the items of the list can be separated by spaces or colons, and there is no support for escaping".
-        if library.as_os_str().as_encoded_bytes().iter().any(|byte| b" :".contains(byte)) {
-            bail!(Preflight(format!(
-                "{} cannot be preloaded, as LD_PRELOAD takes a space or a colon for the end of a path: copy the library \
-                 to another directory, and name it with --key-limit-library",
-                library.display()
-            )));
-        }
-        Ok(library)
-    }
-
-    /// Limits a program that is about to be started. The library is one that was found, and `scratch` a directory for
+    /// Tells the preload library of a program that is about to be started what its limit is. `scratch` is a directory for
     /// temporary files.
     ///
     /// # Errors
     ///
     /// When no temporary file can be had.
-    pub fn apply(command: &mut Command, library: &Path, limit: u32, scratch: &Path) -> Result<Self> {
+    pub fn apply(command: &mut Command, limit: u32, scratch: &Path) -> Result<Self> {
         let mut name =
             NamedTempFile::with_prefix_in("keys-", scratch).context("create a file to count keys in")?;
         name.write_all(&[0; 4 * WORDS]).context("prepare the file to count keys in")?;
         let counters = name.reopen().context("open the file to count keys in")?;
-        command.env("LD_PRELOAD", before(library, std::env::var_os("LD_PRELOAD").unwrap_or_default()));
         command.env("KEY_LIMIT", limit.to_string());
         command.env("KEY_LIMIT_STATS", name.path());
         Ok(Self { limit, counters, _name: name })
@@ -89,27 +63,5 @@ impl KeyLimit {
             Ok(()) => std::array::from_fn(word),
             Err(_) => [0; WORDS],
         }
-    }
-}
-
-/// What to preload, where other libraries are preloaded already.
-fn before(library: &Path, others: OsString) -> OsString {
-    let mut preload = library.as_os_str().to_owned();
-    if !others.is_empty() {
-        preload.push(":");
-        preload.push(others);
-    }
-    preload
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_preloaded_already_stays() {
-        let library = Path::new("/x/libkey_limit.so");
-        assert_eq!(before(library, OsString::new()), "/x/libkey_limit.so");
-        assert_eq!(before(library, "liba.so:libb.so".into()), "/x/libkey_limit.so:liba.so:libb.so");
     }
 }

@@ -28,6 +28,8 @@ pub mod log;
 #[cfg(feature = "engine")]
 pub mod output;
 #[cfg(feature = "engine")]
+pub mod preload;
+#[cfg(feature = "engine")]
 pub mod print;
 #[cfg(feature = "engine")]
 pub mod processes;

@@ -362,6 +362,7 @@ impl<'a> Running<'a> {
             last_lines: if self.died.is_some() { guacd.log().last_lines() } else { Vec::new() },
             died: self.died,
             keys: guacd.keys(),
+            preload: guacd.preload().map(|library| library.display().to_string()),
             usage: self.usage,
         });
         Run {

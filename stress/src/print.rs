@@ -100,6 +100,10 @@ const ROWS: &[Row] = &[
     ("release", |run| run.release.clone().map(plain)),
     ("target", |run| Some(plain(run.target.clone()))),
     ("key limit", |run| run.key_limit.map(|limit| plain(format!("{limit} per process")))),
+    ("preload", |run| {
+        let preload = run.guacd.as_ref()?.preload.as_deref()?;
+        Some(plain(preload.rsplit('/').next().unwrap_or(preload).into()))
+    }),
     ("sessions", |run| Some(plain(format!("{} at {}/s", run.requested, run.rate_per_second)))),
     ("held for", |run| Some(plain(seconds(run.hold_seconds)))),
     ("proven", |run| {

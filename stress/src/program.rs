@@ -175,6 +175,7 @@ fn start(cli: &Cli, scratch: &Path, prefix: &Prefix, target: &Target) -> Result<
         name: &prefix.variant,
         logs: &cli.logs.clone().unwrap_or_else(std::env::temp_dir),
         scratch,
+        preload: cli.preload.as_deref(),
         key_limit: cli.load.key_limit.map(|limit| (library.as_path(), limit)),
         spared: target.processes(),
     })

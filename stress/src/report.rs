@@ -144,6 +144,9 @@ pub struct Guacd {
     pub last_lines: Vec<String>,
     /// pthread keys, where they were limited and so counted.
     pub keys: Option<Keys>,
+    /// The library that was preloaded into it, if there was one besides that which limits keys. Missing in older reports.
+    #[serde(default)]
+    pub preload: Option<String>,
     /// What it took at the beginning of the hold, with all sessions open that came up.
     pub usage: Option<Usage>,
 }

@@ -26,6 +26,7 @@ pub enum Command {
     Fetch(Fetch),
     Build(Build),
     Stress(Stress),
+    Preload(Preload),
     Doctor(Doctor),
     Test(Test),
     Prove(Prove),
@@ -95,8 +96,34 @@ pub struct Stress {
     #[command(flatten)]
     pub load: guac_stress::flags::Load,
 
+    /// Start guacd with the library of `cargo xtask preload`, which is built first. It goes before that of --key-limit,
+    /// whose limit is on libc's keys: so `--variant stock --preload --key-limit 128` shows what it does for a guacd as it
+    /// is on musl.
+    #[arg(long, conflicts_with = "guacd")]
+    pub preload: bool,
+
     #[command(flatten)]
     pub setup: Setup,
+}
+
+/// Build a library that lifts the cap on pthread keys for a guacd that cannot be rebuilt: one from a package, or in an
+/// image.
+///
+/// Prints the path of the library, and how to use it: guacd is started with the environment variable LD_PRELOAD set to
+/// that path, and the library then keeps all pthread keys of its processes, a million at once. The same file serves glibc
+/// and musl, so it may be built elsewhere than where guacd runs, on a processor of the same kind. To build it takes Rust
+/// and a C compiler, and nothing of guacd. The loader ignores it for programs that are setuid or linked statically, and only
+/// warns if the file is not there.
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct Preload {
+    /// The directory to put the library into [default: target/preload].
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+
+    /// Do not touch the network.
+    #[arg(long)]
+    pub offline: bool,
 }
 
 /// Say which tools and libraries are there, what each is for, and the command that installs what is missing.

@@ -10,6 +10,7 @@ mod install;
 mod layout;
 mod manifest;
 mod patch;
+mod preload;
 mod prove;
 mod run;
 mod steps;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         flags::Command::Fetch(flags) => fetch::fetch(&flags),
         flags::Command::Build(flags) => build::build(&flags),
         flags::Command::Stress(flags) => stress::stress(&flags),
+        flags::Command::Preload(flags) => preload::preload(&flags),
         flags::Command::Doctor(flags) => doctor::doctor(&flags),
         flags::Command::Test(flags) => test::test(&flags),
         flags::Command::Prove(flags) => prove::prove(&flags),

@@ -13,11 +13,15 @@ use crate::doctor::{self, Need};
 use crate::failure::Failure;
 use crate::run::{self, WhenInterrupted};
 use crate::upstream::Release;
-use crate::{flags, layout, manifest, ui};
+use crate::{flags, layout, manifest, preload, ui};
 
 /// Runs the load that the flags describe.
 pub fn stress(flags: &flags::Stress) -> Result<()> {
     let mut arguments = flags.load.to_args();
+    if flags.preload {
+        let library = preload::build(None, flags.setup.source.offline)?;
+        arguments.push(format!("--preload={}", library.display()).into());
+    }
     if flags.load.guacd.is_none() {
         let mut needs = vec![Need::Build, Need::Ssh];
         if flags.load.target == Target::OpenSsh {

@@ -87,6 +87,7 @@ fn usage_is_exit_code_2() {
         &["--guacd=127.0.0.1:4822", "--count=100000"],
         &["--guacd=127.0.0.1:4822", "--hold=ten"],
         &["--guacd=127.0.0.1:4822", "--key-limit=128"],
+        &["--guacd=127.0.0.1:4822", "--preload=libx.so"],
         &["--guacd=127.0.0.1:4822", "--target=127.0.0.1:22"],
         &["--guacd=nonsense"],
         &["--prefix=nonsense"],
@@ -339,6 +340,23 @@ fn a_key_limit_that_does_not_hold_is_exit_code_3() {
         assert_eq!(output.status.code(), Some(3));
         assert!(text(&output.stderr).contains("a space or a colon"), "{}", text(&output.stderr));
     }
+}
+
+#[test]
+fn a_library_that_is_not_loaded_is_exit_code_3() {
+    let prefix = Prefix::new();
+    let library = prefix.dir.path().join("libpreload.so");
+    let flag = format!("--preload={}", library.display());
+    let output = prefix.load(&[&flag]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("cargo xtask preload"), "{}", text(&output.stderr));
+
+    fs::write(&library, "not a library").unwrap();
+    let output = prefix.load(&[&flag]).output().unwrap();
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{errors}");
+    assert!(errors.contains("what --preload names"), "{errors}");
+    assert!(prefix.children().into_iter().all(is_gone));
 }
 
 #[test]

@@ -62,6 +62,7 @@ fn full() -> Report {
             died: Some("was killed by signal 9".into()),
             last_lines: vec!["guacd[1]: INFO: bye".into()],
             keys: Some(Keys { limit: 128, most_in_a_process: 128, refusals: 12 }),
+            preload: Some("/opt/libguacd_uncapped.so".into()),
             usage: Some(Usage {
                 parent_descriptors: 184,
                 parent_threads: 177,
@@ -114,6 +115,14 @@ fn a_report_of_another_version_is_refused_and_unknown_fields_are_passed_over() {
     assert_eq!(Report::parse(json.clone()).unwrap(), full());
     json["schema_version"] = json!(2);
     assert!(Report::parse(json).unwrap_err().contains("version 2"));
+}
+
+#[test]
+fn a_report_from_before_a_field_was_added_is_read() {
+    let mut json = serde_json::to_value(full()).unwrap();
+    assert!(json["runs"][0]["guacd"].as_object_mut().unwrap().remove("preload").is_some());
+    check(&json);
+    assert_eq!(Report::parse(json).unwrap().runs[0].guacd.as_ref().unwrap().preload, None);
 }
 
 #[test]
