@@ -8,6 +8,7 @@
 mod abi;
 mod build;
 mod fetch;
+mod preload;
 mod project;
 mod stress;
 mod support;
@@ -54,7 +55,8 @@ fn main() -> Result<ExitCode> {
     if !can_mount {
         eprintln!("NO FILE SYSTEM CAN BE MOUNTED HERE: THE TEST OF A FULL ONE IS IGNORED");
     }
-    let tests = [project::TESTS, fetch::TESTS, build::TESTS, abi::TESTS, stress::TESTS].concat();
+    let tests =
+        [project::TESTS, fetch::TESTS, build::TESTS, abi::TESTS, preload::TESTS, stress::TESTS].concat();
     let trials = tests.into_iter().map(|test| {
         let ignored = match test.needs {
             Needs::Nothing => false,

@@ -30,7 +30,7 @@ crate::tests! {
 }
 
 /// A run of `cargo xtask stress` with a report.
-struct Stress {
+pub struct Stress {
     dir: TempDir,
     mark: Mark,
     /// sshd writes its title over its environment: these are told by their name, and were there before.
@@ -38,7 +38,7 @@ struct Stress {
 }
 
 impl Stress {
-    fn new() -> Result<Stress> {
+    pub fn new() -> Result<Stress> {
         Ok(Stress { dir: TempDir::new()?, mark: Mark::new(), sshds: sshds() })
     }
 
@@ -66,7 +66,7 @@ impl Stress {
         self.mark.processes(Some("guacd")).into_iter().collect()
     }
 
-    fn run(&self, code: i32, arguments: &[&str]) -> Result<Report> {
+    pub fn run(&self, code: i32, arguments: &[&str]) -> Result<Report> {
         let output = self.start(arguments)?.wait()?;
         let report = self.report(&output)?;
         output.expect(code, &[])?;

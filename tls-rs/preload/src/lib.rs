@@ -5,8 +5,8 @@
 //! `ffi` and another `sys`. What is different from `tls-rs` in libguac:
 //!
 //! - **Keys have 31 bits**, see `key.rs`: 1,048,575 can live at once. A key's number is never issued again here
-//!   either, so a cell of the registry is used up after 1023 keys, and a process that has deleted a billion keys,
-//!   its parents' before the fork included, gets EAGAIN.
+//!   either, so a cell of the registry is used up after 1023 keys, and a process gets EAGAIN once it has deleted
+//!   a billion, those included that its parent had when it forked.
 //! - **Everybody calls it**: constructors that run before this library's, and allocators in the middle of their
 //!   first `malloc`. So memory comes from the kernel, in pages, and libc is asked for nothing but the native key
 //!   that tells when a thread ends. `errno` stays as it is, even when memory has run out.
