@@ -1,6 +1,7 @@
 //! Does it stand in for libc's keys? Programs that know nothing of it run with the library preloaded: the C tests of
 //! `tls-rs`, on `pthread_` functions, those in `tests/c`, and what people run.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -58,6 +59,22 @@ fn the_same_file_serves_musl() {
 }
 
 #[test]
+fn it_works_on_aarch64() {
+    if !AARCH64.has_tools() {
+        return skipped(
+            "aarch64 is untested: it takes aarch64-linux-gnu-gcc, qemu-aarch64 and the Rust target",
+        );
+    }
+    for name in ["keys", "destructors", "exit", "fork", "signals"] {
+        AARCH64.passes(OF_TLS_RS, name, &["quick"]);
+    }
+    // Not `limits`: the emulator limits no memory.
+    for name in ["early", "tss"] {
+        AARCH64.passes(OURS, name, &[]);
+    }
+}
+
+#[test]
 fn without_it_the_same_programs_run_out_of_keys() {
     for (folder, name) in [(OF_TLS_RS, "keys"), (OURS, "early"), (OURS, "limits"), (OURS, "tss")] {
         let output = Command::new(GLIBC.program(folder, name)).output().expect("it has been built");
@@ -71,7 +88,7 @@ fn glib_has_as_many_private_values_as_it_likes() {
         return skipped("there is no glib-2.0, whose keys have not been tested");
     };
     let program = build("glib", GLIBC.cc().arg("tests/c/glib.c").args(flags));
-    assert_eq!(succeeds(preloaded(&program)), "8000 values freed\n");
+    assert_eq!(succeeds(GLIBC.preloaded(&program)), "8000 values freed\n");
     assert!(!output(&mut Command::new(&program)).status.success(), "it succeeds without the library");
 }
 
@@ -81,7 +98,7 @@ fn openssl_may_come_when_libcs_keys_are_long_used_up() {
         return skipped("there is no openssl, whose keys have not been tested");
     };
     let program = build("openssl", GLIBC.cc().args(["tests/c/openssl.c", "-pthread"]).args(flags));
-    succeeds(preloaded(&program));
+    succeeds(GLIBC.preloaded(&program));
 }
 
 #[test]
@@ -89,14 +106,15 @@ fn python_runs_threads_and_processes() {
     if !answers("python3") {
         return skipped("there is no python3, which has not been tested");
     }
-    let mut python = preloaded("python3");
+    let mut python = GLIBC.preloaded("python3");
     succeeds(python.arg("tests/threads.py"));
 }
 
 #[test]
 fn libcs_functions_are_all_that_it_exports() {
-    let symbols =
-        succeeds(Command::new("nm").args(["-D", "--defined-only", "--format=just-symbols"]).arg(library()));
+    let symbols = succeeds(
+        Command::new("nm").args(["-D", "--defined-only", "--format=just-symbols"]).arg(GLIBC.library()),
+    );
     let mut symbols: Vec<_> = symbols.lines().collect();
     symbols.sort_unstable();
     assert_eq!(
@@ -119,10 +137,10 @@ fn libcs_functions_are_all_that_it_exports() {
 
 #[test]
 fn it_needs_no_particular_libc() {
-    let dynamic = succeeds(Command::new("readelf").args(["--dynamic", "--wide"]).arg(library()));
+    let dynamic = succeeds(Command::new("readelf").args(["--dynamic", "--wide"]).arg(GLIBC.library()));
     assert!(dynamic.contains("INIT_ARRAY") && !dynamic.contains("(NEEDED)"), "{dynamic}");
     let symbols =
-        succeeds(Command::new("nm").args(["-D", "--undefined-only", "--format=posix"]).arg(library()));
+        succeeds(Command::new("nm").args(["-D", "--undefined-only", "--format=posix"]).arg(GLIBC.library()));
     // What is weak, the C compiler's own files ask for. On aarch64, compiler_builtins asks whether there are
     // instructions for atomics. No abort: nothing that may panic has been linked in.
     let needed = symbols.lines().filter_map(|line| line.trim_end().strip_suffix(" U"));
@@ -130,16 +148,47 @@ fn it_needs_no_particular_libc() {
     assert_eq!(needed, ["dlsym"]);
 }
 
-/// A libc, by the compiler for it.
-struct Libc {
+/// What programs are compiled with, and run on.
+struct Platform {
     name: &'static str,
     cc: &'static str,
+    /// The library's Rust target and the compiler to link it with, unless they are the host's.
+    target: Option<(&'static str, &'static str)>,
+    /// What runs a program, unless the host does.
+    emulator: &'static [&'static str],
+    library: OnceLock<PathBuf>,
 }
 
-const GLIBC: Libc = Libc { name: "glibc", cc: "cc" };
-const MUSL: Libc = Libc { name: "musl", cc: "musl-gcc" };
+static GLIBC: Platform = Platform::new("glibc", "cc", None, &[]);
 
-impl Libc {
+/// The library is the same.
+static MUSL: Platform = Platform::new("musl", "musl-gcc", None, &[]);
+
+static AARCH64: Platform = Platform::new(
+    "aarch64",
+    "aarch64-linux-gnu-gcc",
+    Some(("aarch64-unknown-linux-gnu", "target.aarch64-unknown-linux-gnu.linker='aarch64-linux-gnu-gcc'")),
+    &["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"],
+);
+
+impl Platform {
+    const fn new(
+        name: &'static str,
+        cc: &'static str,
+        target: Option<(&'static str, &'static str)>,
+        emulator: &'static [&'static str],
+    ) -> Platform {
+        Platform { name, cc, target, emulator, library: OnceLock::new() }
+    }
+
+    fn has_tools(&self) -> bool {
+        let has_target = self.target.is_none_or(|(target, _)| {
+            let libdir = succeeds(Command::new("rustc").args(["--print=target-libdir", "--target", target]));
+            Path::new(libdir.trim_end()).exists()
+        });
+        has_target && answers(self.cc) && self.emulator.first().is_none_or(|emulator| answers(emulator))
+    }
+
     fn cc(&self) -> Command {
         let mut cc = Command::new(self.cc);
         // What cannot be tested here is unused. The headers here come before those of tls-rs.
@@ -156,28 +205,36 @@ impl Libc {
 
     /// Runs a program with the library, and returns what it prints.
     fn passes(&self, folder: &str, name: &str, arguments: &[&str]) -> String {
-        succeeds(preloaded(self.program(folder, name)).args(arguments))
+        let program = self.program(folder, name);
+        succeeds(self.preloaded(program).args(arguments))
     }
-}
 
-/// The library. Its target directory is its own, for Cargo holds the lock of the one this runs in.
-fn library() -> &'static Path {
-    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    LIBRARY.get_or_init(|| {
-        let dir = Path::new(TMP).join("target");
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["rustc", "--offline", "--quiet", "-p", "preload", "--features", "library"]);
-        cargo.args(["--profile", "staticlib", "--crate-type", "cdylib", "--target-dir"]).arg(&dir);
-        succeeds(&mut cargo);
-        dir.join("staticlib/libguacd_uncapped.so")
-    })
-}
+    /// A program, to be run with the library.
+    fn preloaded(&self, program: impl AsRef<OsStr>) -> Command {
+        let Some((emulator, arguments)) = self.emulator.split_first() else {
+            let mut command = Command::new(program);
+            command.env("LD_PRELOAD", self.library());
+            return command;
+        };
+        let mut command = Command::new(emulator);
+        let preload = format!("LD_PRELOAD={}", self.library().display());
+        command.args(arguments).args(["-E", &preload]).arg(program);
+        command
+    }
 
-/// A program, to be run with the library.
-fn preloaded(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = Command::new(program);
-    command.env("LD_PRELOAD", library());
-    command
+    /// The library. Its target directory is its own, for Cargo holds the lock of the one this runs in.
+    fn library(&self) -> &Path {
+        self.library.get_or_init(|| {
+            let dir = Path::new(TMP).join("target");
+            let mut cargo = Command::new(env!("CARGO"));
+            cargo.args(["rustc", "--offline", "--quiet", "-p", "preload", "--features", "library"]);
+            cargo.args(["--profile", "staticlib", "--crate-type", "cdylib", "--target-dir"]).arg(&dir);
+            self.target.map(|(target, linker)| cargo.args(["--target", target, "--config", linker]));
+            succeeds(&mut cargo);
+            let target = self.target.map_or("", |(target, _)| target);
+            dir.join(target).join("staticlib/libguacd_uncapped.so")
+        })
+    }
 }
 
 /// Has `cc` write to a file that no other test runs.
