@@ -112,8 +112,8 @@ pub struct Stress {
 /// Prints the path of the library, and how to use it: guacd is started with the environment variable LD_PRELOAD set to
 /// that path, and the library then keeps all pthread keys of its processes, a million at once. The same file serves glibc
 /// and musl, so it may be built elsewhere than where guacd runs, on a processor of the same kind. To build it takes Rust
-/// and a C compiler, and nothing of guacd. The loader ignores it for programs that are setuid or linked statically, and only
-/// warns if the file is not there.
+/// and a C compiler, and nothing of guacd. If the loader cannot load the file, guacd runs without it, so look whether it
+/// is there. For programs that are setuid or linked statically, the variable has no effect.
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct Preload {
