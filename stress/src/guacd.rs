@@ -85,14 +85,12 @@ impl Guacd {
             }
             None => None,
         };
-        // The limit is on the keys that libc is asked for: by guacd, or by what is preloaded into it.
-        let libraries = [preload.as_deref(), key_limit.as_deref()];
         let log_file = log_file(start)?;
         let mut tries = 0;
         loop {
             tries += 1;
             let port = start.port.map_or_else(free_port, Ok)?;
-            let mut guacd = Self::spawn(start, &program, libraries, &log_file, port)?;
+            let mut guacd = Self::spawn(start, &program, (&preload, &key_limit), &log_file, port)?;
             let Some(end) = guacd.wait_until_it_listens()? else {
                 guacd.check_libraries()?;
                 return Ok(guacd);
@@ -113,7 +111,7 @@ impl Guacd {
     fn spawn(
         start: &Start<'_>,
         program: &Path,
-        libraries: [Option<&Path>; 2],
+        (preload, key_limit): (&Option<PathBuf>, &Option<PathBuf>),
         log_file: &Path,
         port: u16,
     ) -> Result<Self> {
@@ -124,7 +122,8 @@ impl Guacd {
         command.args(["-b", "127.0.0.1", "-l", &port.to_string(), "-f", "-L", "info"]);
         command.env("LD_LIBRARY_PATH", library_path(start.prefix));
         command.stdin(Stdio::null()).stdout(log_end.try_clone()?).stderr(log_end);
-        let preloaded = libraries.into_iter().flatten().collect::<Vec<_>>();
+        // The limit is on the keys that libc is asked for: by guacd, or by what is preloaded into it.
+        let preloaded = preload.iter().chain(key_limit).map(PathBuf::as_path).collect::<Vec<_>>();
         if !preloaded.is_empty() {
             let others = std::env::var_os("LD_PRELOAD").unwrap_or_default();
             command.env("LD_PRELOAD", preload::list(&preloaded, others));
@@ -140,7 +139,7 @@ impl Guacd {
             log,
             log_file: log_file.into(),
             keys,
-            preload: libraries[0].map(Path::to_owned),
+            preload: preload.clone(),
             spared: start.spared.clone(),
         })
     }
