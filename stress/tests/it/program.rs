@@ -356,7 +356,6 @@ fn a_library_that_is_not_loaded_is_exit_code_3() {
     let errors = text(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{errors}");
     assert!(errors.contains("what --preload names"), "{errors}");
-    assert!(prefix.children().into_iter().all(is_gone));
 }
 
 #[test]
