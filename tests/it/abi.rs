@@ -89,7 +89,7 @@ fn the_owner_is_known_while_it_joins() -> Result<()> {
 }
 
 /// What a C program of ours prints that is compiled and linked against a variant's libguac.
-fn run_c(name: &str, variant: &str) -> Result<String> {
+pub fn run_c(name: &str, variant: &str) -> Result<String> {
     let dir = TempDir::new()?;
     let program = dir.path().join(name);
     let (source, prefix) =

@@ -8,6 +8,7 @@
 mod abi;
 mod build;
 mod fetch;
+mod guacd;
 mod preload;
 mod project;
 mod stress;
@@ -56,7 +57,8 @@ fn main() -> Result<ExitCode> {
         eprintln!("NO FILE SYSTEM CAN BE MOUNTED HERE: THE TEST OF A FULL ONE IS IGNORED");
     }
     let tests =
-        [project::TESTS, fetch::TESTS, build::TESTS, abi::TESTS, preload::TESTS, stress::TESTS].concat();
+        [project::TESTS, fetch::TESTS, build::TESTS, abi::TESTS, guacd::TESTS, preload::TESTS, stress::TESTS]
+            .concat();
     let trials = tests.into_iter().map(|test| {
         let ignored = match test.needs {
             Needs::Nothing => false,

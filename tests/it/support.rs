@@ -22,6 +22,12 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
 }
 
+/// The names of the patches, in the order of their series.
+pub fn series() -> Result<Vec<String>> {
+    let text = fs::read_to_string(root().join("patches").join(RELEASE).join("series"))?;
+    Ok(text.lines().filter(|line| line.ends_with(".patch")).map(str::to_owned).collect())
+}
+
 /// Cargo's output directory: the one that this test lies in.
 pub fn target_dir() -> PathBuf {
     // target/debug/deps/it-…

@@ -19,6 +19,9 @@ use crate::{digest, fetch, install, layout, run, tls_rs, ui};
 /// Newer OpenSSL, FreeRDP and FFmpeg deprecate what 1.6.0 calls, and upstream compiles with -Werror.
 const CPPFLAGS: &str = "-Wno-error=deprecated-declarations";
 
+/// The group of patches that the variant `keys` has.
+const KEYS: &str = "keys";
+
 /// What `--install` brings besides: a guacd without RDP is not what users expect.
 pub const PROTOCOLS: &[Need] = &[Need::Ssh, Need::Optional];
 
@@ -108,10 +111,13 @@ struct Build<'a> {
 
 impl<'a> Build<'a> {
     fn new(release: &'a Release, variant: Variant, options: &Options<'_>) -> Result<Build<'a>> {
-        let patches = match variant {
-            Variant::Patched => patch::series(&release.patches_dir())?,
+        let mut patches = match variant {
+            Variant::Patched | Variant::Keys => patch::series(&release.patches_dir())?,
             Variant::Stock => Vec::new(),
         };
+        if variant == Variant::Keys {
+            patches.retain(|patch| patch.group == KEYS);
+        }
         let release_dir = layout::target_dir().join("guacd").join(&release.version);
         let prefix = options.prefix.map(install::resolve).transpose()?;
         let work = match (&prefix, options.configure_args) {
@@ -153,7 +159,7 @@ impl<'a> Build<'a> {
         let mut steps = Steps::open(&self.work)?;
         let source = self.source(&mut steps, setup, versions)?;
         let tls_rs = match self.variant {
-            Variant::Patched => Some(self.tls_rs(&mut steps, setup.source.offline)?),
+            Variant::Patched | Variant::Keys => Some(self.tls_rs(&mut steps, setup.source.offline)?),
             Variant::Stock => None,
         };
         let made = self.make(&mut steps, &source, tls_rs.as_ref(), options, versions)?;
@@ -302,7 +308,7 @@ impl<'a> Build<'a> {
             format!("--with-freerdp-plugin-dir={prefix}/lib"),
             format!("CPPFLAGS={}", format!("{CPPFLAGS} {user_flags}").trim_end()),
         ];
-        if self.variant == Variant::Patched {
+        if self.variant != Variant::Stock {
             arguments.push(format!("--with-tls-rs={}", self.work.join("tls-rs").display()));
         }
         arguments.extend_from_slice(options.configure_args);
@@ -319,7 +325,7 @@ impl<'a> Build<'a> {
             variant: self.variant.name().to_owned(),
             prefix: self.prefix.clone(),
             patches: self.patches.clone(),
-            tls_rs: (self.variant == Variant::Patched).then(|| digest::file(&archive)).transpose()?,
+            tls_rs: (self.variant != Variant::Stock).then(|| digest::file(&archive)).transpose()?,
             compiler: run::version_line(&doctor::c_compiler(), "--version").unwrap_or_default(),
             rustc: rustc_version(),
             configure: self.configure_arguments(options),

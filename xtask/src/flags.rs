@@ -58,7 +58,7 @@ pub struct Build {
     #[command(flatten)]
     pub release: Release,
 
-    /// `patched`, or `stock`: the release as it is.
+    /// Which guacd to build.
     #[arg(long, value_enum, default_value_t = Variant::Patched)]
     pub variant: Variant,
 
@@ -89,7 +89,7 @@ pub struct Stress {
     #[command(flatten)]
     pub release: Release,
 
-    /// Which guacd to load: `patched`, `stock`, or `both`, one after the other.
+    /// Which guacd to load; more than one are loaded one after the other.
     #[arg(long, value_enum, default_value_t = Variants::Patched, conflicts_with = "guacd")]
     pub variant: Variants,
 
@@ -230,7 +230,11 @@ pub struct Setup {
 /// A guacd as upstream made it, or with our patches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Variant {
+    /// With all patches.
     Patched,
+    /// With the patches of the group `keys` alone: no limit of keys, but every other one.
+    Keys,
+    /// As upstream made it.
     Stock,
 }
 
@@ -238,6 +242,7 @@ impl Variant {
     pub fn name(self) -> &'static str {
         match self {
             Variant::Patched => "patched",
+            Variant::Keys => "keys",
             Variant::Stock => "stock",
         }
     }
@@ -245,17 +250,26 @@ impl Variant {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Variants {
+    /// With all patches.
     Patched,
+    /// With the patches of the group `keys` alone.
+    Keys,
+    /// As upstream made it.
     Stock,
+    /// `stock`, and then `patched`.
     Both,
+    /// `stock`, then `keys`, and then `patched`.
+    All,
 }
 
 impl Variants {
     pub fn list(self) -> &'static [Variant] {
         match self {
             Variants::Patched => &[Variant::Patched],
+            Variants::Keys => &[Variant::Keys],
             Variants::Stock => &[Variant::Stock],
             Variants::Both => &[Variant::Stock, Variant::Patched],
+            Variants::All => &[Variant::Stock, Variant::Keys, Variant::Patched],
         }
     }
 }

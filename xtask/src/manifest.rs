@@ -24,11 +24,11 @@ pub struct Manifest {
     pub commit: String,
     /// The source, as the pin that it was checked against: `sha256-…` or `commit-…`.
     pub source: String,
-    /// `patched` or `stock`.
+    /// `patched`, `keys` or `stock`.
     pub variant: String,
     /// Where it is installed.
     pub prefix: PathBuf,
-    /// The patches, in order.
+    /// The patches, in order, each with its group.
     pub patches: Vec<Patch>,
     /// The SHA-256 of `libtls_rs.a`, if it is part of the build.
     pub tls_rs: Option<String>,

@@ -15,21 +15,36 @@ use crate::failure::Failure;
 pub struct Patch {
     /// Its file name.
     pub name: String,
+    /// The group that it belongs to.
+    pub group: String,
     /// The SHA-256 of the file.
     pub sha256: String,
 }
 
-/// The patches in `dir`, in the order of its `series` file, which lists each of them once.
+/// What a line of a `series` file begins with that names the group of the patches after it. To quilt, it is a comment.
+const GROUP: &str = "# group:";
+
+/// The patches in `dir`, in the order of its `series` file, which lists each of them once, in one group.
 pub fn series(dir: &Path) -> Result<Vec<Patch>> {
     let path = dir.join("series");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut patches = Vec::new();
     let mut names = BTreeSet::new();
-    for name in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+    let mut group = None;
+    for name in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if let Some(name) = name.strip_prefix(GROUP) {
+            group = Some(name.trim().to_owned());
+        }
+        if name.starts_with('#') {
+            continue;
+        }
         if !names.insert(name.to_owned()) {
             bail!("{} lists {name} twice", path.display());
         }
-        patches.push(Patch { name: name.to_owned(), sha256: digest::file(&dir.join(name))? });
+        let Some(group) = group.clone() else {
+            bail!("{} has no line `{GROUP} NAME` above {name}", path.display());
+        };
+        patches.push(Patch { name: name.to_owned(), group, sha256: digest::file(&dir.join(name))? });
     }
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
@@ -87,16 +102,22 @@ mod tests {
         let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
         write("0001-a.patch", "a");
         write("0002-b.patch", "b");
-        write("series", "# a comment\n0001-a.patch\n\n0002-b.patch\n");
-        let names: Vec<String> = series(dir.path()).unwrap().into_iter().map(|patch| patch.name).collect();
-        assert_eq!(names, ["0001-a.patch", "0002-b.patch"]);
+        write("series", "# a comment\n# group: one\n0001-a.patch\n\n# group: two\n0002-b.patch\n");
+        let names: Vec<(String, String)> =
+            series(dir.path()).unwrap().into_iter().map(|patch| (patch.name, patch.group)).collect();
+        assert_eq!(
+            names,
+            [("0001-a.patch", "one"), ("0002-b.patch", "two")].map(|(a, b)| (a.into(), b.into()))
+        );
 
         let refusal = || format!("{:#}", series(dir.path()).unwrap_err());
-        write("series", "0001-a.patch\n");
+        write("series", "0001-a.patch\n0002-b.patch\n");
+        assert!(refusal().contains("no line `# group: NAME` above 0001-a.patch"));
+        write("series", "# group: one\n0001-a.patch\n");
         assert!(refusal().contains("does not list 0002-b.patch"));
-        write("series", "0001-a.patch\n0002-b.patch\n0001-a.patch\n");
+        write("series", "# group: one\n0001-a.patch\n0002-b.patch\n0001-a.patch\n");
         assert!(refusal().contains("lists 0001-a.patch twice"));
-        write("series", "0001-a.patch\n0002-b.patch\n0003-c.patch\n");
+        write("series", "# group: one\n0001-a.patch\n0002-b.patch\n0003-c.patch\n");
         assert!(refusal().contains("0003-c.patch"));
     }
 }

@@ -1,0 +1,480 @@
+//! Does a patched guacd do what its patches are for? Each is shown beside stock, which does not.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::abi::run_c;
+use crate::support;
+
+crate::tests! {
+    Source:
+        a_connection_is_tried_at_every_address_and_with_any_descriptor,
+        a_process_has_nothing_of_another_users_connection,
+        a_killed_process_ends_its_own_connection_and_no_other,
+        a_killed_guacd_leaves_nothing_behind,
+        a_stopped_guacd_ends_all_connections_together,
+        a_short_size_does_not_free_the_parser_twice,
+        nothing_that_follows_select_is_lost,
+        others_can_join,
+        a_user_who_keeps_sending_is_told_the_reason,
+        without_descriptors_users_are_told_and_then_served,
+        without_its_fork_server_users_are_told;
+}
+
+/// How long it may take until something happens that has to.
+const SOON: Duration = Duration::from_secs(5);
+
+fn a_connection_is_tried_at_every_address_and_with_any_descriptor() -> Result<()> {
+    let told = run_c("connect", "patched")?;
+    ensure!(
+        told == "listening: connected\nrefusing: failed\nsecond address: connected\nsilent: failed after 1 s\n\
+                 beyond FD_SETSIZE: connected\n",
+        "patched: {told}"
+    );
+    let stock = run_c("connect", "stock").unwrap_or_else(|error| error.to_string());
+    ensure!(!stock.contains("refusing: failed"), "stock: {stock}");
+    Ok(())
+}
+
+fn a_process_has_nothing_of_another_users_connection() -> Result<()> {
+    let holders = |variant| -> Result<Vec<usize>> {
+        let guacd = Guacd::start(variant)?;
+        let users: Vec<User> = (0..6).map(|_| guacd.user("ssh")).collect::<Result<_>>()?;
+        let processes = guacd.connections();
+        ensure!(processes.len() == users.len(), "{} processes", processes.len());
+        if variant == "patched" {
+            let counts: BTreeSet<usize> = processes.iter().map(|pid| descriptors(*pid).len()).collect();
+            ensure!(counts.len() == 1, "numbers of descriptors: {counts:?}");
+        }
+        users
+            .iter()
+            .map(|user| {
+                let socket = format!("socket:[{}]", guacd.inode(user)?);
+                Ok(processes.iter().filter(|pid| descriptors(**pid).contains(&socket)).count())
+            })
+            .collect()
+    };
+    let patched = holders("patched")?;
+    ensure!(patched == [1; 6], "numbers of processes that hold each user's connection: {patched:?}");
+    // The thread that forked a process was the first to have its user's connection.
+    let stock = holders("stock")?;
+    ensure!(stock == [6, 5, 4, 3, 2, 1], "stock: {stock:?}");
+    Ok(())
+}
+
+fn a_killed_process_ends_its_own_connection_and_no_other() -> Result<()> {
+    let kill_first = |variant| -> Result<bool> {
+        let guacd = Guacd::start(variant)?;
+        let mut first = guacd.user("ssh")?;
+        let victim = guacd.connections();
+        let mut others = [guacd.user("ssh")?, guacd.user("ssh")?];
+        for pid in victim {
+            kill(pid, Signal::KILL);
+        }
+        let ended = first.read_to_end(SOON).is_ok();
+        for other in &mut others {
+            other.finish_handshake()?;
+        }
+        Ok(ended)
+    };
+    ensure!(kill_first("patched")?, "its user was not told");
+    ensure!(!kill_first("stock")?, "stock's user was told");
+    Ok(())
+}
+
+fn a_killed_guacd_leaves_nothing_behind() -> Result<()> {
+    let mut guacd = Guacd::start("patched")?;
+    let _users: Vec<User> = (0..4).map(|_| guacd.user("ssh")).collect::<Result<_>>()?;
+    let processes = guacd.processes();
+    ensure!(processes.len() == 5, "{} processes of a fork server and four connections", processes.len());
+    guacd.child.kill()?;
+    guacd.child.wait()?;
+    wait_for_the_end_of(&processes, SOON);
+    let left: Vec<i32> = processes.into_iter().filter(|pid| is_alive(*pid)).collect();
+    for pid in &left {
+        kill(*pid, Signal::KILL);
+    }
+    ensure!(left.is_empty(), "{} processes are left", left.len());
+    Ok(())
+}
+
+fn a_stopped_guacd_ends_all_connections_together() -> Result<()> {
+    let stopped = |variant, hangs: bool| -> Result<(Duration, usize)> {
+        let mut guacd = Guacd::start(variant)?;
+        let _users: Vec<User> = (0..8).map(|_| guacd.user("ssh")).collect::<Result<_>>()?;
+        let processes = guacd.processes();
+        if hangs {
+            kill(guacd.connections()[3], Signal::STOP);
+        }
+        let since = Instant::now();
+        kill(guacd.pid(), Signal::TERM);
+        let _ = guacd.wait(2 * SOON);
+        wait_for_the_end_of(&processes, Duration::from_secs(1));
+        let left: Vec<i32> = processes.into_iter().filter(|pid| is_alive(*pid)).collect();
+        for pid in &left {
+            kill(*pid, Signal::KILL);
+        }
+        Ok((since.elapsed(), left.len()))
+    };
+    let (took, left) = stopped("patched", false)?;
+    ensure!(left == 0 && took < Duration::from_secs(3), "{left} left after {took:?}");
+    let (took, left) = stopped("patched", true)?;
+    ensure!(left == 0 && took < SOON + Duration::from_secs(1), "one hangs: {left} left after {took:?}");
+    let (_, left) = stopped("stock", true)?;
+    ensure!(left > 0, "stock waits for one after the other, but none was left");
+    Ok(())
+}
+
+fn a_short_size_does_not_free_the_parser_twice() -> Result<()> {
+    let send_short_size = |variant| -> Result<(bool, String)> {
+        let guacd = Guacd::start(variant)?;
+        let mut user = guacd.user("ssh")?;
+        user.send(&["size", "800"])?;
+        let closed = user.read_to_end(Duration::from_secs(2)).is_ok();
+        Ok((closed, guacd.log()?))
+    };
+    let (closed, log) = send_short_size("patched")?;
+    ensure!(closed && log.contains("lacked required arguments") && !log.contains("double free"), "{log}");
+    let (_, log) = send_short_size("stock")?;
+    ensure!(log.contains("double free"), "stock: {log}");
+    Ok(())
+}
+
+fn nothing_that_follows_select_is_lost() -> Result<()> {
+    let guacd = Guacd::start("patched")?;
+    let arguments = guacd.user("ssh")?.arguments;
+    let mut connect = vec!["connect", "VERSION_1_5_0"];
+    connect.resize(arguments + 1, "");
+    let handshake: String =
+        [&["select", "ssh"][..], &["size", "800", "600", "96"], &["name", "a;b 12.;"], &connect]
+            .iter()
+            .map(|parts| instruction(parts))
+            .collect();
+    for chunk in [handshake.len(), 1, 7, 14] {
+        let mut user = User::connect(guacd.port)?;
+        for bytes in handshake.as_bytes().chunks(chunk) {
+            user.stream.write_all(bytes)?;
+            if chunk < 10 {
+                sleep(Duration::from_millis(1));
+            }
+        }
+        user.expect("5.ready,").with_context(|| format!("in pieces of {chunk}"))?;
+    }
+    Ok(())
+}
+
+fn others_can_join() -> Result<()> {
+    let guacd = Guacd::start("patched")?;
+    let mut owner = guacd.user("ssh")?;
+    let id = owner.finish_handshake()?;
+    let mut guest = guacd.user(&id)?;
+    ensure!(guest.finish_handshake()? == id, "the guest is elsewhere");
+    let mut stranger = User::connect(guacd.port)?;
+    stranger.send(&["select", "$00000000-0000-0000-0000-000000000000"])?;
+    stranger.expect("3.516;")?;
+    Ok(())
+}
+
+fn a_user_who_keeps_sending_is_told_the_reason() -> Result<()> {
+    let guacd = Guacd::start("patched")?;
+    // Bound, but not listening: a connection is refused.
+    let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port().to_string();
+    for _ in 0..5 {
+        let mut user = guacd.user("ssh")?;
+        user.connect_ssh("127.0.0.1", &closed)?;
+        let mut stream = user.stream.try_clone()?;
+        let sending = std::thread::spawn(move || {
+            let nops = "3.nop;".repeat(1000);
+            while stream.write_all(nops.as_bytes()).is_ok() {
+                sleep(Duration::from_millis(1));
+            }
+        });
+        user.expect("5.error,")?;
+        user.stream.shutdown(std::net::Shutdown::Both)?;
+        let _ = sending.join();
+    }
+    Ok(())
+}
+
+fn without_descriptors_users_are_told_and_then_served() -> Result<()> {
+    let guacd = Guacd::start_with("patched", "ulimit -n 24")?;
+    let mut served = Vec::new();
+    let mut told = 0;
+    for _ in 0..30 {
+        let mut user = User::connect(guacd.port)?;
+        user.send(&["select", "ssh"])?;
+        match user.expect_one_of(&["4.args,", "3.512;"])? {
+            0 => served.push(user),
+            _ => told += 1,
+        }
+        if told == 3 {
+            break;
+        }
+    }
+    ensure!(served.len() >= 10 && told == 3, "{} served, {told} told", served.len());
+
+    let before = cpu_time(guacd.pid())?;
+    sleep(Duration::from_secs(1));
+    let used = cpu_time(guacd.pid())? - before;
+    ensure!(used < Duration::from_millis(300), "it spins: {used:?} in a second");
+
+    served.truncate(served.len() - 4);
+    sleep(Duration::from_secs(2));
+    guacd.user("ssh")?;
+    Ok(())
+}
+
+fn without_its_fork_server_users_are_told() -> Result<()> {
+    let guacd = Guacd::start("patched")?;
+    let mut before = guacd.user("ssh")?;
+    for pid in children(guacd.pid()) {
+        kill(pid, Signal::KILL);
+    }
+    let mut user = User::connect(guacd.port)?;
+    user.send(&["select", "ssh"])?;
+    user.expect("3.512;")?;
+    before.finish_handshake()?;
+    Ok(())
+}
+
+/// A guacd that runs, and ends with this.
+struct Guacd {
+    child: Child,
+    port: u16,
+    dir: TempDir,
+}
+
+impl Guacd {
+    fn start(variant: &str) -> Result<Guacd> {
+        Guacd::start_with(variant, ":")
+    }
+
+    /// Starts it after a shell command, such as one that sets limits.
+    fn start_with(variant: &str, shell: &str) -> Result<Guacd> {
+        let prefix = support::built(variant)?;
+        let dir = TempDir::new()?;
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let log = File::create(dir.path().join("log"))?;
+        let child = Command::new("sh")
+            .args(["-c", &format!("{shell} && exec \"$0\" -f -L info -b 127.0.0.1 -l {port}")])
+            .arg(prefix.join("sbin/guacd"))
+            .env("LD_LIBRARY_PATH", prefix.join("lib"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        let guacd = Guacd { child, port, dir };
+        let deadline = Instant::now() + SOON;
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+            ensure!(Instant::now() < deadline, "guacd does not listen:\n{}", guacd.log()?);
+            sleep(Duration::from_millis(20));
+        }
+        Ok(guacd)
+    }
+
+    fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    fn log(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.dir.path().join("log"))?)
+    }
+
+    /// A user who has selected a protocol or a connection, and got its arguments.
+    fn user(&self, selected: &str) -> Result<User> {
+        let mut user = User::connect(self.port)?;
+        user.send(&["select", selected])?;
+        user.arguments = user.expect("4.args,")?.split(',').count() - 1;
+        Ok(user)
+    }
+
+    /// All processes that it started, and those that they started.
+    fn processes(&self) -> Vec<i32> {
+        let mut all = children(self.pid());
+        for i in 0.. {
+            let Some(&pid) = all.get(i) else { break };
+            all.extend(children(pid));
+        }
+        all
+    }
+
+    /// The processes of connections.
+    fn connections(&self) -> Vec<i32> {
+        let has_plugin = |pid: &i32| {
+            fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("libguac-client-"))
+        };
+        self.processes().into_iter().filter(has_plugin).collect()
+    }
+
+    /// The number of the socket at guacd's end of a user's connection.
+    fn inode(&self, user: &User) -> Result<String> {
+        let (ours, theirs) =
+            (format!(":{:04X}", self.port), format!(":{:04X}", user.stream.local_addr()?.port()));
+        for line in fs::read_to_string("/proc/net/tcp")?.lines() {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            if fields.len() > 9 && fields[1].ends_with(&ours) && fields[2].ends_with(&theirs) {
+                return Ok(fields[9].to_owned());
+            }
+        }
+        bail!("no such connection")
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        while self.child.try_wait()?.is_none() {
+            ensure!(Instant::now() < deadline, "guacd does not end");
+            sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Guacd {
+    fn drop(&mut self) {
+        let processes = self.processes();
+        kill(self.pid(), Signal::TERM);
+        if self.wait(SOON).is_err() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        for pid in processes {
+            kill(pid, Signal::KILL);
+        }
+    }
+}
+
+/// A user's end of a connection to guacd.
+struct User {
+    stream: TcpStream,
+    heard: String,
+    /// How many arguments the protocol has, its version included.
+    arguments: usize,
+}
+
+impl User {
+    fn connect(port: u16) -> Result<User> {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        stream.set_read_timeout(Some(Duration::from_millis(50)))?;
+        Ok(User { stream, heard: String::new(), arguments: 0 })
+    }
+
+    fn send(&mut self, parts: &[&str]) -> Result<()> {
+        Ok(self.stream.write_all(instruction(parts).as_bytes())?)
+    }
+
+    /// Sends the rest of the handshake, and returns the ID of the connection.
+    fn finish_handshake(&mut self) -> Result<String> {
+        self.connect_ssh("127.0.0.1", "1")?;
+        let ready = self.expect("5.ready,")?;
+        let id = ready.split_once('$').and_then(|(_, id)| id.split_once(';')).context("no ID")?.0;
+        Ok(format!("${id}"))
+    }
+
+    /// Sends the rest of the handshake of a connection with SSH, whose first arguments are a host and a port.
+    fn connect_ssh(&mut self, host: &str, port: &str) -> Result<()> {
+        let mut connect = vec!["connect", "VERSION_1_5_0", host, "", port, "user", "password"];
+        connect.resize(self.arguments + 1, "");
+        self.send(&["size", "800", "600", "96"])?;
+        self.send(&connect)
+    }
+
+    /// Waits for an instruction with these words, and returns all that was heard since the last one.
+    fn expect(&mut self, words: &str) -> Result<String> {
+        self.expect_one_of(&[words])?;
+        Ok(std::mem::take(&mut self.heard))
+    }
+
+    /// Waits for an instruction with any of these words, and returns which it was.
+    fn expect_one_of(&mut self, words: &[&str]) -> Result<usize> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let is_whole = self.heard.ends_with(';');
+            if let Some(found) = words.iter().position(|words| is_whole && self.heard.contains(words)) {
+                return Ok(found);
+            }
+            ensure!(Instant::now() < deadline, "{words:?} was not heard, but {:?}", self.heard);
+            ensure!(self.hear()?, "the connection ended before {words:?}, after {:?}", self.heard);
+        }
+    }
+
+    /// Reads until the end of the connection.
+    fn read_to_end(&mut self, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        while self.hear().unwrap_or_default() {
+            ensure!(Instant::now() < deadline, "the connection is still open");
+        }
+        Ok(())
+    }
+
+    /// Reads what is there, and returns whether there can be more.
+    fn hear(&mut self) -> Result<bool> {
+        let mut buffer = [0; 4096];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => Ok(false),
+            Ok(length) => {
+                self.heard.push_str(&String::from_utf8_lossy(&buffer[..length]));
+                Ok(true)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn instruction(parts: &[&str]) -> String {
+    let parts: Vec<String> = parts.iter().map(|part| format!("{}.{part}", part.chars().count())).collect();
+    format!("{};", parts.join(","))
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    // Of every thread, as each may fork.
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks
+        .flat_map(|task| {
+            let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()
+        })
+        .collect()
+}
+
+/// What a process has open: `socket:[123]`, or a path.
+fn descriptors(pid: i32) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let target = |path: PathBuf| Some(fs::read_link(path).ok()?.to_string_lossy().into_owned());
+    entries.filter_map(|entry| target(entry.path())).collect()
+}
+
+fn cpu_time(pid: i32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    Ok(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
+}
+
+fn is_alive(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
+}
+
+fn wait_for_the_end_of(processes: &[i32], timeout: Duration) {
+    let deadline = Instant::now() + timeout;
+    while Instant::now() < deadline && processes.iter().any(|pid| is_alive(*pid)) {
+        sleep(Duration::from_millis(20));
+    }
+}
+
+fn kill(pid: i32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = kill_process(pid, signal);
+    }
+}
