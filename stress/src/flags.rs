@@ -2,7 +2,9 @@
 
 use std::{ffi::OsString, fmt, path::PathBuf, str::FromStr, time::Duration};
 
-use clap::{Args, Parser};
+use clap::{Args, Parser, ValueEnum};
+
+use crate::report::Scenario;
 
 /// The most sessions that can be asked for: each takes an ephemeral port towards guacd, of which Linux has 28,232.
 pub const MOST_SESSIONS: u32 = 28_000;
@@ -13,10 +15,11 @@ pub const MOST_SESSIONS: u32 = 28_000;
     name = "guac-stress",
     version,
     about = "Opens many sessions through guacd at once, and counts those that are really alive",
-    long_about = "Opens many SSH sessions through guacd at once, holds them open together, and then types a fresh random \
+    long_about = "Opens many sessions through guacd at once, holds them open together, and then types a fresh random \
         word into every one of them. A session counts only when its word comes back out of it: an answer from guacd \
-        (`ready`) proves nothing, for it comes before guacd has tried to connect.",
-    after_help = "Exit codes: 0 every session was proven; 5 some were not; 2 usage; 3 something is missing that the run \
+        (`ready`) proves nothing, for it comes before guacd has tried to connect. Other scenarios than this one do worse \
+        things to guacd, and end in the same question: --scenario.",
+    after_help = "Exit codes: 0 all checks passed; 5 a threshold was missed; 2 usage; 3 something is missing that the run \
         needs; 130 interrupted; 1 anything else. With a variant named `stock` beside others, only the others are judged."
 )]
 pub struct Cli {
@@ -78,26 +81,58 @@ impl Cli {
 /// files, or from the environment variables `GUAC_STRESS_PASSWORD` and `GUAC_STRESS_PRIVATE_KEY`.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct Load {
-    /// How many sessions to have open at the same time.
-    #[arg(long, value_name = "SESSIONS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_SESSIONS)))]
+    /// What to do to guacd.
+    #[arg(long, value_enum, value_name = "SCENARIO", default_value_t)]
+    pub scenario: Scenario,
+
+    /// How many sessions to have open at the same time; for churn, how many in all. [default: 300; churn: 1000;
+    /// soak and chaos: 100; fuzz: 20]
+    #[arg(
+        long,
+        value_name = "SESSIONS",
+        default_value = "300",
+        default_value_ifs = [("scenario", "churn", "1000"), ("scenario", "soak", "100"), ("scenario", "chaos", "100"), ("scenario", "fuzz", "20")],
+        hide_default_value = true,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_SESSIONS))
+    )]
     pub count: u32,
 
-    /// How many sessions to open per second, at most: a machine that does not keep up is given time.
+    /// How many sessions to open per second, at most: a machine that does not keep up is given time, but for burst.
+    /// [default: 8; burst: 200]
     ///
     /// The default is what a stock guacd takes reliably. guacd forks while its other threads log, and a child that was
     /// forked with the log's lock held hangs for ever: a fault of guacd's own, which bursts bring out. Measured with stock
     /// 1.6.0 on two cores: of 300 sessions, all lived at 5, 6, 8 and 10 a second with a syslog to write to, and all at 12
     /// without; at 20, one died; at 25, 11 to 22 of 200 hung.
-    #[arg(long, value_name = "PER_SECOND", default_value_t = Rate::DEFAULT)]
+    #[arg(
+        long,
+        value_name = "PER_SECOND",
+        default_value = "8",
+        default_value_if("scenario", "burst", "200"),
+        hide_default_value = true
+    )]
     pub rate: Rate,
 
-    /// How long to hold all sessions open together before they have to prove that they are alive.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = hold)]
+    /// How long to hold all sessions open together before they have to prove that they are alive. [default: 10s; churn,
+    /// for each wave: 0s; soak: 10m]
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "10s",
+        default_value_ifs = [("scenario", "churn", "0s"), ("scenario", "soak", "10m")],
+        hide_default_value = true,
+        value_parser = hold
+    )]
     pub hold: Duration,
 
     /// How long a session may take to come up, and again to prove that it is alive.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = timeout)]
     pub timeout: Duration,
+
+    /// What the sessions speak. Telnet and VNC have a server within this program behind them, as SSH has by default: the
+    /// one for VNC gives back what was typed as the text on its clipboard.
+    #[arg(long, value_enum, value_name = "PROTOCOL", default_value_t)]
+    pub protocol: Protocol,
 
     /// What guacd connects to: `embedded`, an SSH server within this program; `openssh`, the machine's sshd with
     /// throw-away keys on a port of its own; or the HOST:PORT of an SSH server.
@@ -134,6 +169,102 @@ pub struct Load {
     /// Write the report to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+
+    /// What else a scenario needs to know.
+    #[command(flatten)]
+    pub details: Details,
+
+    /// What decides.
+    #[command(flatten)]
+    pub thresholds: Thresholds,
+}
+
+/// What only some scenarios need to know.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "For single scenarios")]
+pub struct Details {
+    /// churn: how many sessions are open at the same time.
+    #[arg(long, value_name = "SESSIONS", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_SESSIONS)))]
+    pub wave: u32,
+
+    /// churn, fuzz: how long guacd may take to be rid of the processes of a wave, or of the last inputs: it gives up a
+    /// handshake after 15 s.
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = hold)]
+    pub settle: Duration,
+
+    /// soak: how often all sessions have to prove themselves while they are held.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = timeout)]
+    pub prove_every: Duration,
+
+    /// chaos: of how many sessions to kill guacd's process, at random.
+    #[arg(long, value_name = "PERCENT", default_value = "20%")]
+    pub kill: Percent,
+
+    /// chaos: of how many sessions to have the target close the connection.
+    #[arg(long, value_name = "PERCENT", default_value = "5%")]
+    pub cut: Percent,
+
+    /// chaos: of how many sessions to have the client type much, and then neither read nor write.
+    #[arg(long, value_name = "PERCENT", default_value = "5%")]
+    pub stall: Percent,
+
+    /// chaos: of how many sessions to have the client vanish without a packet, as a machine does that loses its
+    /// power; where this is not allowed (it takes root), with a reset.
+    #[arg(long, value_name = "PERCENT", default_value = "5%")]
+    pub vanish: Percent,
+
+    /// fuzz: how many malformed handshakes to send.
+    #[arg(long, value_name = "INPUTS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub inputs: u32,
+
+    /// fuzz: send this input alone, which an earlier run has saved.
+    #[arg(long, value_name = "FILE")]
+    pub replay: Option<PathBuf>,
+
+    /// chaos, fuzz: what to seed chance with, to have the same again. The report says what it was. [default: a random one]
+    #[arg(long, value_name = "NUMBER")]
+    pub seed: Option<u64>,
+}
+
+/// What a run is measured by. Those without a default are judged only when they are given.
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(next_help_heading = "Thresholds")]
+pub struct Thresholds {
+    /// Of the sessions that were asked for and not struck on purpose, how many have to be proven.
+    #[arg(long, value_name = "PERCENT", default_value = "100%")]
+    pub min_proven: Percent,
+
+    /// How many sessions may fail without their client being told, be it by an error or by the end of its connection.
+    #[arg(long, value_name = "SESSIONS", default_value_t = 0)]
+    pub max_silent: u32,
+
+    /// churn, fuzz: how many descriptors and threads more than before its first session guacd's parent may have in the end,
+    /// and how many more processes there may be.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub max_leftover: u32,
+
+    /// churn, soak: by how much guacd's memory may grow from the first wave or proof to the last.
+    #[arg(long, value_name = "PERCENT", default_value = "5%")]
+    pub max_memory_growth: Percent,
+
+    /// fuzz: how many times a process of guacd's may say that it aborts, or that its memory is corrupt.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub max_crashes: u32,
+
+    /// chaos: how long the client of a session may wait to be told that its process or its target is gone. guacd has
+    /// 30 s to be rid of a session whose client stalls or vanishes.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = timeout)]
+    pub within: Duration,
+
+    /// How many times as long as with the first sessions the first proof may take with the last, at p50: 100 of each, or
+    /// half of all.
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    pub max_slowdown: Option<f64>,
+
+    /// How long guacd may take to end after SIGTERM with all its processes, while sessions are open. Without this, guacd is
+    /// not given any time to speak of, and nothing is measured.
+    #[arg(long, value_name = "TIME", value_parser = timeout)]
+    pub max_shutdown: Option<Duration>,
 }
 
 impl Load {
@@ -143,6 +274,7 @@ impl Load {
     ///
     /// What to change, for a usage error.
     pub fn check(&self) -> Result<(), String> {
+        self.check_scenario()?;
         let credentials = [
             ("--user", self.user.is_some()),
             ("--password-file", self.password_file.is_some()),
@@ -161,6 +293,45 @@ impl Load {
         }
     }
 
+    fn check_scenario(&self) -> Result<(), String> {
+        let details = &self.details;
+        if self.protocol != Protocol::Ssh && self.target != Target::Embedded {
+            return Err(format!(
+                "the target '{}' speaks SSH alone: leave --target or --protocol out",
+                self.target
+            ));
+        }
+        match self.scenario {
+            Scenario::Chaos if self.guacd.is_some() => {
+                Err("chaos kills processes of guacd's, and so only of one that it has started: leave --guacd out".into())
+            }
+            Scenario::Chaos if self.target != Target::Embedded && details.cut.of(self.count) > 0 => {
+                Err(format!("only the embedded target can be cut off, not '{}': give --cut 0%", self.target))
+            }
+            Scenario::Chaos if details.struck().0 >= 100.0 => {
+                Err("chaos leaves nobody to prove anything: --kill, --cut, --stall and --vanish add up to 100% or more".into())
+            }
+            Scenario::Churn if details.wave >= self.count => Err(format!(
+                "churn takes two waves at least: give a --wave that is less than the --count of {}",
+                self.count
+            )),
+            Scenario::Soak if details.prove_every > self.hold => {
+                Err("the sessions would not prove themselves even once: give a longer --hold, or a shorter --prove-every".into())
+            }
+            Scenario::Fuzz => Ok(()),
+            _ if details.replay.is_some() => Err("--replay goes with --scenario fuzz".into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// How many sessions are open at the same time, at most.
+    pub fn open_at_once(&self) -> u32 {
+        match self.scenario {
+            Scenario::Churn => self.count.min(self.details.wave),
+            _ => self.count,
+        }
+    }
+
     /// The command line that gives these flags again, every one of them spelled out.
     pub fn to_args(&self) -> Vec<OsString> {
         let mut args = Vec::<OsString>::new();
@@ -171,6 +342,8 @@ impl Load {
             word.push(value);
             args.push(word);
         };
+        push("--scenario", self.scenario.as_str().into());
+        push("--protocol", self.protocol.as_str().into());
         push("--count", self.count.to_string().into());
         push("--rate", self.rate.to_string().into());
         push("--hold", humantime::format_duration(self.hold).to_string().into());
@@ -197,7 +370,112 @@ impl Load {
         if let Some(file) = &self.json {
             push("--json", file.into());
         }
+        let time = |time: Duration| OsString::from(humantime::format_duration(time).to_string());
+        let details = &self.details;
+        push("--wave", details.wave.to_string().into());
+        push("--settle", time(details.settle));
+        push("--prove-every", time(details.prove_every));
+        push("--kill", details.kill.to_string().into());
+        push("--cut", details.cut.to_string().into());
+        push("--stall", details.stall.to_string().into());
+        push("--vanish", details.vanish.to_string().into());
+        push("--inputs", details.inputs.to_string().into());
+        if let Some(file) = &details.replay {
+            push("--replay", file.into());
+        }
+        if let Some(seed) = details.seed {
+            push("--seed", seed.to_string().into());
+        }
+        let thresholds = &self.thresholds;
+        push("--min-proven", thresholds.min_proven.to_string().into());
+        push("--max-silent", thresholds.max_silent.to_string().into());
+        push("--max-leftover", thresholds.max_leftover.to_string().into());
+        push("--max-memory-growth", thresholds.max_memory_growth.to_string().into());
+        push("--max-crashes", thresholds.max_crashes.to_string().into());
+        push("--within", time(thresholds.within));
+        if let Some(ratio) = thresholds.max_slowdown {
+            push("--max-slowdown", ratio.to_string().into());
+        }
+        if let Some(most) = thresholds.max_shutdown {
+            push("--max-shutdown", time(most));
+        }
         args
+    }
+}
+
+impl Details {
+    /// What part of the sessions chaos strikes.
+    fn struck(&self) -> Percent {
+        Percent(self.kill.0 + self.cut.0 + self.stall.0 + self.vanish.0)
+    }
+}
+
+/// What a session speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Protocol {
+    /// SSH.
+    #[default]
+    Ssh,
+    /// Telnet.
+    Telnet,
+    /// VNC.
+    Vnc,
+    /// One session of each, in turn.
+    Mix,
+}
+
+impl Protocol {
+    /// As it is written on the command line, and as guacd calls it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ssh => "ssh",
+            Self::Telnet => "telnet",
+            Self::Vnc => "vnc",
+            Self::Mix => "mix",
+        }
+    }
+
+    /// Those that sessions speak in turn.
+    pub fn each(self) -> &'static [Self] {
+        match self {
+            Self::Ssh => &[Self::Ssh],
+            Self::Telnet => &[Self::Telnet],
+            Self::Vnc => &[Self::Vnc],
+            Self::Mix => &[Self::Ssh, Self::Telnet, Self::Vnc],
+        }
+    }
+}
+
+/// A part of a hundred.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Percent(f64);
+
+impl Percent {
+    /// From 0 to 100, and beyond for a growth.
+    pub fn value(self) -> f64 {
+        self.0
+    }
+
+    /// So much of `all`, to the nearest whole number.
+    pub fn of(self, all: u32) -> u32 {
+        (f64::from(all) * self.0 / 100.0).round() as u32
+    }
+}
+
+impl FromStr for Percent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_suffix('%').unwrap_or(text).parse::<f64>() {
+            Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(Self(percent)),
+            _ => Err("give a percentage from 0% to 100%, such as 20%".into()),
+        }
+    }
+}
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", self.0)
     }
 }
 
@@ -311,9 +589,6 @@ impl fmt::Display for HostPort {
 pub struct Rate(f64);
 
 impl Rate {
-    /// Measured: see `--rate` in [`Load`].
-    pub const DEFAULT: Self = Self(8.0);
-
     /// Sessions per second.
     pub fn per_second(self) -> f64 {
         self.0
@@ -339,6 +614,13 @@ impl FromStr for Rate {
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(ratio) if (0.01..=1000.0).contains(&ratio) => Ok(ratio),
+        _ => Err("give a ratio, such as 1.5".into()),
     }
 }
 
@@ -387,6 +669,24 @@ mod tests {
             "--key-limit=128",
             "--port=4823",
             "--json=out.json",
+            "--scenario=chaos",
+            "--wave=3",
+            "--settle=1s",
+            "--prove-every=2s",
+            "--kill=12.5%",
+            "--cut=0%",
+            "--stall=1%",
+            "--vanish=2%",
+            "--inputs=9",
+            "--seed=18446744073709551615",
+            "--min-proven=99%",
+            "--max-silent=1",
+            "--max-leftover=2",
+            "--max-memory-growth=3%",
+            "--max-crashes=4",
+            "--within=4s",
+            "--max-slowdown=1.5",
+            "--max-shutdown=6s",
             "--prefix=stock=/x",
         ])
         .unwrap();
@@ -394,7 +694,8 @@ mod tests {
         let again = Cli::try_parse_from([OsString::from("guac-stress")].into_iter().chain(args)).unwrap();
         assert_eq!(given, again);
 
-        let given = parse(&["--guacd=localhost:4822", "--private-key-file=-k"]).unwrap();
+        let given = ["--guacd=localhost:4822", "--private-key-file=-k", "--scenario=fuzz", "--replay=-r"];
+        let given = parse(&[&given[..], &["--protocol=mix"]].concat()).unwrap();
         let again =
             Cli::try_parse_from([OsString::from("guac-stress")].into_iter().chain(given.load.to_args()))
                 .unwrap();
@@ -442,6 +743,41 @@ mod tests {
             &[],
         ] {
             assert_eq!(parse(bad).expect_err(&format!("{bad:?}")).exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn defaults_follow_the_scenario() {
+        let load = |flags: &[&str]| parse(&[&["--prefix=stock=/x"], flags].concat()).unwrap().load;
+        let of = |flags: &[&str]| {
+            let load = load(flags);
+            (load.count, load.rate.per_second(), load.hold.as_secs())
+        };
+        assert_eq!(of(&[]), (300, 8.0, 10));
+        assert_eq!(of(&["--scenario=burst"]), (300, 200.0, 10));
+        assert_eq!(of(&["--scenario=churn"]), (1000, 8.0, 0));
+        assert_eq!(of(&["--scenario=soak"]), (100, 8.0, 600));
+        assert_eq!(of(&["--scenario=fuzz"]), (20, 8.0, 10));
+        assert_eq!(of(&["--scenario=burst", "--count=3", "--rate=1", "--hold=1s"]), (3, 1.0, 1));
+        for scenario in Scenario::value_variants() {
+            let flag = format!("--scenario={}", scenario.as_str());
+            assert_eq!(load(&[&flag]).check(), Ok(()), "{flag}");
+            assert_eq!(load(&[&flag]).scenario, *scenario);
+        }
+    }
+
+    #[test]
+    fn refuses_what_a_scenario_cannot_do() {
+        let check = |flags: &[&str]| parse(flags).unwrap().load.check().unwrap_err();
+        assert!(check(&["--guacd=a:1", "--scenario=chaos"]).contains("--guacd"));
+        assert!(check(&["--prefix=a=/x", "--scenario=chaos", "--target=openssh"]).contains("--cut 0%"));
+        assert!(check(&["--prefix=a=/x", "--scenario=chaos", "--kill=90%"]).contains("100%"));
+        assert!(check(&["--prefix=a=/x", "--scenario=churn", "--count=50"]).contains("--wave"));
+        assert!(check(&["--prefix=a=/x", "--scenario=soak", "--hold=1s"]).contains("--prove-every"));
+        assert!(check(&["--prefix=a=/x", "--replay=file"]).contains("fuzz"));
+        assert!(check(&["--prefix=a=/x", "--protocol=vnc", "--target=openssh"]).contains("--protocol"));
+        for bad in ["--kill=101%", "--kill=-1", "--kill=some", "--max-slowdown=0", "--scenario=havoc"] {
+            assert_eq!(parse(&["--guacd=a:1", bad]).expect_err(bad).exit_code(), 2);
         }
     }
 

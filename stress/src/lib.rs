@@ -5,14 +5,21 @@
 //! the workspace use them alone. The rest is the engine behind the feature `engine`, and belongs to the program.
 //!
 //! Reading order: [`codec`] (the wire), [`link`] (what a session makes of what it receives), [`session`] (one session
-//! over a socket), [`load`] (many of them: ramp, hold, proof), [`guacd`] (the daemon under test), [`target`] (what
-//! guacd connects to), [`program`] (a whole invocation).
+//! over a socket), [`crowd`] (many of them: ramp, hold, proof), [`scenario`] (what is done with a crowd, and what decides;
+//! [`chaos`] and [`fuzz`] are two of them), [`guacd`] (the daemon under test), [`sample`] (what it takes), [`target`] (what
+//! guacd connects to), [`machine`] (what can be carried at all), [`program`] (a whole invocation).
 
 pub mod flags;
 pub mod report;
 
 #[cfg(feature = "engine")]
+pub mod chaos;
+#[cfg(feature = "engine")]
 pub mod codec;
+#[cfg(feature = "engine")]
+pub mod crowd;
+#[cfg(feature = "engine")]
+pub mod fuzz;
 #[cfg(feature = "engine")]
 pub mod guacd;
 #[cfg(feature = "engine")]
@@ -22,9 +29,9 @@ pub mod keys;
 #[cfg(feature = "engine")]
 pub mod link;
 #[cfg(feature = "engine")]
-pub mod load;
-#[cfg(feature = "engine")]
 pub mod log;
+#[cfg(feature = "engine")]
+pub mod machine;
 #[cfg(feature = "engine")]
 pub mod output;
 #[cfg(feature = "engine")]
@@ -35,6 +42,10 @@ pub mod print;
 pub mod processes;
 #[cfg(feature = "engine")]
 pub mod program;
+#[cfg(feature = "engine")]
+pub mod sample;
+#[cfg(feature = "engine")]
+pub mod scenario;
 #[cfg(feature = "engine")]
 pub mod session;
 #[cfg(feature = "engine")]

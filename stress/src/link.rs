@@ -2,12 +2,14 @@
 //! instruction goes in, answers and at most one [`Event`] come out.
 //!
 //! This is where a session's life is judged, so it believes little. Only bytes count that come on the pipe stream which
-//! the target's program opened, and only those that come after the nonce was typed.
+//! the target's program opened, or, for VNC, on a stream of the clipboard that was opened since; and only those that come
+//! after the nonce was typed.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 
 use crate::{
     codec::{self, Instruction},
+    flags::Protocol,
     report::Phase,
 };
 
@@ -20,13 +22,27 @@ const DISPENSABLE: &[&str] = &["timeout"];
 /// The keysym of the Enter key.
 const ENTER: &str = "65293";
 
-/// What guacd is to connect to: the arguments of its `ssh` protocol, and the pipe on which the target's program answers.
+/// What guacd is to connect to: the arguments of its protocol, and where the target's program answers.
 #[derive(Clone)]
 pub struct Login {
+    /// Which protocol, and not a mix.
+    pub protocol: Protocol,
     /// Arguments by name. guacd has to know them all, except `timeout`.
     pub arguments: Vec<(&'static str, String)>,
-    /// The name that the target's program gives to the pipe which it opens.
-    pub pipe: String,
+    /// Where what was typed comes back.
+    pub echo: Echo,
+}
+
+/// Where what was typed comes back.
+#[derive(Clone)]
+pub enum Echo {
+    /// On the pipe of this name, which the target's program opens in its terminal.
+    Pipe(String),
+    /// On the clipboard, each time on a stream of its own.
+    Clipboard {
+        /// The width and the height of the target's screen, which tell that it is there.
+        screen: [String; 2],
+    },
 }
 
 /// A step that a session has made.
@@ -34,8 +50,8 @@ pub struct Login {
 pub enum Event {
     /// guacd has given the session an id. This says nothing about the target.
     Ready(String),
-    /// The target's program has opened its pipe.
-    PipeOpened,
+    /// The target was heard of: its program has opened its pipe, or its screen was drawn.
+    TargetHeard,
     /// The nonce that was typed last has come back.
     Echoed,
 }
@@ -44,8 +60,8 @@ pub enum Event {
 pub struct Link {
     login: Login,
     phase: Phase,
-    /// The number of the stream that the target's program opened.
-    pipe: Option<String>,
+    /// The number of the stream that the target's program opened, or that the clipboard comes on now.
+    stream: Option<String>,
     /// The nonce that was typed and has not come back yet.
     awaited: Option<String>,
     /// What came on the pipe since then.
@@ -55,8 +71,8 @@ pub struct Link {
 impl Link {
     /// A session that is about to begin, and what it says first.
     pub fn new(login: Login, out: &mut Vec<u8>) -> Self {
-        codec::encode(out, &["select", "ssh"]);
-        Self { login, phase: Phase::Handshake, pipe: None, awaited: None, heard: Vec::new() }
+        codec::encode(out, &["select", login.protocol.as_str()]);
+        Self { login, phase: Phase::Handshake, stream: None, awaited: None, heard: Vec::new() }
     }
 
     /// How far it has come.
@@ -92,30 +108,38 @@ impl Link {
                 return Ok(Some(Event::Ready(instruction.arg(0).into())));
             }
             "sync" => codec::encode(out, &["sync", instruction.arg(0)]),
-            "pipe"
-                if self.phase == Phase::Login
-                    && instruction.arg(2) == self.login.pipe
-                    && self.pipe.is_none() =>
-            {
-                self.pipe = Some(instruction.arg(0).into());
+            "pipe" if self.phase == Phase::Login && self.is_awaited_pipe(instruction) => {
+                self.stream = Some(instruction.arg(0).into());
                 codec::encode(out, &["ack", instruction.arg(0), "OK", "0"]);
-                return Ok(Some(Event::PipeOpened));
+                return Ok(Some(Event::TargetHeard));
             }
-            "blob" if self.is_pipe(instruction.arg(0)) => {
+            "size" if self.phase == Phase::Login && self.is_screen(instruction) => {
+                return Ok(Some(Event::TargetHeard));
+            }
+            "clipboard" if self.is_clipboard() => {
+                self.stream = Some(instruction.arg(0).into());
+                self.heard.clear();
+                codec::encode(out, &["ack", instruction.arg(0), "OK", "0"]);
+            }
+            "blob" if self.is_stream(instruction.arg(0)) => {
                 codec::encode(out, &["ack", instruction.arg(0), "OK", "0"]);
                 let bytes = BASE64_STANDARD
                     .decode(instruction.arg(1))
                     .map_err(|_| "malformed instruction: a blob that is not base64".to_owned())?;
                 return Ok(self.hear(&bytes));
             }
-            "end" if self.is_pipe(instruction.arg(0)) => {
+            "end" if self.is_stream(instruction.arg(0)) && self.is_clipboard() => self.stream = None,
+            "end" if self.is_stream(instruction.arg(0)) => {
                 return Err("the target's program closed its pipe".into());
             }
             // guacd numbers its streams itself: one that opens where the pipe is would make its blobs count as echo.
             "img" | "audio" | "video" | "file" | "clipboard" | "argv" | "pipe"
-                if self.is_pipe(instruction.arg(0)) =>
+                if self.is_stream(instruction.arg(0)) =>
             {
-                return Err(format!("guacd opened another stream ({}) over the pipe", instruction.opcode()));
+                return Err(format!(
+                    "guacd opened another stream ({}) over the echo's",
+                    instruction.opcode()
+                ));
             }
             "required" => return Err(format!("guacd asks for the {}", instruction.args().join(" and the "))),
             "error" => return Err(describe_error(instruction.arg(1), instruction.arg(0))),
@@ -130,7 +154,8 @@ impl Link {
         let known = |name: &str| names.iter().any(|known| known == name);
         let mut needed = self.login.arguments.iter().filter(|(name, _)| !DISPENSABLE.contains(name));
         if let Some((name, _)) = needed.find(|(name, _)| !known(name)) {
-            return Err(format!("this guacd's ssh has no argument named {name}"));
+            let protocol = self.login.protocol.as_str();
+            return Err(format!("this guacd's {protocol} has no argument named {name}"));
         }
         let value = |name: &String| {
             if name.starts_with("VERSION_") {
@@ -148,8 +173,21 @@ impl Link {
         Ok(())
     }
 
-    fn is_pipe(&self, stream: &str) -> bool {
-        self.pipe.as_deref() == Some(stream)
+    fn is_stream(&self, stream: &str) -> bool {
+        self.stream.as_deref() == Some(stream)
+    }
+
+    fn is_clipboard(&self) -> bool {
+        matches!(self.login.echo, Echo::Clipboard { .. })
+    }
+
+    fn is_screen(&self, size: &Instruction) -> bool {
+        let [layer, lengths @ ..] = size.args() else { return false };
+        matches!(&self.login.echo, Echo::Clipboard { screen } if layer == "0" && lengths == screen)
+    }
+
+    fn is_awaited_pipe(&self, pipe: &Instruction) -> bool {
+        matches!(&self.login.echo, Echo::Pipe(name) if pipe.arg(2) == name) && self.stream.is_none()
     }
 
     fn hear(&mut self, bytes: &[u8]) -> Option<Event> {
@@ -207,7 +245,11 @@ mod tests {
     }
 
     fn login() -> Login {
-        Login { arguments: vec![("hostname", "box".into()), ("port", "22".into())], pipe: "proof".into() }
+        Login {
+            protocol: Protocol::Ssh,
+            arguments: vec![("hostname", "box".into()), ("port", "22".into())],
+            echo: Echo::Pipe("proof".into()),
+        }
     }
 
     /// A session whose pipe is stream 7, and which waits for the nonce `0123abcd`.
@@ -217,7 +259,7 @@ mod tests {
         link.receive(&instruction(&["args", "VERSION_1_5_0", "hostname", "port"]), out).unwrap();
         assert_eq!(link.receive(&instruction(&["ready", "$id"]), out), Ok(Some(Event::Ready("$id".into()))));
         let pipe = instruction(&["pipe", "7", "text/plain", "proof"]);
-        assert_eq!(link.receive(&pipe, out), Ok(Some(Event::PipeOpened)));
+        assert_eq!(link.receive(&pipe, out), Ok(Some(Event::TargetHeard)));
         link.type_nonce("0123abcd", out);
         link
     }
@@ -319,6 +361,30 @@ mod tests {
             );
         }
         assert!(waiting().receive(&instruction(&["end", "7"]), &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn a_clipboard_counts_only_where_it_is_the_echo_and_only_as_it_was_opened() {
+        let out = &mut Vec::new();
+        let echo = Echo::Clipboard { screen: ["803".into(), "601".into()] };
+        let login = Login { protocol: Protocol::Vnc, arguments: Vec::new(), echo };
+        let mut link = Link::new(login, out);
+        link.receive(&instruction(&["args", "VERSION_1_5_0"]), out).unwrap();
+        link.receive(&instruction(&["ready", "$id"]), out).unwrap();
+        assert_eq!(link.receive(&instruction(&["size", "0", "800", "600"]), out), Ok(None));
+        let screen = instruction(&["size", "0", "803", "601"]);
+        assert_eq!(link.receive(&screen, out), Ok(Some(Event::TargetHeard)));
+        let picture = instruction(&["img", "3", "14", "0", "image/png", "0", "0"]);
+        assert_eq!(link.receive(&picture, out), Ok(None));
+        link.enter(Phase::FirstProof);
+        link.type_nonce("0123abcd", out);
+        assert_eq!(link.receive(&blob("3", "0123abcd"), out), Ok(None), "a picture is no clipboard");
+        for (text, event) in [("0123", None), ("abcd", None), ("0123abcd", Some(Event::Echoed))] {
+            link.receive(&instruction(&["clipboard", "5", "text/plain"]), out).unwrap();
+            assert_eq!(link.receive(&blob("5", text), out), Ok(event), "{text}");
+            assert_eq!(link.receive(&instruction(&["end", "5"]), out), Ok(None));
+        }
+        assert_eq!(waiting().receive(&instruction(&["clipboard", "8", "text/plain"]), out), Ok(None));
     }
 
     #[test]

@@ -94,6 +94,16 @@ impl LogBook {
         inner.telling.get(process).map(|line| line.text.clone())
     }
 
+    /// The process of a session, if it has named itself.
+    pub fn process(&self, id: &str) -> Option<i32> {
+        self.lock().process.get(id).copied()
+    }
+
+    /// How many processes said in their last words that they abort, or that their memory is corrupt.
+    pub fn crashes(&self) -> u32 {
+        self.lock().telling.values().filter(|line| line.weight == Weight::LastWords).count() as u32
+    }
+
     /// guacd's last lines.
     pub fn last_lines(&self) -> Vec<String> {
         self.lock().last.iter().cloned().collect()
@@ -146,7 +156,20 @@ impl LogBook {
 fn weigh(line: &str) -> (Weight, &str) {
     let after = |start: &str, end: &str| Some(line.strip_prefix(start)?.split_once(end)?.1);
     let Some(message) = after("guacd[", "]: ") else {
-        let dying = ["bort", "***", "ssertion", "pthread_", "atal", "error while loading"];
+        let dying = [
+            "bort",
+            "***",
+            "ssertion",
+            "pthread_",
+            "atal",
+            "error while loading",
+            // glibc's words for a heap that is corrupt, and those of the sanitizers.
+            "free(): ",
+            "malloc(): ",
+            "corrupt",
+            "Sanitizer",
+            "runtime error:",
+        ];
         let weight =
             if dying.iter().any(|word| line.contains(word)) { Weight::LastWords } else { Weight::Unknown };
         // GLib names the process at times.

@@ -11,8 +11,8 @@ use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
-    load::{Step, Tally},
-    report::{Latency, MemoryKind, Report, Run},
+    crowd::{Step, Tally},
+    report::{Bound, Check, Latency, Limit, MemoryKind, Report, Run, Scenario},
 };
 
 const GOOD: Style = AnsiColor::Green.on_default().bold();
@@ -26,6 +26,26 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 /// Tells why nothing came of it.
 pub fn error(error: &anyhow::Error) {
     eprintln!("{BAD}error{BAD:#}: {error:#}");
+}
+
+/// Says what this machine can carry, and warns where that is less than what is asked for.
+pub fn machine(limits: &[Limit], sessions: u32) {
+    let Some(first) = limits.first() else { return };
+    let (style, word) = match first.sessions < sessions.into() {
+        true => (BAD, "warning: "),
+        false => (FAINT, ""),
+    };
+    eprintln!(
+        "{style}{word}this machine carries about {} sessions of a stock guacd, as {} ({}) ends first; {sessions} are to be \
+         open at once{style:#}",
+        first.sessions, first.name, first.source,
+    );
+    for limit in limits.iter().skip(1).filter(|limit| limit.sessions < sessions.into()) {
+        eprintln!(
+            "{BAD}warning: {} ({}) ends at about {} as well{BAD:#}",
+            limit.name, limit.source, limit.sessions
+        );
+    }
 }
 
 /// Progress of one run: a bar on a terminal, else a line now and then.
@@ -55,6 +75,10 @@ impl Progress {
             Step::Ramp => format!("opening {}/{}", tally.started, tally.requested),
             Step::Hold => "holding".into(),
             Step::Proof => "proving".into(),
+            Step::Settle => format!("settling at {}/{}", tally.started, tally.requested),
+            Step::Chaos => "striking".into(),
+            Step::Fuzz(sent) => format!("{sent} malformed handshakes"),
+            Step::Shutdown => "ending".into(),
         };
         let counts =
             format!("{step}: {} alive, {} proven, {} failed", tally.alive, tally.proven, tally.failed);
@@ -64,7 +88,8 @@ impl Progress {
             bar.set_message(counts);
             return;
         }
-        let due = self.told.is_none_or(|(at, step)| at.elapsed() >= LINE_INTERVAL || step != tally.step);
+        let is_other = |step| std::mem::discriminant(&step) != std::mem::discriminant(&tally.step);
+        let due = self.told.is_none_or(|(at, step)| at.elapsed() >= LINE_INTERVAL || is_other(step));
         if due {
             eprintln!("{}: {counts}", self.variant);
             self.told = Some((Instant::now(), tally.step));
@@ -88,6 +113,8 @@ pub fn report(report: &Report) {
     table(&report.runs);
     for run in &report.runs {
         failures(run);
+        findings(run);
+        missed(run);
     }
     println!();
     verdict(report);
@@ -98,6 +125,11 @@ type Row = (&'static str, fn(&Run) -> Option<(String, Style)>);
 
 const ROWS: &[Row] = &[
     ("release", |run| run.release.clone().map(plain)),
+    ("scenario", |run| {
+        let seed = run.seed.map(|seed| format!(", seed {seed}")).unwrap_or_default();
+        (run.scenario != Scenario::Hold).then(|| plain(format!("{}{seed}", run.scenario.as_str())))
+    }),
+    ("protocol", |run| (run.protocol != "ssh").then(|| plain(run.protocol.clone()))),
     ("target", |run| Some(plain(run.target.clone()))),
     ("key limit", |run| run.key_limit.map(|limit| plain(format!("{limit} per process")))),
     ("preload", |run| {
@@ -107,11 +139,28 @@ const ROWS: &[Row] = &[
     ("sessions", |run| Some(plain(format!("{} at {}/s", run.requested, run.rate_per_second)))),
     ("held for", |run| Some(plain(seconds(run.hold_seconds)))),
     ("proven", |run| {
-        let style = if run.passed() { GOOD } else { BAD };
-        Some((format!("{} of {}", run.proven, run.requested), style))
+        let style =
+            if run.checks.iter().all(|check| check.name != "proven" || check.passed) { GOOD } else { BAD };
+        let struck = match run.struck() {
+            0 => String::new(),
+            struck => format!(", {struck} struck"),
+        };
+        Some((format!("{} of {}{struck}", run.proven, run.requested), style))
+    }),
+    ("silent", |run| {
+        let style = if run.silent > 0 { BAD } else { Style::new() };
+        Some((run.silent.to_string(), style))
     }),
     ("alive at once", |run| Some(plain(run.peak_alive.to_string()))),
     ("first proof", |run| run.first_proof.map(latency)),
+    ("first and last", |run| {
+        let ages = run.first_proof_by_age?;
+        let text = format!(
+            "{:.0} and {:.0} ms (p50 of the first and of the last {})",
+            ages.first.p50_ms, ages.last.p50_ms, ages.sessions
+        );
+        Some(plain(text))
+    }),
     ("last proof", |run| run.last_proof.map(latency)),
     ("pthread keys", |run| {
         let keys = run.guacd.as_ref()?.keys?;
@@ -130,6 +179,29 @@ const ROWS: &[Row] = &[
     ("guacd's parent", |run| {
         let usage = run.guacd.as_ref()?.usage?;
         Some(plain(format!("{} files, {} threads", usage.parent_descriptors, usage.parent_threads)))
+    }),
+    ("its children", |run| {
+        let ends = run.guacd.as_ref()?.processes?;
+        let of = |end: crate::report::ProcessUse| format!("{} (#{})", end.descriptors, end.session + 1);
+        Some(plain(format!("{} to {} files, {} threads", of(ends.first), of(ends.last), ends.last.threads)))
+    }),
+    ("idle CPU", |run| {
+        let taken = run.guacd.as_ref()?.idle_cpu_ms_per_second?;
+        Some(plain(format!("{taken:.2} ms per session and second")))
+    }),
+    ("end", |run| {
+        let end = run.guacd.as_ref()?.shutdown?;
+        Some(match end.left {
+            0 => plain(format!("{:.1} s after SIGTERM", end.seconds)),
+            left => {
+                (format!("{left} of {} processes left after {}", end.processes, seconds(end.seconds)), BAD)
+            }
+        })
+    }),
+    ("guac-stress", |run| {
+        let took = run.generator?;
+        let mib = took.max_rss_bytes as f64 / f64::from(1 << 20);
+        Some(plain(format!("{:.1} s CPU, {mib:.0} MiB, targets included", took.cpu_seconds)))
     }),
     ("took", |run| {
         Some(plain(format!("{}, ramp {}", seconds(run.total_seconds), seconds(run.ramp_seconds))))
@@ -201,14 +273,101 @@ fn failures(run: &Run) {
     }
 }
 
+/// What a scenario found, where it has more to tell than the table.
+fn findings(run: &Run) {
+    let heading = |text: &str| println!("\n{STRONG}{}{STRONG:#}: {text}", run.variant);
+    if let (Scenario::Churn, [first, .., last]) = (run.scenario, &run.rounds[..]) {
+        heading(&format!("{} waves", run.rounds.len()));
+        let before = run.guacd.as_ref().and_then(|guacd| guacd.usage_before);
+        let rows = [("before", before), ("after the first", first.usage), ("after the last", last.usage)];
+        for (when, usage) in rows {
+            let Some(usage) = usage else { continue };
+            println!(
+                "  {when:>15}  {} files, {} threads, {} children, {:.1} MiB",
+                usage.parent_descriptors,
+                usage.parent_threads,
+                usage.children,
+                usage.memory_bytes as f64 / f64::from(1 << 20)
+            );
+        }
+        let slowest = run.rounds.iter().map(|round| round.settled_seconds).collect::<Option<Vec<_>>>();
+        match slowest.map(|all| all.into_iter().fold(0.0, f64::max)) {
+            Some(slowest) => println!("  {:>15}  {slowest:.1} s at most", "settled in"),
+            None if before.is_some() => println!("  {:>15}  not each time", "settled"),
+            None => {}
+        }
+    } else if !run.rounds.is_empty() {
+        heading(&format!("{} proofs", run.rounds.len()));
+        let shown = if run.rounds.len() > 10 { run.rounds.len() / 10 } else { 1 };
+        for round in run.rounds.iter().step_by(shown) {
+            let proof = round.proof.map(|proof| latency(proof).0).unwrap_or_default();
+            println!(
+                "  at {:>9}  {} of {}, {proof}",
+                seconds(round.at_seconds),
+                round.proven,
+                round.sessions
+            );
+        }
+    }
+    if !run.strikes.is_empty() {
+        heading(&format!("{} struck", run.struck()));
+        for strike in &run.strikes {
+            let style = if strike.ended == strike.sessions { GOOD } else { BAD };
+            let slowest = strike.slowest_seconds.map(|slowest| format!(", in {slowest:.1} s at most"));
+            println!(
+                "  {:>15}  {style}{} of {}{style:#} ended as they should{}",
+                strike.kind.as_str(),
+                strike.ended,
+                strike.sessions,
+                slowest.unwrap_or_default()
+            );
+        }
+    }
+    if let Some(fuzz) = &run.fuzz {
+        heading(&format!("{} malformed handshakes", fuzz.inputs));
+        println!(
+            "  {} answered with an error, {} with ready, {} closed, {} abandoned, {} not ended in time",
+            fuzz.errors, fuzz.ready, fuzz.closed, fuzz.abandoned, fuzz.unanswered
+        );
+        if fuzz.crashes > 0 {
+            println!("  {BAD}{} processes crashed{BAD:#}", fuzz.crashes);
+        }
+        for file in &fuzz.saved {
+            println!("  {FAINT}again with{FAINT:#} --scenario fuzz --replay {file}");
+        }
+    }
+}
+
+/// The checks that did not pass, but for the one that the table tells.
+fn missed(run: &Run) {
+    for check in run.checks.iter().filter(|check| !check.passed) {
+        println!("  {BAD}missed{BAD:#}  {}", told(check));
+    }
+}
+
+fn told(check: &Check) -> String {
+    let bound = match check.bound {
+        Bound::AtLeast => "at least",
+        Bound::AtMost => "at most",
+    };
+    let number =
+        |number: f64| if number.fract() == 0.0 { format!("{number}") } else { format!("{number:.2}") };
+    let found = match check.found {
+        Some(found) => number(found),
+        None => "not measured".into(),
+    };
+    format!("{}: {found}, where {bound} {} {} are asked for", check.name, number(check.threshold), check.unit)
+}
+
 fn verdict(report: &Report) {
     let judged = Report::judged(&report.runs).map(|run| run.variant.as_str()).collect::<Vec<_>>().join(", ");
     if report.interrupted {
         println!("{BAD}interrupted{BAD:#}: this is what was measured so far.");
     } else if report.passed {
-        println!("{GOOD}passed{GOOD:#}: every session of {judged} gave back what was typed into it.");
+        let checks = Report::judged(&report.runs).map(|run| run.checks.len()).sum::<usize>();
+        println!("{GOOD}passed{GOOD:#}: {judged} met every threshold ({checks} checks).");
     } else {
-        println!("{BAD}failed{BAD:#}: not every session of {judged} gave back what was typed into it.");
+        println!("{BAD}failed{BAD:#}: {judged} missed a threshold.");
     }
 }
 

@@ -1,7 +1,6 @@
 //! Which processes are ours, what do they take, and how do they end? Whatever is started here ends with us, however we end.
 
 use std::{
-    collections::HashMap,
     io,
     os::unix::process::CommandExt,
     process::{Child, Command, ExitStatus},
@@ -10,13 +9,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use procfs::{WithCurrentSystemInfo, process::Process};
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, kill_process, set_child_subreaper,
     set_parent_process_death_signal, setrlimit, waitpid,
 };
-
-use crate::report::{MemoryKind, Usage};
 
 /// Makes every process that descends from this one, and whose parent dies, a child of this one.
 ///
@@ -99,7 +95,11 @@ pub fn pid_of(child: &Child) -> Pid {
 
 /// This process's children.
 pub fn children() -> Vec<Pid> {
-    children_of(getpid().as_raw_pid()).into_iter().filter_map(Pid::from_raw).collect()
+    let me = getpid().as_raw_pid();
+    let Ok(all) = procfs::process::all_processes() else { return Vec::new() };
+    // A process may be gone by the time that it is looked at.
+    let stats = all.filter_map(|process| process.ok()?.stat().ok());
+    stats.filter(|stat| stat.ppid == me).filter_map(|stat| Pid::from_raw(stat.pid)).collect()
 }
 
 /// Kills and reaps this process's children, and those that become its children thereby; all but `spared`.
@@ -119,62 +119,6 @@ pub fn kill_children(spared: &[Pid]) {
         }
         thread::sleep(Duration::from_millis(5));
     }
-}
-
-/// What a process and its descendants take.
-pub fn usage(parent: Pid) -> Option<Usage> {
-    let parent = Process::new(parent.as_raw_pid()).ok()?;
-    let children = descendants_of(parent.pid());
-    let everyone = std::iter::once(parent.pid()).chain(children.iter().copied());
-    let (memory_bytes, memory_kind) = memory(&everyone.collect::<Vec<_>>());
-    Some(Usage {
-        parent_descriptors: parent.fd_count().ok()?.try_into().ok()?,
-        parent_threads: parent.stat().ok()?.num_threads.try_into().ok()?,
-        children: children.len().try_into().ok()?,
-        memory_bytes,
-        memory_kind,
-    })
-}
-
-fn memory(pids: &[i32]) -> (u64, MemoryKind) {
-    let pss = |&pid: &i32| {
-        let rollup = Process::new(pid).ok()?.smaps_rollup().ok()?;
-        rollup.memory_map_rollup.0.first()?.extension.map.get("Pss").copied()
-    };
-    let rss = |&pid: &i32| Some(Process::new(pid).ok()?.stat().ok()?.rss_bytes().get());
-    let shares = pids.iter().filter_map(pss).collect::<Vec<_>>();
-    // The kernel tells a process's share only to those who may trace it.
-    if !shares.is_empty() && shares.len() * 10 >= pids.len() * 9 {
-        (shares.iter().sum(), MemoryKind::Pss)
-    } else {
-        (pids.iter().filter_map(rss).sum(), MemoryKind::Rss)
-    }
-}
-
-fn children_of(parent: i32) -> Vec<i32> {
-    parents().into_iter().filter(|&(_, of)| of == parent).map(|(pid, _)| pid).collect()
-}
-
-fn descendants_of(ancestor: i32) -> Vec<i32> {
-    let parents = parents();
-    let descends = |&pid: &i32| {
-        let mut at = pid;
-        while let Some(&parent) = parents.get(&at) {
-            if parent == ancestor {
-                return true;
-            }
-            at = parent;
-        }
-        false
-    };
-    parents.keys().copied().filter(descends).collect()
-}
-
-/// The parent of every process.
-fn parents() -> HashMap<i32, i32> {
-    let Ok(all) = procfs::process::all_processes() else { return HashMap::new() };
-    // A process may be gone by the time that it is looked at.
-    all.filter_map(|process| process.ok()?.stat().ok()).map(|stat| (stat.pid, stat.ppid)).collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     net::{SocketAddr, ToSocketAddrs},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -19,11 +19,12 @@ use crate::{
     flags::{self, Cli, HostPort, Prefix},
     guacd::{Guacd, Start},
     guardian::INTERRUPTED,
-    load::{self, Label},
+    machine,
     output::Output,
     print::{self, Progress},
     processes,
     report::{Report, Run, SCHEMA_VERSION},
+    scenario::{self, Label},
     session::Setup,
     target::Target,
 };
@@ -90,8 +91,10 @@ async fn load_all(
         started_at_unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
         interrupted: false,
         passed: false,
+        machine: machine::limits(&cli.load),
         runs: Vec::new(),
     };
+    print::machine(&report.machine, cli.load.open_at_once());
     let all = guacds.len();
     let mut error = None;
     for guacd in guacds {
@@ -152,16 +155,17 @@ async fn load_one(
     };
     let setup = Setup {
         guacd: addresses,
-        login: target.login().clone(),
+        logins: target.logins().to_vec(),
         timeout: cli.load.timeout,
         log: guacd.as_ref().map(Guacd::log),
+        connections: Some(target.connections()),
     };
-    let label = Label { release: cli.release.clone(), variant: variant.into() };
+    let label = Label { release: cli.release.clone(), variant: variant.into(), logs: logs(cli) };
     let mut progress = Progress::new(variant, cli.load.count);
     let mut watch = |tally| progress.show(tally);
-    let run = load::measure(label, &cli.load, Arc::new(setup), guacd.as_mut(), stop, &mut watch).await;
+    let run = scenario::measure(label, &cli.load, Arc::new(setup), guacd.as_mut(), stop, &mut watch).await;
     progress.finish();
-    Ok((run, guacd))
+    Ok((run?, guacd))
 }
 
 fn start(cli: &Cli, scratch: &Path, prefix: &Prefix, target: &Target) -> Result<Guacd> {
@@ -173,13 +177,18 @@ fn start(cli: &Cli, scratch: &Path, prefix: &Prefix, target: &Target) -> Result<
         prefix: &prefix.dir,
         port: cli.load.port,
         name: &prefix.variant,
-        logs: &cli.logs.clone().unwrap_or_else(std::env::temp_dir),
+        logs: &logs(cli),
         scratch,
         preload: cli.preload.as_deref(),
         key_limit: cli.load.key_limit.map(|limit| (library.as_path(), limit)),
         spared: target.processes(),
     })
     .with_context(|| format!("start the {} guacd", prefix.variant))
+}
+
+/// Where logs go, and inputs that did harm.
+fn logs(cli: &Cli) -> PathBuf {
+    cli.logs.clone().unwrap_or_else(std::env::temp_dir)
 }
 
 /// The addresses of a guacd that runs already; which has to be able to reach the target.
@@ -207,12 +216,12 @@ fn reachable(cli: &Cli, address: &HostPort) -> Result<Vec<SocketAddr>> {
 fn enough_descriptors(cli: &Cli) -> Result<()> {
     let limit = processes::raise_descriptor_limit()?;
     let each = if cli.load.guacd.is_some() { 2 } else { 3 };
-    let need = u64::from(cli.load.count) * each + 64;
+    let need = u64::from(cli.load.open_at_once()) * each + 64;
     if limit < need {
         bail!(Preflight(format!(
             "{} sessions need {need} open files, and the limit is {limit}: raise it with `ulimit -Hn {need}`, or give \
              a lower --count",
-            cli.load.count
+            cli.load.open_at_once()
         )));
     }
     Ok(())

@@ -3,6 +3,7 @@
 //! JSON is a contract: `schema/report.v1.json` describes it, and [`SCHEMA_VERSION`] changes with it. Fields may be added
 //! within a version; a reader has to pass over those that it does not know.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// The version of the JSON that this module reads and writes.
@@ -17,10 +18,61 @@ pub struct Report {
     pub started_at_unix_seconds: u64,
     /// Whether it was stopped before its end. The last run is then incomplete, and what it has is what was measured so far.
     pub interrupted: bool,
-    /// Whether every session of every judged run was proven.
+    /// Whether every judged run passed all its checks.
     pub passed: bool,
+    /// What this machine can carry, the limit that ends first before the others.
+    #[serde(default)]
+    pub machine: Vec<Limit>,
     /// One for each guacd.
     pub runs: Vec<Run>,
+}
+
+/// Something that there is only so much of.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Limit {
+    /// What it is: memory, open files, tasks, terminals or ports.
+    pub name: String,
+    /// Where it is set, or read.
+    pub source: String,
+    /// How much there is left: bytes, or pieces.
+    pub available: u64,
+    /// How much of it a session takes, as was measured with stock 1.6.0.
+    pub per_session: f64,
+    /// How many sessions that is enough for.
+    pub sessions: u64,
+}
+
+/// What is done to guacd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Scenario {
+    /// Open sessions at a steady pace, hold them open together, and have each prove itself.
+    #[default]
+    Hold,
+    /// The same, but open them as fast as --rate says, whether guacd keeps up or not.
+    Burst,
+    /// Open sessions in waves, prove and close each wave, and see whether guacd is then as it was before.
+    Churn,
+    /// Hold sessions for long, and have each prove itself time and again.
+    Soak,
+    /// Kill, cut off, stall and abandon some sessions, and have all others prove themselves.
+    Chaos,
+    /// Send malformed handshakes beside sessions that are held open, which have to prove themselves afterwards.
+    Fuzz,
+}
+
+impl Scenario {
+    /// As it is written on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hold => "hold",
+            Self::Burst => "burst",
+            Self::Churn => "churn",
+            Self::Soak => "soak",
+            Self::Chaos => "chaos",
+            Self::Fuzz => "fuzz",
+        }
+    }
 }
 
 /// One guacd under load.
@@ -30,14 +82,23 @@ pub struct Run {
     pub release: Option<String>,
     /// `stock`, `patched`, or whatever the prefix was called; `external` for a guacd that ran already.
     pub variant: String,
+    /// What was done to it.
+    #[serde(default)]
+    pub scenario: Scenario,
+    /// `ssh`, `telnet`, `vnc`, or `mix` for all of them in turn.
+    #[serde(default = "ssh")]
+    pub protocol: String,
     /// `embedded`, `openssh` or HOST:PORT.
     pub target: String,
+    /// What chance was seeded with, where it had a part.
+    #[serde(default)]
+    pub seed: Option<u64>,
     /// How many pthread keys each of guacd's processes was allowed, if they were limited.
     pub key_limit: Option<u32>,
     /// How many sessions were asked for.
     pub requested: u32,
     /// How many sessions were begun: fewer than requested only after an interruption, or when guacd died before the last
-    /// was. Where the run was not interrupted, each of these is either proven or among the failures.
+    /// was. Where the run was not interrupted, each of these is proven, or among the failures, or was struck on purpose.
     pub started: u32,
     /// How many sessions came up: what was typed into each of them came back once.
     pub established: u32,
@@ -48,14 +109,39 @@ pub struct Run {
     /// were typed into. From then on it had not been seen to end: its connection was open, guacd's log had not told of
     /// its end, and guacd ran, of which only the first is known of a guacd that was not started here. One that fell
     /// silent after it had given its word back still counts.
+    ///
+    /// Of sessions that had to prove themselves several times, those that did each time. In waves, those that did
+    /// before their wave was closed.
     pub proven: u32,
+    /// How many failures nobody told the client of: it heard neither an error nor the end of its connection, within 5 s
+    /// of the end of guacd's process, or for as long as it waited.
+    #[serde(default)]
+    pub silent: u32,
+    /// What decided, and how.
+    #[serde(default)]
+    pub checks: Vec<Check>,
     /// Every session that was begun and not proven, grouped by reason, the largest group first. After an interruption,
     /// only those that had failed by then.
     pub failures: Vec<Failure>,
     /// From the TCP connection to guacd, to the first word that came back.
     pub first_proof: Option<Latency>,
+    /// The same, of those that came first and of those that came last. None where there are too few to tell.
+    #[serde(default)]
+    pub first_proof_by_age: Option<ByAge>,
     /// From the word that was typed after the hold, until it came back.
     pub last_proof: Option<Latency>,
+    /// The waves of `churn`, and the proofs of `soak`.
+    #[serde(default)]
+    pub rounds: Vec<Round>,
+    /// What `chaos` did.
+    #[serde(default)]
+    pub strikes: Vec<Strike>,
+    /// What `fuzz` did.
+    #[serde(default)]
+    pub fuzz: Option<Fuzz>,
+    /// What this program itself took, with its embedded targets.
+    #[serde(default)]
+    pub generator: Option<Generator>,
     /// What guacd took, where it was started here.
     pub guacd: Option<Guacd>,
     /// Sessions opened per second, at most.
@@ -70,6 +156,154 @@ pub struct Run {
     pub total_seconds: f64,
     /// Whether this run was stopped before its end.
     pub interrupted: bool,
+}
+
+fn ssh() -> String {
+    "ssh".into()
+}
+
+/// Something that had to be so.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// Which way the threshold bounds it.
+    pub bound: Bound,
+    /// The threshold.
+    pub threshold: f64,
+    /// What was found. None where it could not be measured, which does not pass.
+    pub found: Option<f64>,
+    /// What both are counted in: sessions, seconds, percent and so on.
+    pub unit: String,
+    /// Whether it was so.
+    pub passed: bool,
+}
+
+/// Which way a threshold bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bound {
+    /// No less than the threshold.
+    AtLeast,
+    /// No more than the threshold.
+    AtMost,
+}
+
+impl Check {
+    /// Compares what was found with a threshold.
+    pub fn new(name: &str, bound: Bound, threshold: f64, found: Option<f64>, unit: &str) -> Self {
+        let passed = found.is_some_and(|found| match bound {
+            Bound::AtLeast => found >= threshold,
+            Bound::AtMost => found <= threshold,
+        });
+        Self { name: name.into(), bound, threshold, found, unit: unit.into(), passed }
+    }
+}
+
+/// Times of the sessions that were begun first, and of those that were begun last.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ByAge {
+    /// How many sessions each of the two is about: 100, or half of all.
+    pub sessions: u32,
+    /// Those that were begun first.
+    pub first: Latency,
+    /// Those that were begun last.
+    pub last: Latency,
+}
+
+/// A wave of `churn`, or a proof of `soak`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Round {
+    /// When it was over, from the first session's start.
+    pub at_seconds: f64,
+    /// The sessions that it was about.
+    pub sessions: u32,
+    /// Those that proved themselves.
+    pub proven: u32,
+    /// How long that took, from the word that was typed.
+    pub proof: Option<Latency>,
+    /// For a wave, how long after its sessions were closed guacd had no more processes than before the first of all, and
+    /// its parent no more threads and descriptors. None where it had when the time to settle was over, or where guacd
+    /// was not started here.
+    pub settled_seconds: Option<f64>,
+    /// What guacd took then.
+    pub usage: Option<Usage>,
+}
+
+/// Sessions that were struck in the same way, on purpose.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Strike {
+    /// How.
+    pub kind: StrikeKind,
+    /// How many.
+    pub sessions: u32,
+    /// How many of them ended as they should, in time: for `kill` and `cut`, the client was told; for `stall` and
+    /// `vanish`, guacd's process for the session was gone.
+    pub ended: u32,
+    /// How long the slowest of those took.
+    pub slowest_seconds: Option<f64>,
+    /// How long each could take.
+    pub within_seconds: f64,
+}
+
+/// What can be done to a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StrikeKind {
+    /// guacd's process for it is killed.
+    Kill,
+    /// Its target closes the connection.
+    Cut,
+    /// Its client types much, and then neither reads nor writes.
+    Stall,
+    /// Its client is gone, and its end of the connection with it: without any packet where the system allows that
+    /// (`TCP_REPAIR`, as root), else with a reset.
+    Vanish,
+}
+
+impl StrikeKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Kill, Self::Cut, Self::Stall, Self::Vanish];
+
+    /// In a few words, for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kill => "process killed",
+            Self::Cut => "target cut off",
+            Self::Stall => "client stalled",
+            Self::Vanish => "client vanished",
+        }
+    }
+}
+
+/// Malformed handshakes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fuzz {
+    /// How many were sent.
+    pub inputs: u32,
+    /// How many guacd answered with an error.
+    pub errors: u32,
+    /// How many it took for a session, as `ready` came.
+    pub ready: u32,
+    /// How many connections it closed without either.
+    pub closed: u32,
+    /// How many the client itself closed or reset in the middle.
+    pub abandoned: u32,
+    /// How many it neither answered nor closed in time, or did not accept.
+    pub unanswered: u32,
+    /// How many times a process of guacd's said that it aborts, or that its memory is corrupt.
+    pub crashes: u32,
+    /// Files with inputs after which something was wrong, for --replay.
+    pub saved: Vec<String>,
+}
+
+/// What this program took.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Generator {
+    /// Processor time of the run, of all its threads.
+    pub cpu_seconds: f64,
+    /// The most memory it ever had.
+    pub max_rss_bytes: u64,
 }
 
 /// Sessions that failed in the same way.
@@ -149,6 +383,81 @@ pub struct Guacd {
     pub preload: Option<String>,
     /// What it took at the beginning of the hold, with all sessions open that came up.
     pub usage: Option<Usage>,
+    /// What it took before the first session.
+    #[serde(default)]
+    pub usage_before: Option<Usage>,
+    /// What it took in the end: for `churn`, after the last session was closed; for `fuzz`, after the last input.
+    #[serde(default)]
+    pub usage_after: Option<Usage>,
+    /// For the waves of `churn`, the pthread keys after the first of them.
+    #[serde(default)]
+    pub keys_after_first_round: Option<Keys>,
+    /// The processes of the first and of the last session that were open at the beginning of the hold.
+    #[serde(default)]
+    pub processes: Option<Ends>,
+    /// Processor time that guacd took for each session and second while all were held and nothing was typed.
+    #[serde(default)]
+    pub idle_cpu_ms_per_second: Option<f64>,
+    /// How it ended, when it was told to with its sessions open.
+    #[serde(default)]
+    pub shutdown: Option<Shutdown>,
+    /// What it took over time.
+    #[serde(default)]
+    pub samples: Vec<Sample>,
+}
+
+/// guacd's processes for two sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Ends {
+    /// Of the session that was begun first.
+    pub first: ProcessUse,
+    /// Of the session that was begun last.
+    pub last: ProcessUse,
+}
+
+/// What one of guacd's processes took.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ProcessUse {
+    /// The session, numbered from 0.
+    pub session: u32,
+    /// Open file descriptors.
+    pub descriptors: u32,
+    /// Threads.
+    pub threads: u32,
+    /// Its share of memory. None where this user may not see it.
+    pub pss_bytes: Option<u64>,
+}
+
+/// The end of guacd after SIGTERM, with the sessions open that were left.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Shutdown {
+    /// The processes that there were, its parent included.
+    pub processes: u32,
+    /// Until the last of them was gone; or for how long that was waited for in vain.
+    pub seconds: f64,
+    /// The processes that were left then, and were killed.
+    pub left: u32,
+}
+
+/// What guacd took at some time.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// From the first session's start.
+    pub at_seconds: f64,
+    /// Sessions that were open.
+    pub sessions: u32,
+    /// File descriptors of the parent process.
+    pub parent_descriptors: u32,
+    /// Threads of the parent process.
+    pub parent_threads: u32,
+    /// Processes below the parent.
+    pub children: u32,
+    /// Threads of all processes.
+    pub tasks: u32,
+    /// Processor time that the parent has taken.
+    pub parent_cpu_seconds: f64,
+    /// Processor time that its children have taken, those that are gone included.
+    pub children_cpu_seconds: f64,
 }
 
 /// pthread keys, the worst of guacd's processes.
@@ -171,6 +480,9 @@ pub struct Usage {
     pub parent_threads: u32,
     /// Processes below the parent.
     pub children: u32,
+    /// Threads of all processes.
+    #[serde(default)]
+    pub tasks: u32,
     /// Memory of the parent and of its children.
     pub memory_bytes: u64,
     /// How the memory was counted.
@@ -212,8 +524,13 @@ impl Report {
 }
 
 impl Run {
-    /// Whether every session that was asked for was proven.
+    /// Whether all its checks passed.
     pub fn passed(&self) -> bool {
-        self.proven == self.requested && !self.interrupted
+        !self.interrupted && !self.checks.is_empty() && self.checks.iter().all(|check| check.passed)
+    }
+
+    /// How many sessions were struck on purpose, of which no proof is asked.
+    pub fn struck(&self) -> u32 {
+        self.strikes.iter().map(|strike| strike.sessions).sum()
     }
 }

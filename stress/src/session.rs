@@ -1,12 +1,12 @@
-//! How does one session live? Connect, log in, give back a first nonce, be held open, give back a second one, stay open
-//! until all others have given back theirs.
+//! How does one session live? Connect, log in, give back a first nonce, be held open, give back another one each time that
+//! all have to, and stay open until it is closed. Or misbehave, where it is ordered to.
 
-use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::pending, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use tokio::{
     io::Interest,
     net::TcpStream,
-    sync::watch,
+    sync::{mpsc, watch},
     task::coop::consume_budget,
     time::{Instant, MissedTickBehavior, interval_at, timeout_at},
 };
@@ -16,6 +16,7 @@ use crate::{
     link::{Event, Link, Login},
     log::LogBook,
     report::Phase,
+    target::Connections,
 };
 
 /// guacd drops a user that it has not heard of for 15 seconds.
@@ -24,25 +25,40 @@ const NOP_INTERVAL: Duration = Duration::from_secs(5);
 /// Nothing more is read while this much could not be sent: every instruction that is read may want an answer.
 const MOST_UNSENT: usize = 64 * 1024;
 
+/// How long a client may wait to be told that its session has ended. Whoever is told nothing then is in silence.
+pub const TOLD_WITHIN: Duration = Duration::from_secs(5);
+
 /// What all sessions of a run share.
 pub struct Setup {
     /// Where guacd listens. Of several addresses, the first that answers is taken.
     pub guacd: Vec<SocketAddr>,
-    /// What it is to connect to.
-    pub login: Login,
+    /// What it is to connect to. Sessions take these in turn.
+    pub logins: Vec<Login>,
     /// How long a session may take to come up, and again to prove itself.
     pub timeout: Duration,
     /// guacd's log, if it can be read.
     pub log: Option<Arc<LogBook>>,
+    /// The connections to the embedded targets, if there are any.
+    pub connections: Option<Arc<Connections>>,
 }
 
-/// What the run wants of all sessions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
-    /// To come up, and to stay open.
-    Hold,
-    /// To give back a fresh nonce, and to stay open still.
-    Prove,
+/// What a session is ordered to do, apart from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// To type much, and then neither to read nor to write.
+    Stall,
+    /// To be gone, without telling guacd.
+    Vanish,
+}
+
+/// How a run speaks to one session.
+pub struct Orders {
+    /// How many times all sessions had to prove themselves so far.
+    pub proofs: watch::Receiver<u32>,
+    /// How many times before this session began.
+    pub before: u32,
+    /// What it alone is to do.
+    pub order: mpsc::UnboundedReceiver<Order>,
 }
 
 /// What a session tells the run.
@@ -52,10 +68,14 @@ pub enum Told {
     Ready(String),
     /// Its first nonce came back, so long after it began.
     Established(Duration),
-    /// Its last nonce came back, so long after it was typed.
-    Proven(Duration),
+    /// The nonce of this proof came back, so long after it was typed.
+    Proven(u32, Duration),
     /// It is dead.
     Failed(Failed),
+    /// After a failure of which guacd's log had told: whether the client itself was told within [`TOLD_WITHIN`].
+    Heard(bool),
+    /// It has done as it was ordered to.
+    Done(Order),
 }
 
 /// Why a session is dead.
@@ -78,18 +98,20 @@ pub enum How {
     Silence,
     /// It lost its connection, which may be because guacd died.
     CutOff,
+    /// guacd's log told that the process is gone. The client may yet hear of it.
+    Ended,
 }
 
 /// Lives a session from its beginning until it fails. Drop it to close it.
-pub async fn live(setup: Arc<Setup>, mut stage: watch::Receiver<Stage>, tell: impl Fn(Told)) {
+pub async fn live(setup: Arc<Setup>, index: usize, mut orders: Orders, tell: impl Fn(Told)) {
     let begun = Instant::now();
     let deadline = begun + setup.timeout;
 
-    let mut session = match connect(&setup, deadline).await {
+    let mut session = match connect(&setup, index, deadline).await {
         Ok(session) => session,
         Err(failed) => return tell(Told::Failed(failed)),
     };
-    let lived: Result<(), Failed> = async {
+    let lived: Result<Order, Failed> = async {
         if let Event::Ready(id) = session.expect(deadline, setup.timeout).await? {
             session.id = Some(id.clone());
             tell(Told::Ready(id));
@@ -101,29 +123,47 @@ pub async fn live(setup: Arc<Setup>, mut stage: watch::Receiver<Stage>, tell: im
         session.enter(Phase::Hold);
         tell(Told::Established(begun.elapsed()));
 
-        session.hold_until(Stage::Prove, &mut stage).await?;
-        session.enter(Phase::LastProof);
-        let typed = Instant::now();
-        session.type_nonce();
-        session.expect(typed + setup.timeout, setup.timeout).await?;
-        tell(Told::Proven(typed.elapsed()));
-
-        // Nothing that happens now counts, except the end of the session.
+        let mut proof = orders.before;
         loop {
-            session.pump().await?;
+            if let Some(order) = session.hold(&mut orders, proof).await? {
+                return Ok(order);
+            }
+            proof += 1;
+            session.enter(Phase::LastProof);
+            let typed = Instant::now();
+            session.type_nonce();
+            session.expect(typed + setup.timeout, setup.timeout).await?;
+            tell(Told::Proven(proof, typed.elapsed()));
         }
     }
     .await;
-    if let Err(failed) = lived {
-        tell(Told::Failed(failed));
+    match lived {
+        Err(failed) => {
+            let how = failed.how;
+            tell(Told::Failed(failed));
+            if how == How::Ended {
+                tell(Told::Heard(session.is_told().await));
+            }
+        }
+        Ok(Order::Stall) => {
+            session.type_much();
+            tell(Told::Done(Order::Stall));
+            pending::<()>().await;
+        }
+        Ok(Order::Vanish) => {
+            session.vanish();
+            tell(Told::Done(Order::Vanish));
+        }
     }
 }
 
-async fn connect(setup: &Setup, deadline: Instant) -> Result<Session, Failed> {
-    let failed = |reason| Failed { phase: Phase::Connect, reason, how: How::CutOff };
+async fn connect(setup: &Setup, index: usize, deadline: Instant) -> Result<Session, Failed> {
+    let failed = |reason, how| Failed { phase: Phase::Connect, reason, how };
     let stream = match timeout_at(deadline, TcpStream::connect(&setup.guacd[..])).await {
-        Err(_) => return Err(failed("guacd did not accept the connection in time".into())),
-        Ok(Err(error)) => return Err(failed(format!("cannot connect to guacd: {error}"))),
+        Err(_) => {
+            return Err(failed("silence: guacd did not accept the connection in time".into(), How::Silence));
+        }
+        Ok(Err(error)) => return Err(failed(format!("cannot connect to guacd: {error}"), How::CutOff)),
         Ok(Ok(stream)) => stream,
     };
     // Key presses are small and have to leave at once.
@@ -132,7 +172,7 @@ async fn connect(setup: &Setup, deadline: Instant) -> Result<Session, Failed> {
     let mut nop = interval_at(Instant::now() + NOP_INTERVAL, NOP_INTERVAL);
     nop.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut out = Vec::new();
-    let link = Link::new(setup.login.clone(), &mut out);
+    let link = Link::new(setup.logins[index % setup.logins.len()].clone(), &mut out);
     Ok(Session { stream, decoder: Decoder::default(), link, out, nop, id: None, log: setup.log.clone() })
 }
 
@@ -181,16 +221,40 @@ impl Session {
         }
     }
 
-    /// Keeps the session open until the run has come to a stage.
-    async fn hold_until(&mut self, stage: Stage, stages: &mut watch::Receiver<Stage>) -> Result<(), Failed> {
+    /// Keeps the session open until another proof than the last one is wanted, or until there is an order.
+    async fn hold(&mut self, orders: &mut Orders, last: u32) -> Result<Option<Order>, Failed> {
         loop {
             tokio::select! {
                 biased;
+                Some(order) = orders.order.recv() => return Ok(Some(order)),
                 // A run that is gone closes its sessions.
-                _ = stages.wait_for(|now| *now >= stage) => return Ok(()),
+                _ = orders.proofs.wait_for(|&wanted| wanted > last) => return Ok(None),
                 // Nothing that happens now counts, except the end of the session.
                 event = self.pump() => { event?; }
             }
+        }
+    }
+
+    /// Whether the client is told of the end of its session in time, by guacd and not by its log.
+    async fn is_told(&mut self) -> bool {
+        self.log = None;
+        let told = async { while self.pump().await.is_ok() {} };
+        timeout_at(Instant::now() + TOLD_WITHIN, told).await.is_ok()
+    }
+
+    /// Types so much that what comes back does not fit into the buffers between guacd and here.
+    fn type_much(&mut self) {
+        for _ in 0..1000 {
+            self.type_nonce();
+        }
+        // What does not fit is not typed: from now on, nobody writes.
+        let _ = self.stream.try_write(&self.out);
+    }
+
+    /// Closes the connection without a packet; or with a reset, where that is not allowed.
+    fn vanish(self) {
+        if !close_silently(&self.stream) {
+            let _ = rustix::net::sockopt::set_socket_linger(self.stream.as_fd(), Some(Duration::ZERO));
         }
     }
 
@@ -230,7 +294,10 @@ impl Session {
                         self.receive()?;
                     }
                 }
-                () = &mut ended => return Err(self.cut_off("guacd's process for the session ended")),
+                () = &mut ended => {
+                    let failed = self.failed("guacd's process for the session ended");
+                    return Err(Failed { how: How::Ended, ..failed });
+                }
             }
         }
     }
@@ -269,6 +336,24 @@ async fn ended(log: Option<Arc<LogBook>>, id: Option<String>) {
     }
 }
 
+/// Has a connection's end of it forgotten when it is closed, as if the machine had lost its power: there is neither a FIN
+/// nor a reset. guacd learns of it when it sends. Tells whether this is allowed.
+fn close_silently(stream: &TcpStream) -> bool {
+    use std::os::fd::AsRawFd;
+    let on: libc::c_int = 1;
+    // SAFETY: the descriptor is open, and the option is an int that lives for the call.
+    let set = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_REPAIR,
+            std::ptr::from_ref(&on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    set == 0
+}
+
 /// 128 random bits, in hexadecimal digits: every one of them is a key of its own name.
 pub fn fresh_nonce() -> String {
     let mut bytes = [0; 16];
@@ -280,6 +365,7 @@ pub fn fresh_nonce() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{flags::Protocol, link::Echo};
     use std::net::Ipv4Addr;
     use tokio::{io::AsyncWriteExt, net::TcpSocket};
 
@@ -297,10 +383,11 @@ mod tests {
             while stream.write_all(frames.as_bytes()).await.is_ok() {}
         });
         let timeout = Duration::from_secs(2);
-        let login = Login { arguments: Vec::new(), pipe: String::new() };
-        let setup = Setup { guacd, login, timeout, log: None };
+        let echo = Echo::Pipe(String::new());
+        let login = Login { protocol: Protocol::Ssh, arguments: Vec::new(), echo };
+        let setup = Setup { guacd, logins: vec![login], timeout, log: None, connections: None };
         let deadline = Instant::now() + timeout;
-        let mut session = connect(&setup, deadline).await.unwrap();
+        let mut session = connect(&setup, 0, deadline).await.unwrap();
         let failed = session.expect(deadline, timeout).await.unwrap_err();
         assert_eq!(failed.how, How::Silence);
         assert!(session.out.len() < 2 * MOST_UNSENT, "{} bytes are unsent", session.out.len());

@@ -192,16 +192,6 @@ pub fn preflight(needs: &[Need], welcome: &[Need], setup: &flags::Setup) -> Resu
     Ok(findings.into_iter().filter(in_a_build).map(version).collect())
 }
 
-/// Warns of limits that end before `sessions` do.
-pub fn warn_of_limits(sessions: u64) {
-    for limit in limits().iter().filter(|limit| limit.sessions < sessions) {
-        ui::warning(format!(
-            "{} ({}) allows about {} sessions, and {sessions} are asked for: raise it, or expect failures",
-            limit.name, limit.value, limit.sessions
-        ));
-    }
-}
-
 /// The C compiler: what configure takes, too.
 pub fn c_compiler() -> String {
     std::env::var("CC").unwrap_or_else(|_| "cc".to_owned())

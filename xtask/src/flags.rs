@@ -25,7 +25,7 @@ pub struct Cli {
 pub enum Command {
     Fetch(Fetch),
     Build(Build),
-    Stress(Stress),
+    Stress(Box<Stress>),
     Preload(Preload),
     Doctor(Doctor),
     Test(Test),
@@ -78,11 +78,11 @@ pub struct Build {
     pub configure_args: Vec<String>,
 }
 
-/// Hold real SSH sessions through guacd, and count those that prove themselves alive.
+/// Hold real sessions through guacd, and count those that prove themselves alive.
 ///
 /// Builds what is missing, starts guacd on a free loopback port, opens the sessions, holds them open together, and then
-/// types a fresh random word into each of them. A session counts if its word comes back. Nothing that was started
-/// is left running.
+/// types a fresh random word into each of them. A session counts if its word comes back. --scenario does worse things to
+/// guacd than to hold sessions. Nothing that was started is left running.
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct Stress {

@@ -28,14 +28,15 @@ pub fn stress(flags: &flags::Stress) -> Result<()> {
             needs.push(Need::OpenSsh);
         }
         doctor::preflight(&needs, build::PROTOCOLS, &flags.setup)?;
-        doctor::warn_of_limits(u64::from(flags.load.count));
         let release = Release::load(&flags.release.release)?;
         arguments.push(format!("--release={}", release.version).into());
         for &variant in flags.variant.list() {
             let prefix = build::build_variant(&release, variant, &flags.setup, &Options::default())?;
-            if !manifest::protocols(&prefix)?.iter().any(|protocol| protocol == "ssh") {
+            let built = manifest::protocols(&prefix)?;
+            let mut wanted = flags.load.protocol.each().iter().map(|protocol| protocol.as_str());
+            if let Some(missing) = wanted.find(|wanted| !built.iter().any(|protocol| protocol == wanted)) {
                 bail!(Failure::Preflight(format!(
-                    "{} was built without SSH, which the sessions speak",
+                    "{} was built without {missing}, which the sessions speak: `cargo xtask doctor` says what it needs",
                     prefix.display()
                 )));
             }

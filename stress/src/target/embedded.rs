@@ -9,8 +9,8 @@ use russh::{
     keys::{Algorithm, PrivateKey, key::safe_rng},
     server::{self, Auth, Handler, Msg, Session},
 };
-use tokio::net::{TcpListener, TcpSocket};
 
+use super::Connections;
 use crate::session::fresh_nonce;
 
 /// What guacd needs to log in.
@@ -28,12 +28,7 @@ pub struct Embedded {
 /// # Errors
 ///
 /// When it cannot listen.
-pub async fn start(greeting: String) -> Result<Embedded> {
-    let socket = TcpSocket::new_v4()?;
-    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).context("find a free port on 127.0.0.1")?;
-    let listener = socket.listen(1024).context("listen on 127.0.0.1")?;
-    let port = listener.local_addr()?.port();
-
+pub fn start(greeting: String, connections: &Arc<Connections>) -> Result<Embedded> {
     let config = Arc::new(server::Config {
         keys: vec![PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).context("make a host key")?],
         methods: MethodSet::from(&[MethodKind::Password][..]),
@@ -45,28 +40,12 @@ pub async fn start(greeting: String) -> Result<Embedded> {
     });
     let password = fresh_nonce();
     let server = Server { password: password.clone().into(), greeting: greeting.into() };
-    tokio::spawn(accept(listener, config, server));
-    Ok(Embedded { port, user: USER.into(), password })
-}
-
-/// Serves all who come. One who is gone again, or for whom there was no descriptor left, is no reason to stop.
-async fn accept(listener: TcpListener, config: Arc<server::Config>, server: Server) {
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            // Without descriptors, the next try fails at once as well.
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            continue;
-        };
-        // What is typed is small, and has to come back at once.
-        let _ = stream.set_nodelay(true);
+    let serve = move |stream| {
         let (config, server) = (Arc::clone(&config), server.clone());
-        tokio::spawn(async move {
-            if let Ok(session) = server::run_stream(config, stream, server).await {
-                // However it ends: it is guacd's session that is judged.
-                let _ = session.await;
-            }
-        });
-    }
+        async move { server::run_stream(config, stream, server).await.ok()?.await.ok() }
+    };
+    let port = super::listen(Ipv4Addr::LOCALHOST, connections, serve)?;
+    Ok(Embedded { port, user: USER.into(), password })
 }
 
 const USER: &str = "guac-stress";

@@ -1,29 +1,37 @@
-//! What does guacd connect to? An SSH server with a program behind it that opens a pipe to us, and echoes.
+//! What does guacd connect to? A server with a program behind it that gives back what is typed: over SSH and telnet on a pipe
+//! that it opens to us, over VNC on the clipboard.
 
-use std::{net::Ipv4Addr, path::Path};
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, SocketAddr},
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::Pid;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::{
-    flags::{self, Load},
-    link::Login,
+    flags::{self, Load, Protocol},
+    link::{Echo, Login},
     processes::SECRETS,
     program::Preflight,
+    report::Scenario,
     session::fresh_nonce,
 };
 
 mod embedded;
 mod openssh;
+mod telnet;
+mod vnc;
 
-/// A target that can be connected to. What was started for it ends when this is dropped.
-pub enum Target {
-    /// An SSH server in this process.
-    Embedded(Login),
-    /// An sshd of ours.
-    OpenSsh(openssh::Sshd, Login),
-    /// Somebody else's server.
-    Address(Login),
+/// Targets that can be connected to. What was started for them ends when this is dropped.
+pub struct Target {
+    logins: Vec<Login>,
+    connections: Arc<Connections>,
+    sshd: Option<openssh::Sshd>,
 }
 
 impl Target {
@@ -34,8 +42,21 @@ impl Target {
     ///
     /// When something is missing, or does not start.
     pub async fn start(load: &Load, scratch: &Path) -> Result<Self> {
-        // Nobody else's program can open a pipe of this name by accident.
-        let pipe = format!("guac-stress-{}", &fresh_nonce()[..12]);
+        let connections = Arc::new(Connections::new(load.scenario == Scenario::Chaos));
+        let mut target = Self { logins: Vec::new(), connections, sshd: None };
+        for &protocol in load.protocol.each() {
+            let login = match protocol {
+                Protocol::Telnet => target.telnet(load)?,
+                Protocol::Vnc => target.vnc()?,
+                Protocol::Ssh | Protocol::Mix => target.ssh(load, scratch)?,
+            };
+            target.logins.push(login);
+        }
+        Ok(target)
+    }
+
+    fn ssh(&mut self, load: &Load, scratch: &Path) -> Result<Login> {
+        let pipe = new_pipe();
         let login = |host: &str, port: u16, user: &str, secret: (&'static str, String)| {
             let arguments = vec![
                 ("hostname", host.to_owned()),
@@ -43,49 +64,150 @@ impl Target {
                 ("username", user.to_owned()),
                 secret,
                 ("command", echo_program(&pipe)),
-                ("timeout", load.timeout.as_secs().max(1).to_string()),
+                timeout(load),
             ];
-            Login { arguments, pipe: pipe.clone() }
+            Login { protocol: Protocol::Ssh, arguments, echo: Echo::Pipe(pipe.clone()) }
         };
         let localhost = Ipv4Addr::LOCALHOST.to_string();
         match &load.target {
             flags::Target::Embedded => {
-                let server =
-                    embedded::start(pipe_opener(&pipe)).await.context("start the embedded SSH server")?;
-                Ok(Self::Embedded(login(
-                    &localhost,
-                    server.port,
-                    &server.user,
-                    ("password", server.password),
-                )))
+                let server = embedded::start(pipe_opener(&pipe), &self.connections)
+                    .context("start the embedded SSH server")?;
+                Ok(login(&localhost, server.port, &server.user, ("password", server.password)))
             }
             flags::Target::OpenSsh => {
                 let sshd = openssh::Sshd::start(scratch)?;
                 let login =
                     login(&localhost, sshd.port(), sshd.user(), ("private-key", sshd.private_key().into()));
-                Ok(Self::OpenSsh(sshd, login))
+                self.sshd = Some(sshd);
+                Ok(login)
             }
             flags::Target::Address(address) => {
                 let user = load.user.as_deref().unwrap_or_default();
-                Ok(Self::Address(login(&address.host, address.port, user, secret(load)?)))
+                Ok(login(&address.host, address.port, user, secret(load)?))
             }
         }
     }
 
-    /// What sessions connect with.
-    pub fn login(&self) -> &Login {
-        match self {
-            Self::Embedded(login) | Self::OpenSsh(_, login) | Self::Address(login) => login,
-        }
+    fn telnet(&self, load: &Load) -> Result<Login> {
+        let pipe = new_pipe();
+        let port = telnet::start(pipe_opener(&pipe), &self.connections)?;
+        let arguments =
+            vec![("hostname", Ipv4Addr::LOCALHOST.to_string()), ("port", port.to_string()), timeout(load)];
+        Ok(Login { protocol: Protocol::Telnet, arguments, echo: Echo::Pipe(pipe) })
+    }
+
+    fn vnc(&self) -> Result<Login> {
+        let port = vnc::start(&self.connections)?;
+        let arguments = vec![("hostname", Ipv4Addr::LOCALHOST.to_string()), ("port", port.to_string())];
+        let screen = vnc::SIZE.map(|length| length.to_string());
+        Ok(Login { protocol: Protocol::Vnc, arguments, echo: Echo::Clipboard { screen } })
+    }
+
+    /// What sessions connect with, in turn.
+    pub fn logins(&self) -> &[Login] {
+        &self.logins
+    }
+
+    /// The connections to the servers within this process.
+    pub fn connections(&self) -> Arc<Connections> {
+        Arc::clone(&self.connections)
     }
 
     /// The processes that were started for it.
     pub fn processes(&self) -> Vec<Pid> {
-        match self {
-            Self::OpenSsh(sshd, _) => vec![sshd.pid()],
-            Self::Embedded(_) | Self::Address(_) => Vec::new(),
+        self.sshd.iter().map(openssh::Sshd::pid).collect()
+    }
+}
+
+/// Nobody else's program can open a pipe of this name by accident.
+fn new_pipe() -> String {
+    format!("guac-stress-{}", &fresh_nonce()[..12])
+}
+
+fn timeout(load: &Load) -> (&'static str, String) {
+    ("timeout", load.timeout.as_secs().max(1).to_string())
+}
+
+/// The connections to the servers within this process, for as long as they are open.
+pub struct Connections {
+    ports: Mutex<Vec<u16>>,
+    /// By their port at guacd's end. None where nobody is going to cut any, as each takes a descriptor.
+    open: Option<Mutex<HashMap<u16, OwnedFd>>>,
+}
+
+impl Connections {
+    fn new(can_be_cut: bool) -> Self {
+        Self { ports: Mutex::default(), open: can_be_cut.then(Mutex::default) }
+    }
+
+    /// The ports of the servers.
+    pub fn ports(&self) -> Vec<u16> {
+        lock(&self.ports).clone()
+    }
+
+    /// Ends the connection from this port, if there is one.
+    pub fn cut(&self, port: u16) {
+        if let Some(fd) = self.open.as_ref().and_then(|open| lock(open).remove(&port)) {
+            let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
         }
     }
+
+    /// Keeps a connection, so that it can be cut until it ends by itself.
+    fn keep(&self, stream: &TcpStream, peer: SocketAddr) {
+        use std::os::fd::AsFd;
+        if let (Some(open), Ok(fd)) = (&self.open, stream.as_fd().try_clone_to_owned()) {
+            lock(open).insert(peer.port(), fd);
+        }
+    }
+
+    fn forget(&self, peer: SocketAddr) {
+        if let Some(open) = &self.open {
+            lock(open).remove(&peer.port());
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Listens on a free port, which it gives, and serves all who come, each in a task of its own. One who is gone again, or
+/// for whom there was no descriptor left, is no reason to stop.
+fn listen<F>(
+    host: Ipv4Addr,
+    connections: &Arc<Connections>,
+    serve: impl Fn(TcpStream) -> F + Send + 'static,
+) -> Result<u16>
+where
+    F: Future<Output = Option<()>> + Send + 'static,
+{
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((host, 0).into()).with_context(|| format!("find a free port on {host}"))?;
+    let listener: TcpListener = socket.listen(4096).with_context(|| format!("listen on {host}"))?;
+    let port = listener.local_addr()?.port();
+    lock(&connections.ports).push(port);
+    let connections = Arc::clone(connections);
+    tokio::spawn(async move {
+        loop {
+            let Ok((stream, peer)) = listener.accept().await else {
+                // Without descriptors, the next try fails at once as well.
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                continue;
+            };
+            // What is typed is small, and has to come back at once.
+            let _ = stream.set_nodelay(true);
+            connections.keep(&stream, peer);
+            let session = serve(stream);
+            let connections = Arc::clone(&connections);
+            tokio::spawn(async move {
+                // However it ends: it is guacd's session that is judged.
+                let _ = session.await;
+                connections.forget(peer);
+            });
+        }
+    });
+    Ok(port)
 }
 
 /// The password or the key of a target's user, never from the command line.

@@ -1,13 +1,13 @@
 //! Which sessions count? Each way to fail is met among sessions that are well, and only those may count.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use clap::Parser;
 use guac_stress::{
-    flags::Cli,
-    link::Login,
-    load::{Label, measure},
-    report::{Phase, Run},
+    flags::{Cli, Protocol},
+    link::{Echo, Login},
+    report::{Check, Phase, Run},
+    scenario::{Label, measure},
     session::Setup,
 };
 use tokio::sync::watch;
@@ -20,7 +20,16 @@ use crate::{
 pub fn login() -> Login {
     let command = r"stty -echo && printf '\033]482202;2;proof\007' && exec cat".to_owned();
     let arguments = vec![("hostname", "box".into()), ("command", command), ("timeout", "30".into())];
-    Login { arguments, pipe: "proof".into() }
+    Login { protocol: Protocol::Ssh, arguments, echo: Echo::Pipe("proof".into()) }
+}
+
+fn setup(guacd: SocketAddr, cli: &Cli) -> Arc<Setup> {
+    let timeout = cli.load.timeout;
+    Arc::new(Setup { guacd: vec![guacd], logins: vec![login()], timeout, log: None, connections: None })
+}
+
+fn label() -> Label {
+    Label { release: None, variant: "fake".into(), logs: std::env::temp_dir() }
 }
 
 async fn load(fake: &Fake, flags: &[&str]) -> Run {
@@ -29,10 +38,11 @@ async fn load(fake: &Fake, flags: &[&str]) -> Run {
     let cli = Cli::parse_from(with_defaults(flags, &quick));
     // An address where nobody listens comes first, as it does where `localhost` is an IPv6 address too.
     let guacd = vec![([127, 0, 0, 1], 1).into(), fake.address];
-    let setup = Setup { guacd, login: login(), timeout: cli.load.timeout, log: None };
-    let label = Label { release: None, variant: "fake".into() };
+    let setup =
+        Setup { guacd, logins: vec![login()], timeout: cli.load.timeout, log: None, connections: None };
+    let label = Label { release: None, variant: "fake".into(), logs: std::env::temp_dir() };
     let (_go, stop) = watch::channel(false);
-    measure(label, &cli.load, Arc::new(setup), None, stop, &mut |_| {}).await
+    measure(label, &cli.load, Arc::new(setup), None, stop, &mut |_| {}).await.unwrap()
 }
 
 /// Loads three sessions, of which the second goes a way of its own.
@@ -165,18 +175,108 @@ async fn an_interruption_keeps_what_was_measured() {
     let fake = Fake::start(&[Way::ErrorAfterReady]).await;
     let guacd = format!("--guacd={}", fake.address);
     let cli = Cli::parse_from(["guac-stress", &guacd, "--count=100", "--rate=20", "--hold=1m"]);
-    let setup = Setup { guacd: vec![fake.address], login: login(), timeout: cli.load.timeout, log: None };
+    let setup = setup(fake.address, &cli);
     let (go, stop) = watch::channel(false);
-    let label = Label { release: None, variant: "fake".into() };
     let mut show = |_| {};
-    let run = measure(label, &cli.load, Arc::new(setup), None, stop, &mut show);
+    let run = measure(label(), &cli.load, setup, None, stop, &mut show);
     let interrupt = async {
         tokio::time::sleep(Duration::from_millis(600)).await;
         go.send_replace(true);
     };
     let (run, ()) = tokio::join!(run, interrupt);
+    let run = run.unwrap();
     assert!(run.interrupted && !run.passed());
     assert_eq!((run.requested, run.proven), (100, 0));
     assert!(run.started < 100 && run.established > 0, "{} begun", run.started);
     assert_eq!(run.failures.len(), 1, "a session that was not waited for has not failed: {:?}", run.failures);
+}
+
+/// How a check of a run came out.
+fn check<'r>(run: &'r Run, name: &str) -> &'r Check {
+    run.checks
+        .iter()
+        .find(|check| check.name == name)
+        .unwrap_or_else(|| panic!("no check of {name}: {run:#?}"))
+}
+
+#[tokio::test]
+async fn silence_is_counted_apart_from_failures_that_are_told() {
+    let ways = [Way::SilentAfterReady, Way::ErrorAfterReady, Way::CloseInHold, Way::SilentAfterFirstProof];
+    let run = load(&Fake::start(&ways).await, &["--count=5"]).await;
+    assert_eq!((run.proven, run.silent), (1, 2), "{:?}", run.failures);
+    assert!(!check(&run, "silent").passed);
+    let run = load(&Fake::start(&ways).await, &["--count=5", "--min-proven=20%", "--max-silent=2"]).await;
+    assert!(run.passed(), "{:?}", run.checks);
+}
+
+#[tokio::test]
+async fn a_burst_waits_for_nobody() {
+    // Sessions that hang would hold a ramp up after the first four.
+    let ways = [Way::SilentAfterReady; 20];
+    let flags = ["--count=20", "--rate=2", "--timeout=20s"];
+    let fake = Fake::start(&ways).await;
+    let begun = |fake: &Fake, flags: Vec<&'static str>| {
+        let cli = Cli::parse_from(with_defaults(&flags, &["guac-stress", "--guacd=a:1"]));
+        let setup = setup(fake.address, &cli);
+        async move {
+            let (go, stop) = watch::channel(false);
+            let mut show = |_| {};
+            let run = measure(label(), &cli.load, setup, None, stop, &mut show);
+            let interrupt = async {
+                tokio::time::sleep(Duration::from_secs(4)).await;
+                go.send_replace(true);
+            };
+            tokio::join!(run, interrupt).0.unwrap().started
+        }
+    };
+    let (ramp, burst) = tokio::join!(
+        begun(&fake, [&flags[..], &["--scenario=hold"]].concat()),
+        begun(&fake, [&flags[..], &["--scenario=burst"]].concat()),
+    );
+    assert!(ramp <= 5 && burst >= 7, "{ramp} and {burst}");
+}
+
+#[tokio::test]
+async fn churn_proves_and_closes_each_wave() {
+    let fake = Fake::start(&[Way::Well, Way::Well, Way::Well, Way::Well, Way::CloseInHold]).await;
+    let run = load(&fake, &["--scenario=churn", "--count=10", "--wave=4"]).await;
+    let rounds = run.rounds.iter().map(|round| (round.sessions, round.proven)).collect::<Vec<_>>();
+    assert_eq!(rounds, [(4, 4), (3, 3), (2, 2)]);
+    assert_eq!((run.proven, run.established, run.peak_alive), (9, 10, 4), "{:?}", run.failures);
+    assert!(!run.passed());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(fake.open.load(std::sync::atomic::Ordering::SeqCst), 0, "a wave was not closed");
+}
+
+#[tokio::test]
+async fn soak_wants_a_proof_each_time() {
+    let fake = Fake::start(&[Way::Well, Way::SilentAfterSecondProof]).await;
+    let flags = ["--scenario=soak", "--count=3", "--hold=1s", "--prove-every=250ms"];
+    let run = load(&fake, &flags).await;
+    let rounds = run.rounds.iter().map(|round| (round.sessions, round.proven)).collect::<Vec<_>>();
+    assert_eq!(rounds[..2], [(3, 3), (3, 2)], "{rounds:?}");
+    assert!(rounds.len() >= 3 && rounds[2..].iter().all(|&round| round == (2, 2)), "{rounds:?}");
+    assert_eq!((run.proven, run.silent), (2, 1), "{:?}", run.failures);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fuzz_sends_all_its_inputs_and_replays_one() {
+    let fake = Fake::start(&[]).await;
+    let run = load(&fake, &["--scenario=fuzz", "--count=2", "--inputs=300", "--seed=5"]).await;
+    let fuzz = run.fuzz.clone().unwrap();
+    assert_eq!((fuzz.inputs, run.proven, run.seed), (300, 2, Some(5)), "{fuzz:?}");
+    assert_eq!(fuzz.errors + fuzz.ready + fuzz.closed + fuzz.abandoned + fuzz.unanswered, 300);
+    assert!(fuzz.abandoned > 150 && fuzz.closed > 30, "{fuzz:?}");
+    assert_eq!(fuzz.unanswered, 0, "{fuzz:?}");
+
+    let fake = Fake::start(&[]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("input.json");
+    std::fs::write(&file, r#"{ "pieces": ["Ni5zZWxlY3Q="], "ending": "half_close" }"#).unwrap();
+    let replay = format!("--replay={}", file.display());
+    let flags = ["--scenario=fuzz", "--count=1", &replay, "--guacd=a:1", "--hold=1ms"];
+    let cli = Cli::parse_from([&["guac-stress"], &flags[..]].concat());
+    let (_go, stop) = watch::channel(false);
+    let run = measure(label(), &cli.load, setup(fake.address, &cli), None, stop, &mut |_| {}).await.unwrap();
+    assert_eq!(run.fuzz.unwrap().inputs, 1, "a replay is of one input");
 }

@@ -45,6 +45,8 @@ pub enum Way {
     SilentAfterPipe,
     /// Silence to the second word.
     SilentAfterFirstProof,
+    /// Silence to the third word.
+    SilentAfterSecondProof,
     /// `ready`, and then an error.
     ErrorAfterReady,
     /// An error while it is held.
@@ -84,6 +86,8 @@ pub struct Fake {
     pub established: Arc<AtomicU32>,
     /// How many have given a second one.
     pub proven: Arc<AtomicU32>,
+    /// How many connections are open.
+    pub open: Arc<AtomicU32>,
 }
 
 impl Fake {
@@ -99,7 +103,9 @@ impl Fake {
         let established = Arc::new(AtomicU32::new(0));
         let proven = Arc::new(AtomicU32::new(0));
         let ways = ways.to_vec();
+        let open = Arc::new(AtomicU32::new(0));
         let counts = [Arc::clone(&established), Arc::clone(&proven)];
+        let now_open = Arc::clone(&open);
         tokio::spawn(async move {
             let mut ways = ways.into_iter();
             let mut until_dead = dead.clone();
@@ -111,15 +117,18 @@ impl Fake {
                 let Ok((stream, _)) = accepted else { return };
                 let (way, mut dead, counts) =
                     (ways.next().unwrap_or(Way::Well), dead.clone(), counts.clone());
+                let open = Arc::clone(&now_open);
                 tokio::spawn(async move {
+                    open.fetch_add(1, Ordering::SeqCst);
                     tokio::select! {
                         _ = dead.wait_for(|dead| *dead) => {}
                         _ = serve(stream, way, &counts) => {}
                     }
+                    open.fetch_sub(1, Ordering::SeqCst);
                 });
             }
         });
-        Self { address, die, established, proven }
+        Self { address, die, established, proven, open }
     }
 
     /// Every connection is lost, and nobody listens any more.
@@ -139,7 +148,9 @@ async fn serve(stream: TcpStream, way: Way, counts: &[Arc<AtomicU32>; 2]) -> Opt
     stream.set_nodelay(true).ok()?;
     let mut at = Served { stream, decoder: Decoder::default(), way };
     let select = at.next().await?;
-    assert_eq!((select.opcode(), select.args()), ("select", &["ssh".to_owned()][..]));
+    if (select.opcode(), select.args()) != ("select", &["ssh".to_owned()][..]) {
+        return None;
+    }
     match way {
         Way::Silent => return at.be_silent().await,
         Way::Garbage => return at.write(b"\x00\xff\x13garbage").await,
@@ -166,14 +177,15 @@ async fn serve(stream: TcpStream, way: Way, counts: &[Arc<AtomicU32>; 2]) -> Opt
     let connect = loop {
         let instruction = at.next().await?;
         match instruction.opcode() {
-            "size" => assert_eq!(instruction.args().len(), 3),
+            "size" if instruction.args().len() == 3 => {}
             "audio" | "video" | "image" => {}
             "connect" => break instruction,
-            other => panic!("{other} in the handshake"),
+            _ => return None,
         }
     };
-    assert_eq!(connect.args().len(), names.len(), "one value for each name");
-    assert_eq!(connect.arg(0), "VERSION_1_5_0");
+    if connect.args().len() != names.len() || connect.arg(0) != "VERSION_1_5_0" {
+        return at.send(&["error", "Aborted. See logs.", "512"]).await;
+    }
     let command = connect.arg(names.iter().position(|&name| name == "command")?).to_owned();
     let pipe = command.split("482202;2;").nth(1)?.split('\\').next()?;
 
@@ -254,7 +266,13 @@ async fn serve(stream: TcpStream, way: Way, counts: &[Arc<AtomicU32>; 2]) -> Opt
         tokio::time::sleep(Duration::from_millis(50)).await;
         return None;
     }
-    at.be_silent().await
+    if way == Way::SilentAfterSecondProof {
+        return at.be_silent().await;
+    }
+    loop {
+        let word = at.typed_line().await?;
+        at.blob("2", &word).await?;
+    }
 }
 
 impl Served {
@@ -289,7 +307,7 @@ impl Served {
 
     async fn next(&mut self) -> Option<Instruction> {
         loop {
-            if let Some(instruction) = self.decoder.instruction().expect("the client speaks the protocol") {
+            if let Some(instruction) = self.decoder.instruction().ok()? {
                 return Some(instruction);
             }
             let mut buffer = [0; 4096];
@@ -306,9 +324,9 @@ impl Served {
         loop {
             let instruction = self.next().await?;
             if instruction.opcode() == "key" && instruction.arg(1) == "1" {
-                match instruction.arg(0).parse().unwrap() {
+                match instruction.arg(0).parse().ok()? {
                     65293 => return Some(line),
-                    keysym => line.push(char::from_u32(keysym).unwrap()),
+                    keysym => line.push(char::from_u32(keysym)?),
                 }
             }
         }

@@ -1,7 +1,8 @@
 //! Does the JSON keep to its contract?
 
 use guac_stress::report::{
-    Failure, Guacd, Keys, Latency, MemoryKind, Phase, Report, Run, SCHEMA_VERSION, Usage,
+    Bound, ByAge, Check, Ends, Failure, Fuzz, Generator, Guacd, Keys, Latency, Limit, MemoryKind, Phase,
+    ProcessUse, Report, Round, Run, SCHEMA_VERSION, Sample, Scenario, Shutdown, Strike, StrikeKind, Usage,
 };
 use serde_json::{Value, json};
 
@@ -34,7 +35,18 @@ pub fn check(json: &Value) {
 }
 
 fn full() -> Report {
-    let latency = Some(Latency { p50_ms: 1.5, p95_ms: 2.0, p99_ms: 3.0, max_ms: 3.25 });
+    let times = Latency { p50_ms: 1.5, p95_ms: 2.0, p99_ms: 3.0, max_ms: 3.25 };
+    let latency = Some(times);
+    let usage = Some(Usage {
+        parent_descriptors: 184,
+        parent_threads: 177,
+        children: 59,
+        tasks: 700,
+        memory_bytes: 800_000_000,
+        memory_kind: MemoryKind::Pss,
+    });
+    let keys = Some(Keys { limit: 128, most_in_a_process: 128, refusals: 12 });
+    let process = ProcessUse { session: 3, descriptors: 12, threads: 9, pss_bytes: Some(13_000_000) };
     let failure = |phase, log: Option<&str>| Failure {
         phase,
         reason: "silence".into(),
@@ -47,29 +59,75 @@ fn full() -> Report {
     let run = Run {
         release: Some("1.6.0".into()),
         variant: "stock".into(),
+        scenario: Scenario::Hold,
+        protocol: "ssh".into(),
         target: "embedded".into(),
+        seed: Some(u64::MAX),
         key_limit: Some(128),
         requested: 70,
         started: 70,
         established: 58,
         peak_alive: 58,
         proven: 58,
+        silent: 2,
+        checks: [Bound::AtLeast, Bound::AtMost]
+            .map(|bound| Check::new("proven", bound, 70.0, Some(58.0), "sessions"))
+            .into(),
         failures: phases.map(|phase| failure(phase, Some("ERROR: no"))).into(),
         first_proof: latency,
+        first_proof_by_age: Some(ByAge { sessions: 29, first: times, last: times }),
         last_proof: latency,
+        rounds: vec![Round {
+            at_seconds: 3.5,
+            sessions: 58,
+            proven: 58,
+            proof: latency,
+            settled_seconds: Some(0.5),
+            usage,
+        }],
+        strikes: StrikeKind::ALL
+            .map(|kind| Strike {
+                kind,
+                sessions: 3,
+                ended: 2,
+                slowest_seconds: Some(0.1),
+                within_seconds: 5.0,
+            })
+            .into(),
+        fuzz: Some(Fuzz {
+            inputs: 15,
+            errors: 1,
+            ready: 2,
+            closed: 3,
+            abandoned: 4,
+            unanswered: 5,
+            crashes: 6,
+            saved: vec!["/tmp/fuzz-1-2.json".into()],
+        }),
+        generator: Some(Generator { cpu_seconds: 1.5, max_rss_bytes: 10_000_000 }),
         guacd: Some(Guacd {
             log_file: "/tmp/guacd.log".into(),
             died: Some("was killed by signal 9".into()),
             last_lines: vec!["guacd[1]: INFO: bye".into()],
-            keys: Some(Keys { limit: 128, most_in_a_process: 128, refusals: 12 }),
+            keys,
+            keys_after_first_round: keys,
             preload: Some("/opt/libguacd_uncapped.so".into()),
-            usage: Some(Usage {
+            usage,
+            usage_before: usage,
+            usage_after: usage,
+            processes: Some(Ends { first: process, last: ProcessUse { pss_bytes: None, ..process } }),
+            idle_cpu_ms_per_second: Some(0.75),
+            shutdown: Some(Shutdown { processes: 60, seconds: 5.0, left: 3 }),
+            samples: vec![Sample {
+                at_seconds: 1.0,
+                sessions: 58,
                 parent_descriptors: 184,
                 parent_threads: 177,
                 children: 59,
-                memory_bytes: 800_000_000,
-                memory_kind: MemoryKind::Pss,
-            }),
+                tasks: 700,
+                parent_cpu_seconds: 0.5,
+                children_cpu_seconds: 1.5,
+            }],
         }),
         rate_per_second: 8.0,
         hold_seconds: 10.0,
@@ -80,10 +138,17 @@ fn full() -> Report {
     };
     let bare = Run {
         release: None,
+        seed: None,
         key_limit: None,
+        checks: vec![Check::new("growth of memory", Bound::AtMost, 5.0, None, "%")],
         failures: vec![failure(Phase::Login, None)],
         first_proof: None,
+        first_proof_by_age: None,
         last_proof: None,
+        rounds: Vec::new(),
+        strikes: Vec::new(),
+        fuzz: None,
+        generator: None,
         guacd: None,
         ..run.clone()
     };
@@ -92,6 +157,13 @@ fn full() -> Report {
         started_at_unix_seconds: 1_750_000_000,
         interrupted: false,
         passed: false,
+        machine: vec![Limit {
+            name: "memory".into(),
+            source: "MemAvailable".into(),
+            available: 24_000_000_000,
+            per_session: 14.5e6,
+            sessions: 1655,
+        }],
         runs: vec![run, bare],
     }
 }
@@ -141,6 +213,43 @@ fn the_schema_finds_what_is_wrong() {
         *bad.pointer_mut(pointer).unwrap() = wrong;
         assert!(!validator.is_valid(&bad), "{pointer}");
     }
+}
+
+#[test]
+fn a_report_from_before_there_were_scenarios_is_read() {
+    let mut json = serde_json::to_value(full()).unwrap();
+    json.as_object_mut().unwrap().remove("machine");
+    for run in json["runs"].as_array_mut().unwrap() {
+        let run = run.as_object_mut().unwrap();
+        for new in [
+            "scenario",
+            "protocol",
+            "seed",
+            "silent",
+            "checks",
+            "first_proof_by_age",
+            "rounds",
+            "strikes",
+            "fuzz",
+            "generator",
+        ] {
+            run.remove(new).unwrap();
+        }
+    }
+    let report = Report::parse(json).unwrap();
+    assert_eq!((report.runs[0].scenario, report.runs[0].protocol.as_str()), (Scenario::Hold, "ssh"));
+}
+
+#[test]
+fn what_was_not_measured_does_not_pass() {
+    assert!(Check::new("x", Bound::AtMost, 5.0, Some(5.0), "s").passed);
+    assert!(!Check::new("x", Bound::AtMost, 5.0, Some(5.1), "s").passed);
+    assert!(Check::new("x", Bound::AtLeast, 5.0, Some(5.0), "s").passed);
+    assert!(!Check::new("x", Bound::AtLeast, 5.0, Some(4.0), "s").passed);
+    assert!(!Check::new("x", Bound::AtMost, 5.0, None, "s").passed);
+    let mut run = full().runs.remove(0);
+    run.checks.clear();
+    assert!(!run.passed(), "nothing was checked");
 }
 
 #[test]

@@ -1,0 +1,240 @@
+//! What do guacd's processes take? All of it comes from `/proc`. Most of it is cheap to read; each process's share of memory is
+//! not, and is read only where it is asked for.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use procfs::{
+    WithCurrentSystemInfo,
+    process::{FDTarget, Process, Stat},
+};
+use rustix::process::Pid;
+
+use crate::report::{MemoryKind, ProcessUse, Sample, Usage};
+
+/// How often guacd is looked at, at most.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// To look may take this part of the time, as it is the machine's that is measured.
+const SHARE: u32 = 50;
+
+/// No more samples than this are kept: every other one of them is dropped then, and half as many taken from then on.
+const MOST_SAMPLES: usize = 240;
+
+/// What a process and its descendants take.
+pub fn usage(parent: Pid) -> Option<Usage> {
+    let parent = Process::new(parent.as_raw_pid()).ok()?;
+    let stats = family(parent.pid());
+    let pids = stats.iter().map(|stat| stat.pid).collect::<Vec<_>>();
+    let (memory_bytes, memory_kind) = memory(&pids);
+    Some(Usage {
+        parent_descriptors: parent.fd_count().ok()?.try_into().ok()?,
+        parent_threads: parent.stat().ok()?.num_threads.try_into().ok()?,
+        children: pids.len().checked_sub(1)?.try_into().ok()?,
+        tasks: tasks(&stats),
+        memory_bytes,
+        memory_kind,
+    })
+}
+
+/// What one process takes, for a session.
+pub fn process(pid: i32, session: u32) -> Option<ProcessUse> {
+    let process = Process::new(pid).ok()?;
+    Some(ProcessUse {
+        session,
+        descriptors: process.fd_count().ok()?.try_into().ok()?,
+        threads: process.stat().ok()?.num_threads.try_into().ok()?,
+        pss_bytes: pss(pid),
+    })
+}
+
+/// Whether a process is still there. A zombie is not: it only waits for its parent to look.
+pub fn is_there(pid: i32) -> bool {
+    Process::new(pid).and_then(|process| process.stat()).is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'))
+}
+
+/// The parent of a process.
+pub fn parent_of(pid: i32) -> Option<i32> {
+    Some(Process::new(pid).ok()?.stat().ok()?.ppid)
+}
+
+/// The local port of the connection that a process has to one of these ports.
+pub fn port_towards(pid: i32, ports: &[u16]) -> Option<u16> {
+    let process = Process::new(pid).ok()?;
+    let sockets = process.fd().ok()?.filter_map(|fd| match fd.ok()?.target {
+        FDTarget::Socket(inode) => Some(inode),
+        _ => None,
+    });
+    let sockets = sockets.collect::<Vec<_>>();
+    let is_it = |entry: &&procfs::net::TcpNetEntry| {
+        ports.contains(&entry.remote_address.port()) && sockets.contains(&entry.inode)
+    };
+    procfs::net::tcp().ok()?.iter().find(is_it).map(|entry| entry.local_address.port())
+}
+
+/// What is cheap to read: one sample, at a time that the caller knows, with sessions that it counts.
+pub fn sample(parent: Pid, at_seconds: f64, sessions: u32) -> Option<Sample> {
+    let ticks = procfs::ticks_per_second() as f64;
+    let seconds = |ticks_taken: u64| ticks_taken as f64 / ticks;
+    let process = Process::new(parent.as_raw_pid()).ok()?;
+    let stats = family(process.pid());
+    let (parent, children) = stats.split_first()?;
+    let living = children.iter().map(|stat| stat.utime + stat.stime).sum::<u64>();
+    let gone = u64::try_from(parent.cutime + parent.cstime).unwrap_or(0);
+    Some(Sample {
+        at_seconds,
+        sessions,
+        parent_descriptors: process.fd_count().ok()?.try_into().ok()?,
+        parent_threads: parent.num_threads.try_into().ok()?,
+        children: children.len().try_into().ok()?,
+        tasks: tasks(&stats),
+        parent_cpu_seconds: seconds(parent.utime + parent.stime),
+        children_cpu_seconds: seconds(living + gone),
+    })
+}
+
+/// A process and its descendants, itself first. None of them, where it is gone.
+pub fn family(ancestor: i32) -> Vec<Stat> {
+    let Ok(all) = procfs::process::all_processes() else { return Vec::new() };
+    // A process may be gone by the time that it is looked at.
+    let mut stats = all
+        .filter_map(|process| process.ok()?.stat().ok())
+        .map(|stat| (stat.pid, stat))
+        .collect::<HashMap<_, _>>();
+    let descends = |pid: i32| {
+        let mut at = pid;
+        while let Some(stat) = stats.get(&at) {
+            if at == ancestor {
+                return true;
+            }
+            at = stat.ppid;
+        }
+        false
+    };
+    let mut pids = stats.keys().copied().filter(|&pid| descends(pid)).collect::<Vec<_>>();
+    pids.sort_unstable_by_key(|&pid| (pid != ancestor, pid));
+    pids.into_iter().filter_map(|pid| stats.remove(&pid)).collect()
+}
+
+fn tasks(stats: &[Stat]) -> u32 {
+    stats.iter().map(|stat| u32::try_from(stat.num_threads).unwrap_or(0)).sum()
+}
+
+fn memory(pids: &[i32]) -> (u64, MemoryKind) {
+    let rss = |&pid: &i32| Some(Process::new(pid).ok()?.stat().ok()?.rss_bytes().get());
+    let shares = pids.iter().filter_map(|&pid| pss(pid)).collect::<Vec<_>>();
+    // The kernel tells a process's share only to those who may trace it.
+    if !shares.is_empty() && shares.len() * 10 >= pids.len() * 9 {
+        (shares.iter().sum(), MemoryKind::Pss)
+    } else {
+        (pids.iter().filter_map(rss).sum(), MemoryKind::Rss)
+    }
+}
+
+fn pss(pid: i32) -> Option<u64> {
+    let rollup = Process::new(pid).ok()?.smaps_rollup().ok()?;
+    rollup.memory_map_rollup.0.first()?.extension.map.get("Pss").copied()
+}
+
+/// Looks at a process again and again, until it is dropped.
+pub struct Sampler {
+    samples: Arc<Mutex<Vec<Sample>>>,
+    sessions: Arc<AtomicU32>,
+    _stop: mpsc::Sender<()>,
+}
+
+impl Sampler {
+    /// Begins to look. None where no thread can be had, as everything goes on without.
+    pub fn start(parent: Pid, begun: Instant) -> Option<Self> {
+        let samples = Arc::new(Mutex::new(Vec::new()));
+        let sessions = Arc::new(AtomicU32::new(0));
+        let (stop, stopped) = mpsc::channel::<()>();
+        let (into, open) = (Arc::clone(&samples), Arc::clone(&sessions));
+        let look = move || {
+            let mut least = INTERVAL;
+            loop {
+                let looked = Instant::now();
+                if let Some(sample) =
+                    sample(parent, begun.elapsed().as_secs_f64(), open.load(Ordering::Relaxed))
+                {
+                    let mut samples = into.lock().unwrap_or_else(PoisonError::into_inner);
+                    samples.push(sample);
+                    if samples.len() > MOST_SAMPLES {
+                        let mut odd = false;
+                        samples.retain(|_| {
+                            odd = !odd;
+                            odd
+                        });
+                        least *= 2;
+                    }
+                }
+                let wait = least.max(looked.elapsed() * SHARE);
+                if stopped.recv_timeout(wait) != Err(mpsc::RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new().name("sampler".into()).spawn(look).ok()?;
+        Some(Self { samples, sessions, _stop: stop })
+    }
+
+    /// Says how many sessions are open, for the samples to come.
+    pub fn set_sessions(&self, open: u32) {
+        self.sessions.store(open, Ordering::Relaxed);
+    }
+
+    /// What was seen so far.
+    pub fn samples(&self) -> Vec<Sample> {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        net::{Ipv4Addr, TcpListener, TcpStream},
+        process::{Command, Stdio},
+    };
+
+    #[test]
+    fn a_family_is_a_process_and_what_descends_from_it() {
+        let mut shell = Command::new("sh")
+            .args(["-c", "sleep 60 & echo; wait"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Read::read(shell.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        let pid = i32::try_from(shell.id()).unwrap();
+        let stats = family(pid);
+        assert_eq!((stats.len(), stats[0].pid, stats[1].ppid), (2, pid, pid));
+        let usage = usage(Pid::from_raw(pid).unwrap()).unwrap();
+        assert_eq!((usage.children, usage.tasks, usage.parent_threads), (1, 2, 1));
+        assert!(usage.memory_bytes > 0 && usage.parent_descriptors >= 3);
+        let before = process(pid, 7).unwrap();
+        assert_eq!((before.session, before.descriptors), (7, usage.parent_descriptors));
+        let sleep = Pid::from_raw(stats[1].pid).unwrap();
+        rustix::process::kill_process(sleep, rustix::process::Signal::KILL).unwrap();
+        shell.wait().unwrap();
+        assert!(family(pid).is_empty() && !is_there(pid) && !is_there(sleep.as_raw_pid()));
+    }
+
+    #[test]
+    fn finds_the_port_of_a_connection() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let target = listener.local_addr().unwrap().port();
+        let me = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(port_towards(me, &[target]), None);
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, target)).unwrap();
+        assert_eq!(port_towards(me, &[1, target]), Some(stream.local_addr().unwrap().port()));
+    }
+}
