@@ -13,8 +13,8 @@ use crate::{
 /// Memory of a session, with guacd's process for it, its share of guacd's parent, and ours. Measured with stock 1.6.0
 /// and the embedded targets, but for sshd.
 const SSH_BYTES: f64 = 14.5e6;
-const TELNET_BYTES: f64 = 12.0e6;
-const VNC_BYTES: f64 = 12.0e6;
+const TELNET_BYTES: f64 = 13.5e6;
+const VNC_BYTES: f64 = 8.5e6;
 const SSHD_BYTES: f64 = 4.0e6;
 
 /// What stock 1.6.0 takes of the rest: threads of its parent and of a session's process, and descriptors of the parent.
