@@ -261,8 +261,8 @@ pub struct Thresholds {
     #[arg(long, value_name = "RATIO", value_parser = ratio)]
     pub max_slowdown: Option<f64>,
 
-    /// How long guacd may take to end after SIGTERM with all its processes, while sessions are open. Without this, that is
-    /// not measured, and guacd is killed if it takes longer than a moment. Of no effect with churn, which closes all.
+    /// How long guacd may take to end after SIGTERM with all its processes, while sessions are open; for churn, after
+    /// the last was closed. Without this, that is not measured, and guacd is killed if it takes longer than a moment.
     #[arg(long, value_name = "TIME", value_parser = timeout)]
     pub max_shutdown: Option<Duration>,
 }

@@ -364,8 +364,13 @@ fn verdict(report: &Report) {
     if report.interrupted {
         println!("{BAD}interrupted{BAD:#}: this is what was measured so far.");
     } else if report.passed {
-        let checks = Report::judged(&report.runs).map(|run| run.checks.len()).sum::<usize>();
-        println!("{GOOD}passed{GOOD:#}: {judged} met every threshold ({checks} checks).");
+        let is_whole = |run: &Run| run.proven == run.requested - run.struck() && run.checks.len() == 2;
+        match Report::judged(&report.runs).all(is_whole) {
+            true => {
+                println!("{GOOD}passed{GOOD:#}: every session of {judged} gave back what was typed into it.")
+            }
+            false => println!("{GOOD}passed{GOOD:#}: {judged} met every threshold."),
+        }
     } else {
         println!("{BAD}failed{BAD:#}: {judged} missed a threshold.");
     }
