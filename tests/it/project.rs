@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 
-use crate::support::{RELEASE, root, xtask};
+use crate::support::{self, RELEASE, root, xtask};
 
 crate::tests! {
     Nothing:
@@ -14,8 +14,8 @@ crate::tests! {
 
 fn every_patch_says_what_it_is_for_and_where_it_comes_from() -> Result<()> {
     let dir = root().join("patches").join(RELEASE);
-    let series = fs::read_to_string(dir.join("series"))?;
-    for (index, name) in series.lines().enumerate() {
+    let series = support::series()?;
+    for (index, name) in series.iter().enumerate() {
         ensure!(name.starts_with(&format!("{:04}-", index + 1)), "{name} is out of order");
         let text = fs::read_to_string(dir.join(name))?;
         let header = text.split("\n---\n").next().unwrap_or_default();
@@ -23,7 +23,7 @@ fn every_patch_says_what_it_is_for_and_where_it_comes_from() -> Result<()> {
             ensure!(header.lines().any(|line| line.starts_with(field)), "{name} has no {field}in its header");
         }
     }
-    ensure!(series.lines().count() > 0, "the series is empty");
+    ensure!(!series.is_empty(), "the series is empty");
     Ok(())
 }
 

@@ -118,7 +118,11 @@ fn all_of_this_holds_on_aarch64() {
 #[test]
 #[ignore = "takes a nightly Rust: cargo xtask prove address"]
 fn the_address_sanitizer_finds_nothing() {
-    ADDRESS.run_everything();
+    // Not "fork": children that were forked from several threads wait for a lock of the sanitizer's own allocator.
+    for program in ["keys", "signals", "destructors", "exit"] {
+        ADDRESS.run_both(program, &["quick"]);
+    }
+    ADDRESS.run_static("memory", &[]);
 }
 
 #[test]
