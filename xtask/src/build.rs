@@ -16,8 +16,15 @@ use crate::steps::{Done, Steps};
 use crate::upstream::Release;
 use crate::{digest, fetch, install, layout, run, tls_rs, ui};
 
-/// Newer OpenSSL, FreeRDP and FFmpeg deprecate what 1.6.0 calls, and upstream compiles with -Werror.
-const CPPFLAGS: &str = "-Wno-error=deprecated-declarations";
+/// What configure is given, with the user's own flags behind it, which therefore win.
+const FLAGS: [(&str, &str); 3] = [
+    // Newer OpenSSL, FreeRDP and FFmpeg deprecate what 1.6.0 calls, and upstream compiles with -Werror. FORTIFY is undefined
+    // first, as some distributions' compilers define another level of it.
+    ("CPPFLAGS", "-Wno-error=deprecated-declarations -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3"),
+    // Position-independent executables are every distribution's default: -pie would break the linking of libraries.
+    ("CFLAGS", "-g -O2 -fstack-protector-strong -fstack-clash-protection"),
+    ("LDFLAGS", "-Wl,-z,relro,-z,now,-z,noexecstack"),
+];
 
 /// The group of patches that the variant `keys` has.
 const KEYS: &str = "keys";
@@ -301,13 +308,15 @@ impl<'a> Build<'a> {
 
     fn configure_arguments(&self, options: &Options<'_>) -> Vec<String> {
         let prefix = self.prefix.display();
-        let user_flags = std::env::var("CPPFLAGS").unwrap_or_default();
         let mut arguments = vec![
             format!("--prefix={prefix}"),
             // Left alone it would install into the system's directory of FreeRDP.
             format!("--with-freerdp-plugin-dir={prefix}/lib"),
-            format!("CPPFLAGS={}", format!("{CPPFLAGS} {user_flags}").trim_end()),
         ];
+        for (name, ours) in FLAGS {
+            let users = std::env::var(name).unwrap_or_default();
+            arguments.push(format!("{name}={}", format!("{ours} {users}").trim_end()));
+        }
         if self.variant != Variant::Stock {
             arguments.push(format!("--with-tls-rs={}", self.work.join("tls-rs").display()));
         }
