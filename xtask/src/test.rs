@@ -31,7 +31,7 @@ pub fn test(flags: &flags::Test) -> Result<()> {
     let clippy = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
     cargo("lints", &clippy, "cargo clippy --workspace --all-targets --fix")?;
     // Package by package: together they would be compiled with each other's features, and xtask all over again.
-    for package in ["xtask", "tls-rs", "preload", "key-limit", "guac-stress"] {
+    for package in ["xtask", "guac-probe", "tls-rs", "preload", "key-limit", "guac-stress"] {
         cargo(package, &["test", "--locked", "--package", package], &format!("cargo test -p {package}"))?;
     }
     if flags.quick {
