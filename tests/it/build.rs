@@ -154,6 +154,28 @@ fn builds(variant: &str) -> Result<()> {
     ensure!(patches == Some(expected), "{manifest:#}");
     let protocols = manifest["protocols"].as_array().context("no protocols")?;
     ensure!(protocols.iter().any(|protocol| protocol == "ssh"), "{manifest:#}");
+
+    let share = prefix.join("share/guacd-uncapped");
+    let bill: serde_json::Value = serde_json::from_slice(&fs::read(share.join("sbom.cdx.json"))?)?;
+    let components = bill["components"].as_array().context("no components")?;
+    for patch in manifest["patches"].as_array().into_iter().flatten() {
+        let listed = |one: &&serde_json::Value| one["name"] == patch["name"];
+        let one = components.iter().find(listed).with_context(|| format!("{patch} is not in the bill"))?;
+        ensure!(one["hashes"][0]["content"] == patch["sha256"], "{one:#}");
+    }
+    let lists = |name: &str| components.iter().any(|one| one["name"] == name);
+    ensure!(lists("tls-rs") == (variant == "patched") && lists("guacamole-server"), "{bill:#}");
+    let files = components.iter().flat_map(|one| one["properties"].as_array().into_iter().flatten());
+    let libc = |property: &serde_json::Value| property["value"] == "libc.so.6";
+    ensure!(files.into_iter().any(libc) || lists("libc.so.6"), "no libc in the bill");
+    for license in [
+        "guacd-uncapped/LICENSE",
+        "guacd-uncapped/NOTICE",
+        "guacamole-server/LICENSE",
+        "guacamole-server/NOTICE",
+    ] {
+        ensure!(share.join("licenses").join(license).is_file(), "{license} is missing");
+    }
     Ok(())
 }
 

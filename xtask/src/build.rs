@@ -1,5 +1,6 @@
 //! `cargo xtask build`: from a source to a prefix, in steps that are skipped while their inputs stay the same.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use crate::manifest::{self, Manifest, SCHEMA_VERSION};
 use crate::patch::{self, Patch};
 use crate::steps::{Done, Steps};
 use crate::upstream::Release;
-use crate::{digest, fetch, install, layout, run, tls_rs, ui};
+use crate::{digest, fetch, install, layout, run, sbom, tls_rs, ui};
 
 /// What configure is given, with the user's own flags behind it, which therefore win.
 const FLAGS: [(&str, &str); 3] = [
@@ -170,7 +171,7 @@ impl<'a> Build<'a> {
             Variant::Stock => None,
         };
         let made = self.make(&mut steps, &source, tls_rs.as_ref(), options, versions)?;
-        self.install(&mut steps, &made, options)?;
+        self.install(&mut steps, &made, options, setup.source.offline)?;
         Ok(steps.ran)
     }
 
@@ -278,7 +279,7 @@ impl<'a> Build<'a> {
         )
     }
 
-    fn install(&self, steps: &mut Steps, made: &Done, options: &Options<'_>) -> Result<()> {
+    fn install(&self, steps: &mut Steps, made: &Done, options: &Options<'_>, offline: bool) -> Result<()> {
         let prefix = &self.prefix;
         // Another variant may have been installed over it since.
         let is_there =
@@ -288,7 +289,14 @@ impl<'a> Build<'a> {
             let destdir = format!("DESTDIR={}", stage.path().display());
             step.run("make install", self.make_command(options, &["install", &destdir]))?;
             let staged = install::staged(stage.path(), prefix)?;
-            self.manifest(options, &staged, step.digest)?.save(&staged)?;
+            let manifest = self.manifest(options, &staged, step.digest)?;
+            manifest.save(&staged)?;
+            let crates = match self.variant {
+                Variant::Patched => tls_rs::crates(offline)?,
+                Variant::Stock => BTreeSet::new(),
+            };
+            sbom::save(&manifest, self.release, &crates, &staged)?;
+            sbom::save_licenses(&self.work.join("source"), &staged)?;
             install::install(step, &staged, prefix)?;
             Ok(prefix.display().to_string())
         })?;

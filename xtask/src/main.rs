@@ -13,6 +13,7 @@ mod patch;
 mod preload;
 mod prove;
 mod run;
+mod sbom;
 mod steps;
 mod stress;
 mod test;

@@ -59,11 +59,16 @@ impl Manifest {
     pub fn save(&self, staged: &Path) -> Result<()> {
         let mut text = serde_json::to_string_pretty(self).context("cannot write the manifest as JSON")?;
         text.push('\n');
-        let path = staged.join(PATH);
-        let dir = path.parent().unwrap_or(staged);
-        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        write(&staged.join(PATH), &text)
     }
+}
+
+/// Writes a file, and the directories that it is in, of a prefix that is still being put together.
+pub fn write(path: &Path, text: &str) -> Result<()> {
+    path.parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| fs::write(path, text))
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The link beside `prefix` that leads to its manifest.

@@ -1,5 +1,6 @@
 //! How is `tls-rs` compiled, and in which form does upstream's build get it?
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -41,6 +42,15 @@ pub fn build(step: &Running<'_>, dir: &Path, offline: bool) -> Result<()> {
         copy(&headers.join(header), &dir.join("include").join(header))?;
     }
     Ok(())
+}
+
+/// The crates that the library is made of, as `NAME vVERSION`: itself, and what it would link if it had dependencies.
+pub fn crates(offline: bool) -> Result<BTreeSet<String>> {
+    let tree =
+        ["tree", "--locked", "--package=tls-rs", "--features=staticlib", "--edges=normal", "--prefix=none"];
+    let text = layout::cargo(&tree, offline).stderr_null().read().context("cannot list what tls-rs links")?;
+    // A path, or a mark that it has been listed before, stands behind it.
+    Ok(text.lines().map(|line| line.split(" (").next().unwrap_or(line).to_owned()).collect())
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
