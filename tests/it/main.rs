@@ -9,6 +9,7 @@ mod abi;
 mod build;
 mod fetch;
 mod guacd;
+mod image;
 mod preload;
 mod project;
 mod stress;
@@ -56,9 +57,17 @@ fn main() -> Result<ExitCode> {
     if !can_mount {
         eprintln!("NO FILE SYSTEM CAN BE MOUNTED HERE: THE TEST OF A FULL ONE IS IGNORED");
     }
-    let tests =
-        [project::TESTS, fetch::TESTS, build::TESTS, abi::TESTS, guacd::TESTS, preload::TESTS, stress::TESTS]
-            .concat();
+    let tests = [
+        project::TESTS,
+        fetch::TESTS,
+        build::TESTS,
+        abi::TESTS,
+        guacd::TESTS,
+        image::TESTS,
+        preload::TESTS,
+        stress::TESTS,
+    ]
+    .concat();
     let trials = tests.into_iter().map(|test| {
         let ignored = match test.needs {
             Needs::Nothing => false,

@@ -1,6 +1,7 @@
 //! Is the repository itself in order?
 
 use std::fs;
+use std::process::Command;
 
 use anyhow::{Result, ensure};
 
@@ -9,7 +10,9 @@ use crate::support::{self, RELEASE, root, xtask};
 crate::tests! {
     Nothing:
         every_patch_says_what_it_is_for_and_where_it_comes_from,
-        every_command_has_help_that_names_its_exit_codes;
+        every_command_has_help_that_names_its_exit_codes,
+        the_image_is_a_drop_in_for_the_official_one,
+        the_image_writes_down_nothing_that_is_written_elsewhere;
 }
 
 fn every_patch_says_what_it_is_for_and_where_it_comes_from() -> Result<()> {
@@ -30,7 +33,7 @@ fn every_patch_says_what_it_is_for_and_where_it_comes_from() -> Result<()> {
 fn every_command_has_help_that_names_its_exit_codes() -> Result<()> {
     let help = xtask(["--help"]).run()?;
     ensure!(help.code == 0 && help.stdout.contains("Exit codes: 0 done;"), "{}", help.stdout);
-    for command in ["fetch", "build", "stress", "preload", "doctor", "test"] {
+    for command in ["fetch", "build", "stress", "preload", "image", "doctor", "test"] {
         ensure!(
             help.stdout.contains(&format!("\n  {command} ")),
             "{command} is not listed:\n{}",
@@ -44,6 +47,62 @@ fn every_command_has_help_that_names_its_exit_codes() -> Result<()> {
             "{}",
             own.stdout
         );
+    }
+    Ok(())
+}
+
+fn the_image_is_a_drop_in_for_the_official_one() -> Result<()> {
+    let dockerfile = fs::read_to_string(root().join("Dockerfile"))?;
+    // What the one of 1.6.0 promises to those who run it.
+    for promise in [
+        "LC_ALL=C.UTF-8",
+        "LD_LIBRARY_PATH=/opt/guacamole/lib\n",
+        "USER 1000:1000\n",
+        "EXPOSE 4822\n",
+        "ENTRYPOINT [\"/opt/guacamole/entrypoint.sh\"]\n",
+        "ca-certificates ghostscript netcat-openbsd;",
+        "HEALTHCHECK ",
+        "STOPSIGNAL SIGTERM\n",
+    ] {
+        ensure!(dockerfile.contains(promise), "the Dockerfile lacks {promise:?}");
+    }
+    // An entrypoint that prints its command instead of running it.
+    let entrypoint = fs::read_to_string(root().join("packaging/entrypoint.sh"))?.replace("exec ", "echo ");
+    for (environment, arguments, command) in [
+        (None, "", "/opt/guacamole/sbin/guacd -f -b 0.0.0.0 -L info"),
+        (Some(("GUACD_LOG_LEVEL", "debug")), "", "/opt/guacamole/sbin/guacd -f -b 0.0.0.0 -L debug"),
+        (Some(("LOG_LEVEL", "trace")), "-l 99", "/opt/guacamole/sbin/guacd -f -b 0.0.0.0 -L trace -l 99"),
+    ] {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &entrypoint, "sh"]).args(arguments.split_whitespace());
+        shell.env_remove("LOG_LEVEL").env_remove("GUACD_LOG_LEVEL").envs(environment);
+        let said = String::from_utf8(shell.output()?.stdout)?;
+        ensure!(said.trim_end() == command, "{said:?} instead of {command:?}");
+    }
+    Ok(())
+}
+
+fn the_image_writes_down_nothing_that_is_written_elsewhere() -> Result<()> {
+    let dockerfile = fs::read_to_string(root().join("Dockerfile"))?;
+    let compose = fs::read_to_string(root().join("compose.yaml"))?;
+    let help = xtask(["image", "--help"]).run()?.stdout;
+    ensure!(help.contains(&format!("[default: {RELEASE}]")), "{help}");
+    let releases: Vec<&str> =
+        dockerfile.lines().filter_map(|line| line.strip_prefix("ARG RELEASE=")).collect();
+    ensure!(releases.len() == 2 && releases.iter().all(|release| *release == RELEASE), "{releases:?}");
+    ensure!(
+        compose.contains(&format!("image: guacd-uncapped:{RELEASE}\n")),
+        "compose.yaml names another release"
+    );
+    for stage in ["FROM ${BASE} AS build\n", "FROM ${BASE}\n"] {
+        ensure!(dockerfile.matches(stage).count() == 1, "the Dockerfile lacks the stage {stage:?}");
+    }
+    // Neither pins, nor patches, nor flags, nor libraries: those are for upstream.toml, patches/ and xtask.
+    let upstream = fs::read_to_string(root().join("upstream.toml"))?;
+    let pins = upstream.split('"').filter(|text| text.len() >= 40);
+    for elsewhere in pins.chain(["-D_FORTIFY", "-fstack", "relro", "configure", ".patch", "-dev "]) {
+        let excused = dockerfile.replace("libc6-dev", "");
+        ensure!(!excused.contains(elsewhere), "the Dockerfile repeats {elsewhere:?}");
     }
     Ok(())
 }

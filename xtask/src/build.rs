@@ -291,10 +291,7 @@ impl<'a> Build<'a> {
             let staged = install::staged(stage.path(), prefix)?;
             let manifest = self.manifest(options, &staged, step.digest)?;
             manifest.save(&staged)?;
-            let crates = match self.variant {
-                Variant::Patched => tls_rs::crates(offline)?,
-                Variant::Stock => BTreeSet::new(),
-            };
+            let crates = if manifest.tls_rs.is_some() { tls_rs::crates(offline)? } else { BTreeSet::new() };
             sbom::save(&manifest, self.release, &crates, &staged)?;
             sbom::save_licenses(&self.work.join("source"), &staged)?;
             install::install(step, &staged, prefix)?;

@@ -85,6 +85,28 @@ pub fn unpack(source: &Source, into: &Path) -> Result<()> {
     fs::rename(tree.path(), into).with_context(|| format!("cannot create {}", into.display()))
 }
 
+/// Puts the source into the checkout's source/, for builds in another root: in a form that can be checked there once more.
+pub fn stage(release: &Release, flags: &flags::Source) -> Result<()> {
+    let source = source(release, flags)?;
+    let dir = layout::root().join("source");
+    create(&dir)?;
+    let tree = dir.join(release.source_name());
+    let tarball = dir.join(format!("{}.tar.gz", release.source_name()));
+    if source.pin.starts_with("sha256-") {
+        fs::copy(&source.archive, &tarball).with_context(|| format!("cannot write {}", tarball.display()))?;
+        match fs::remove_dir_all(&tree) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", tree.display()))
+            }
+            _ => Ok(()),
+        }
+    } else {
+        // The archive is of git's making, and has no pin. But the files in it have one.
+        let _ = fs::remove_file(&tarball);
+        unpack(&source, &tree)
+    }
+}
+
 /// The source that an earlier fetch left in the cache, unless it has been damaged since.
 fn cached(release: &Release, cache: &Path) -> Option<Source> {
     let tarballs = release.origins.iter().map(|origin| format!("sha256-{}", origin.sha256));
@@ -302,7 +324,7 @@ fn download_to(url: &str, path: &Path) -> Result<()> {
 }
 
 fn create(cache: &Path) -> Result<()> {
-    fs::create_dir_all(cache).with_context(|| format!("cannot create the cache {}", cache.display()))
+    fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))
 }
 
 fn unique(pins: &[String]) -> Vec<&str> {

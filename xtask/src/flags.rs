@@ -27,6 +27,7 @@ pub enum Command {
     Build(Build),
     Stress(Box<Stress>),
     Preload(Preload),
+    Image(Image),
     Doctor(Doctor),
     Test(Test),
     Prove(Prove),
@@ -124,6 +125,50 @@ pub struct Preload {
     /// Do not touch the network.
     #[arg(long)]
     pub offline: bool,
+}
+
+/// Build the container image with Docker, and check it.
+///
+/// The image has the interface of the official guacamole/guacd and can stand in its place. Nothing but the base image and
+/// packages come from the network: the source is put into source/, from where the Dockerfile takes it.
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct Image {
+    #[command(flatten)]
+    pub release: Release,
+
+    #[command(flatten)]
+    pub source: Source,
+
+    /// The name of the image [default: guacd-uncapped:RELEASE].
+    #[arg(long, value_name = "NAME")]
+    pub tag: Option<String>,
+
+    /// An image to build on, in place of the Dockerfile's: Debian 13 too, such as debian@sha256:... or a mirror's.
+    #[arg(long, value_name = "IMAGE")]
+    pub base: Option<String>,
+
+    /// The network of the build, as for `docker build --network`.
+    #[arg(long, value_name = "MODE")]
+    pub network: Option<String>,
+
+    /// Check the image afterwards, with a read-only root and no capabilities: that all five protocols answer, that its
+    /// health check notices a guacd that hangs, and that it stops within 5 s while 100 sessions are open.
+    #[arg(long)]
+    pub check: bool,
+
+    /// Hold this many sessions through a container of the image afterwards.
+    #[arg(long, value_name = "SESSIONS", value_parser = clap::value_parser!(u32).range(1..=i64::from(guac_stress::flags::MOST_SESSIONS)))]
+    pub stress: Option<u32>,
+
+    /// Start a Docker daemon for this run alone, and make the base image from Debian's packages. As root, where docker.io and
+    /// mmdebstrap are installed. The image goes with the daemon: this is for checking.
+    #[arg(long, conflicts_with_all = ["base", "network"])]
+    pub own_daemon: bool,
+
+    /// Print what was built, and which checks it passed, as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Say which tools and libraries are there, what each is for, and the command that installs what is missing.

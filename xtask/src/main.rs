@@ -1,11 +1,13 @@
 //! `cargo xtask`: fetches, patches, builds and stress-tests guacd. One file per command.
 
 mod build;
+mod debian;
 mod digest;
 mod doctor;
 mod failure;
 mod fetch;
 mod flags;
+mod image;
 mod install;
 mod layout;
 mod manifest;
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         flags::Command::Build(flags) => build::build(&flags),
         flags::Command::Stress(flags) => stress::stress(&flags),
         flags::Command::Preload(flags) => preload::preload(&flags),
+        flags::Command::Image(flags) => image::image(&flags),
         flags::Command::Doctor(flags) => doctor::doctor(&flags),
         flags::Command::Test(flags) => test::test(&flags),
         flags::Command::Prove(flags) => prove::prove(&flags),

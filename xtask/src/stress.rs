@@ -52,8 +52,18 @@ pub fn stress(flags: &flags::Stress) -> Result<()> {
     hand_over(command)
 }
 
+/// Holds `count` sessions through the guacd at `address`. The table goes to standard error.
+pub fn load(address: &str, count: u32, offline: bool) -> Result<()> {
+    let logs = layout::target_dir().join("guacd/stress");
+    std::fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
+    let mut command = Command::new(compile(&logs, offline)?);
+    command.args([format!("--guacd={address}"), format!("--count={count}")]);
+    command.stdout(std::io::stderr());
+    hand_over(command)
+}
+
 /// Compiles `guac-stress` and its preload library, and returns the former, beside which the latter lies.
-fn compile(logs: &Path, offline: bool) -> Result<PathBuf> {
+pub fn compile(logs: &Path, offline: bool) -> Result<PathBuf> {
     let progress = ui::Step::start("guac-stress");
     let packages = ["build", "--locked", "--release", "--package=guac-stress", "--package=key-limit"];
     let log = logs.join("compile.log");

@@ -1,0 +1,80 @@
+//! `cargo xtask image`: what it says where there is no Docker, or none that will do. (What it builds, `--check` checks.)
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::Result;
+use tempfile::TempDir;
+
+use crate::support::{self, SmallDisk, xtask};
+
+crate::tests! {
+    Nothing:
+        without_docker_it_says_what_to_install,
+        a_client_without_buildkit_is_refused,
+        a_daemon_that_does_not_answer_is_said,
+        a_daemon_that_is_too_old_is_refused;
+    SourceAndMount:
+        a_docker_without_room_is_refused;
+    Source:
+        a_build_that_fails_shows_the_end_of_its_log;
+}
+
+/// A directory with a docker in it that answers `version` for the client, and for the server, `info` and `build` by what these
+/// scripts do. It has no plugin.
+fn docker(client: &str, server: &str, info: &str, build: &str) -> Result<TempDir> {
+    let dir = TempDir::new()?;
+    let script = format!(
+        "#!/bin/sh\ncase $* in\n*Client*) {client};;\n*Server*) {server};;\ninfo*) {info};;\nbuild\\ *) {build};;\n*) exit 9\nesac\n"
+    );
+    let path = dir.path().join("docker");
+    fs::write(&path, script)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(dir)
+}
+
+fn image(path: &Path) -> support::Xtask {
+    // They all end before there is anything to build.
+    xtask(["image", "--offline"]).env("PATH", path)
+}
+
+fn without_docker_it_says_what_to_install() -> Result<()> {
+    let empty = TempDir::new()?;
+    image(empty.path()).run()?.expect(3, &["docker is missing", "apt-get install docker.io"])
+}
+
+fn a_client_without_buildkit_is_refused() -> Result<()> {
+    let dir = docker("echo 28.2.2", "echo 28.2.2", "echo /", "exit 9")?;
+    image(dir.path()).run()?.expect(3, &["docker 28.2.2 comes without BuildKit", "docker-buildx"])
+}
+
+fn a_daemon_that_does_not_answer_is_said() -> Result<()> {
+    let server = "echo 'Cannot connect to the daemon.' >&2; exit 1";
+    let dir = docker("echo 20.10.24; exit 1", server, "exit 9", "exit 9")?;
+    let words =
+        ["no Docker daemon answers: Cannot connect to the daemon.", "systemctl start docker", "--own-daemon"];
+    image(dir.path()).run()?.expect(3, &words)
+}
+
+fn a_daemon_that_is_too_old_is_refused() -> Result<()> {
+    let dir = docker("echo 20.10.24", "echo 18.06.3-ce", "echo /", "exit 9")?;
+    image(dir.path()).run()?.expect(3, &["the Docker daemon is 18.06.3-ce", "18.09"])
+}
+
+fn a_docker_without_room_is_refused() -> Result<()> {
+    let disk = SmallDisk::mount()?;
+    let info = format!("echo {}", disk.path().display());
+    let dir = docker("echo 20.10.24", "echo 20.10.24", &info, "exit 9")?;
+    image(dir.path()).run()?.expect(3, &["MB are free in", "docker system prune"])
+}
+
+fn a_build_that_fails_shows_the_end_of_its_log() -> Result<()> {
+    let build = "echo 'E: Unable to locate package cargo'; exit 100";
+    let dir = docker("echo 20.10.24", "echo 20.10.24", "echo /nowhere", build)?;
+    let path = std::env::join_paths([dir.path(), Path::new("/usr/bin"), Path::new("/bin")])?;
+    let target = TempDir::new()?;
+    let output =
+        xtask(["image", "--offline"]).env("PATH", path).env("CARGO_TARGET_DIR", target.path()).run()?;
+    output.expect(1, &["docker build failed", "E: Unable to locate package cargo", "the whole log: "])
+}

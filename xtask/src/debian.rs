@@ -1,0 +1,30 @@
+//! How is a root of Debian's packages made? By mmdebstrap, of which nothing is left, however it ends.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::run::{self, WhenInterrupted};
+use crate::ui;
+
+/// Has the root trust the host's own certificate authorities: there may be a proxy of theirs before the network.
+pub const CERTIFICATES: [&str; 3] = [
+    "--include=ca-certificates",
+    "--customize-hook=cp -r /usr/local/share/ca-certificates \"$1\"/usr/local/share/",
+    "--customize-hook=chroot \"$1\" update-ca-certificates",
+];
+
+/// Runs `mmdebstrap --variant=minbase ARGUMENTS SUITE TARGET` as root, with its output in the new file `log`.
+pub fn mmdebstrap(step: &ui::Step, arguments: &[&str], suite: &str, target: &Path, log: &Path) -> Result<()> {
+    let parent = log.parent().unwrap_or(Path::new("."));
+    fs::write(log, "").with_context(|| format!("cannot write {}", log.display()))?;
+    let scratch = TempDir::with_prefix_in("mmdebstrap-", parent)?;
+    // In namespaces of its own: what it mounts and starts goes with them, and then its files can.
+    let words = ["--mount", "--pid", "--fork", "--kill-child", "mmdebstrap", "--variant=minbase"];
+    let words = words.iter().chain(arguments).chain([&suite]).map(OsString::from);
+    let command = duct::cmd("unshare", words.chain([target.into()])).env("TMPDIR", scratch.path());
+    run::logged(step, "mmdebstrap", command, log, WhenInterrupted::End)
+}
