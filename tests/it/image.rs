@@ -14,7 +14,8 @@ crate::tests! {
         without_docker_it_says_what_to_install,
         a_client_without_buildkit_is_refused,
         a_daemon_that_does_not_answer_is_said,
-        a_daemon_that_is_too_old_is_refused;
+        a_daemon_that_is_too_old_is_refused,
+        packages_need_what_makes_them;
     SourceAndMount:
         a_docker_without_room_is_refused;
     Source:
@@ -77,4 +78,10 @@ fn a_build_that_fails_shows_the_end_of_its_log() -> Result<()> {
     let output =
         xtask(["image", "--offline"]).env("PATH", path).env("CARGO_TARGET_DIR", target.path()).run()?;
     output.expect(1, &["docker build failed", "E: Unable to locate package cargo", "the whole log: "])
+}
+
+fn packages_need_what_makes_them() -> Result<()> {
+    let empty = TempDir::new()?;
+    let check = xtask(["package", "--suite", "trixie"]).env("PATH", empty.path());
+    check.run()?.expect(3, &["missing here: mmdebstrap", "apt-get install mmdebstrap"])
 }

@@ -356,7 +356,7 @@ fn environment() -> Vec<String> {
 }
 
 /// Where FreeRDP looks for plugins, and nowhere else.
-fn freerdp_plugin_dir() -> Option<String> {
+pub fn freerdp_plugin_dir() -> Option<String> {
     ["freerdp2", "freerdp3"].into_iter().find_map(|module| {
         let libdir = duct::cmd!("pkg-config", "--variable=libdir", module).stderr_null().read().ok()?;
         Some(format!("{libdir}/{module}"))

@@ -28,3 +28,8 @@ pub fn mmdebstrap(step: &ui::Step, arguments: &[&str], suite: &str, target: &Pat
     let command = duct::cmd("unshare", words.chain([target.into()])).env("TMPDIR", scratch.path());
     run::logged(step, "mmdebstrap", command, log, WhenInterrupted::End)
 }
+
+/// A path as a word of the shell's, for hooks.
+pub fn quoted(path: &Path) -> String {
+    format!("'{}'", path.to_string_lossy().replace('\'', "'\\''"))
+}

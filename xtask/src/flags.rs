@@ -28,6 +28,7 @@ pub enum Command {
     Stress(Box<Stress>),
     Preload(Preload),
     Image(Image),
+    Package(Package),
     Doctor(Doctor),
     Test(Test),
     Prove(Prove),
@@ -167,6 +168,38 @@ pub struct Image {
     pub own_daemon: bool,
 
     /// Print what was built, and which checks it passed, as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Make a tarball that runs from any directory, and a Debian package with a systemd unit.
+///
+/// Both are for the distribution on which they are made, whose libraries they need. dpkg-dev and patchelf make them. The
+/// same source gives the same bytes: their times are SOURCE_DATE_EPOCH, or that of the source.
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct Package {
+    #[command(flatten)]
+    pub release: Release,
+
+    #[command(flatten)]
+    pub setup: Setup,
+
+    /// Where to put them [default: target/guacd/packages].
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+
+    /// Make them in a root of this release of Debian, with its own compilers, and so for it: trixie, or newer. (Rust is too
+    /// old in the ones before, which have to be running.) As root, with mmdebstrap.
+    #[arg(long, value_name = "CODENAME")]
+    pub suite: Option<String>,
+
+    /// Install them in a root that has nothing else, ask what runs there for every protocol, move the tarball's, and remove
+    /// them again. As root, with mmdebstrap.
+    #[arg(long)]
+    pub check: bool,
+
+    /// Print what was made, as JSON.
     #[arg(long)]
     pub json: bool,
 }

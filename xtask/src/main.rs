@@ -11,6 +11,7 @@ mod image;
 mod install;
 mod layout;
 mod manifest;
+mod package;
 mod patch;
 mod preload;
 mod prove;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         flags::Command::Stress(flags) => stress::stress(&flags),
         flags::Command::Preload(flags) => preload::preload(&flags),
         flags::Command::Image(flags) => image::image(&flags),
+        flags::Command::Package(flags) => package::package(&flags),
         flags::Command::Doctor(flags) => doctor::doctor(&flags),
         flags::Command::Test(flags) => test::test(&flags),
         flags::Command::Prove(flags) => prove::prove(&flags),

@@ -354,7 +354,11 @@ mod tests {
             source: "sha256-8bc4".to_owned(),
             variant: "patched".to_owned(),
             prefix: "/opt/guacd".into(),
-            patches: vec![Patch { name: "0001-a.patch".to_owned(), sha256: "aaaa".to_owned() }],
+            patches: vec![Patch {
+                name: "0001-a.patch".to_owned(),
+                group: "keys".to_owned(),
+                sha256: "aaaa".to_owned(),
+            }],
             tls_rs: Some("bbbb".to_owned()),
             compiler: "cc 12".to_owned(),
             rustc: "rustc 1.85.1 (4eb161250 2025-03-15)".to_owned(),
