@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use duct::Expression;
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode};
 
 use crate::digest::Hasher;
 use crate::doctor::{self, Need};
@@ -18,13 +18,20 @@ use crate::upstream::Release;
 use crate::{digest, fetch, install, layout, run, sbom, tls_rs, ui};
 
 /// What configure is given, with the user's own flags behind it, which therefore win.
-const FLAGS: [(&str, &str); 3] = [
+const FLAGS: [(&str, &str); 4] = [
     // Newer OpenSSL, FreeRDP and FFmpeg deprecate what 1.6.0 calls, and upstream compiles with -Werror. FORTIFY is undefined
-    // first, as some distributions' compilers define another level of it.
-    ("CPPFLAGS", "-Wno-error=deprecated-declarations -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3"),
+    // first, as some distributions' compilers define another level of it; and a C library that has no level 3 warns (cpp)
+    // and takes 2. Make, not configure, fills in the work directory, which debug information would otherwise name.
+    (
+        "CPPFLAGS",
+        "-Wno-error=deprecated-declarations -Wno-error=cpp -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 \
+         -ffile-prefix-map=$(abs_top_builddir:build=)=",
+    ),
     // Position-independent executables are every distribution's default: -pie would break the linking of libraries.
     ("CFLAGS", "-g -O2 -fstack-protector-strong -fstack-clash-protection"),
     ("LDFLAGS", "-Wl,-z,relro,-z,now,-z,noexecstack"),
+    // Static libraries without times and users, which not every distribution's binutils leave out by themselves.
+    ("AR_FLAGS", "crD"),
 ];
 
 /// The group of patches that the variant `keys` has.
@@ -34,8 +41,9 @@ const KEYS: &str = "keys";
 pub const PROTOCOLS: &[Need] = &[Need::Ssh, Need::Optional];
 
 /// Variables that configure and the compilers heed.
-const ENVIRONMENT: [&str; 13] = [
+const ENVIRONMENT: [&str; 15] = [
     "AR",
+    "AR_FLAGS",
     "CC",
     "CFLAGS",
     "CONFIG_SITE",
@@ -48,6 +56,7 @@ const ENVIRONMENT: [&str; 13] = [
     "PKG_CONFIG",
     "PKG_CONFIG_LIBDIR",
     "PKG_CONFIG_PATH",
+    "SOURCE_DATE_EPOCH",
 ];
 
 /// Builds one variant of a release.
@@ -84,6 +93,8 @@ pub fn build_variant(
     options: &Options<'_>,
 ) -> Result<PathBuf> {
     let versions = doctor::preflight(&[Need::Build], PROTOCOLS, setup)?;
+    // What is installed is for everybody to read, and the same whoever builds it.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     let build = Build::new(release, variant, options)?;
     let _lock = build.lock()?;
     ui::heading(format!("guacd {} {} -> {}", release.version, variant.name(), build.prefix.display()));
@@ -257,13 +268,16 @@ impl<'a> Build<'a> {
         let (arguments, environment) = (self.configure_arguments(options), environment());
         let inputs: Vec<&str> =
             [&arguments, &environment, versions].into_iter().flatten().map(String::as_str).collect();
-        let is_there = |_: &str| build.join("Makefile").exists();
+        // A work directory that was moved has to be configured again: its Makefiles name it.
+        let here = format!("\nabs_top_builddir = {}\n", build.display());
+        let is_there =
+            |_: &str| fs::read_to_string(build.join("Makefile")).is_ok_and(|text| text.contains(&here));
         let configured = steps.step("configure", &[source], &inputs, is_there, |step| {
             // Afresh, as objects that were compiled with other flags must not survive; and in a copy, as upstream's
             // tests do not compile outside of the source tree.
             step.copy_tree(&self.work.join("source"), &build)?;
             let command = [&["./configure".to_owned()], &*arguments].concat();
-            step.run("configure", duct::cmd("sh", command).dir(&build))?;
+            step.run("configure", self.timeless(duct::cmd("sh", command).dir(&build)))?;
             Ok(String::new())
         })?;
         let after: Vec<&Done> = [&configured].into_iter().chain(tls_rs).collect();
@@ -304,11 +318,19 @@ impl<'a> Build<'a> {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let jobs = format!("-j{}", options.jobs.unwrap_or_else(cores));
         let arguments = [&[jobs.as_str()], arguments].concat();
-        duct::cmd("make", arguments)
+        self.timeless(duct::cmd("make", arguments))
             .dir(self.work.join("build"))
             // A make above us speaks of its own job server.
             .env_remove("MAKEFLAGS")
             .env_remove("MAKELEVEL")
+    }
+
+    /// Has what a program makes speak of the release's time and not of the build's.
+    fn timeless(&self, command: Expression) -> Expression {
+        match std::env::var_os("SOURCE_DATE_EPOCH") {
+            Some(_) => command,
+            None => command.env("SOURCE_DATE_EPOCH", self.release.epoch.to_string()),
+        }
     }
 
     fn configure_arguments(&self, options: &Options<'_>) -> Vec<String> {
@@ -323,7 +345,8 @@ impl<'a> Build<'a> {
             arguments.push(format!("{name}={}", format!("{ours} {users}").trim_end()));
         }
         if self.variant != Variant::Stock {
-            arguments.push(format!("--with-tls-rs={}", self.work.join("tls-rs").display()));
+            // From the build directory, so that the manifest does not depend on where that is.
+            arguments.push("--with-tls-rs=../tls-rs".to_owned());
         }
         arguments.extend_from_slice(options.configure_args);
         arguments

@@ -17,12 +17,15 @@ pub struct Release {
     #[serde(skip)]
     pub version: String,
     /// How far this toolkit stands behind it.
-    #[serde(rename = "state")]
-    _state: State,
+    state: State,
     /// The commit of the release's tag: pins a git clone.
     pub commit: String,
     /// The tree of that commit: pins an unpacked source tree.
     pub tree: String,
+    /// When the commit was made, in seconds since 1970: the time that a build has everything it makes speak of.
+    pub epoch: u64,
+    /// The same tree's hash as Nix has it.
+    pub nar: String,
     /// The URL of the git repository that has the commit.
     pub git: String,
     /// The directory of the patch series, below the root of the checkout.
@@ -31,7 +34,7 @@ pub struct Release {
     pub origins: Vec<Origin>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum State {
     Supported,
@@ -58,16 +61,29 @@ struct Upstream {
 impl Release {
     /// The pinned release that is called `version`.
     pub fn load(version: &str) -> Result<Release> {
+        let mut all = Release::all()?;
+        let Some(release) = all.remove(version) else {
+            let known: Vec<String> = all.into_keys().collect();
+            bail!("release {version} is not pinned in upstream.toml; known releases: {}", known.join(", "));
+        };
+        Ok(release)
+    }
+
+    /// The releases that are supported.
+    pub fn supported() -> Result<Vec<Release>> {
+        let all = Release::all()?;
+        Ok(all.into_values().filter(|release| release.state == State::Supported).collect())
+    }
+
+    fn all() -> Result<BTreeMap<String, Release>> {
         let path = layout::root().join("upstream.toml");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut all: Upstream =
             toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))?;
-        let Some(mut release) = all.release.remove(version) else {
-            let known: Vec<String> = all.release.into_keys().collect();
-            bail!("release {version} is not pinned in upstream.toml; known releases: {}", known.join(", "));
-        };
-        release.version = version.to_owned();
-        Ok(release)
+        for (version, release) in &mut all.release {
+            release.version.clone_from(version);
+        }
+        Ok(all.release)
     }
 
     /// The name of the release's source tree and, with an ending, of its tarballs.
@@ -78,5 +94,26 @@ impl Release {
     /// The directory of the patch series.
     pub fn patches_dir(&self) -> PathBuf {
         layout::root().join(&self.patches)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::flags;
+
+    #[test]
+    fn what_is_built_by_default_is_the_newest_release_that_is_supported() {
+        // As the flake takes it to be.
+        let number =
+            |version: &str| -> Vec<u32> { version.split('.').map(|part| part.parse().unwrap()).collect() };
+        let supported = Release::supported().unwrap();
+        let newest = supported.iter().max_by_key(|release| number(&release.version)).unwrap();
+        let flags::Command::Build(flags) = flags::Cli::parse_from(["xtask", "build"]).command else {
+            panic!("another command");
+        };
+        assert_eq!(flags.release.release, newest.version);
     }
 }

@@ -1,0 +1,36 @@
+{
+  lib,
+  rustPlatform,
+}:
+
+let
+  workspace = import ./workspace.nix { inherit lib; };
+in
+rustPlatform.buildRustPackage {
+  pname = "guac-stress";
+  inherit (workspace) src version;
+
+  strictDeps = true;
+
+  cargoLock.lockFile = ../Cargo.lock;
+
+  cargoBuildFlags = [
+    "--package=guac-stress"
+    "--package=key-limit"
+  ];
+
+  # They belong to `cargo xtask test`, as they want a guacd and an sshd.
+  doCheck = false;
+
+  # It looks for its preload library beside itself.
+  postInstall = ''
+    ln -s ../lib/libkey_limit.so $out/bin
+  '';
+
+  meta = {
+    description = "Load generator for any guacd: real Guacamole protocol, real SSH behind it, proof by echo";
+    license = lib.licenses.asl20;
+    mainProgram = "guac-stress";
+    platforms = lib.platforms.linux;
+  };
+}

@@ -1,0 +1,10 @@
+# NixOS' own services.guacamole-server, with this guacd in it and room for its sessions.
+self:
+{ lib, pkgs, ... }:
+{
+  services.guacamole-server.package = lib.mkDefault self.packages.${pkgs.stdenv.hostPlatform.system}.default;
+  systemd.services.guacamole-server.serviceConfig = {
+    LimitNOFILE = lib.mkDefault 65536;
+    TasksMax = lib.mkDefault "infinity";
+  };
+}

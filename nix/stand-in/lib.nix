@@ -1,0 +1,68 @@
+# Of nixpkgs' lib, what this flake calls. The names and what they do are nixpkgs'.
+let
+  inherit (builtins) attrNames listToAttrs match replaceStrings stringLength substring;
+in
+rec {
+  inherit (builtins) filter replaceStrings sort;
+
+  # Attribute sets
+  filterAttrs = keep: set: removeAttrs set (filter (name: !keep name set.${name}) (attrNames set));
+  genAttrs = names: f: listToAttrs (map (name: nameValuePair name (f name)) names);
+  inherit (builtins) attrNames mapAttrs;
+  mapAttrs' = f: set: listToAttrs (map (name: f name set.${name}) (attrNames set));
+  nameValuePair = name: value: { inherit name value; };
+
+  # Lists
+  last = list: builtins.elemAt list (builtins.length list - 1);
+  optional = condition: item: if condition then [ item ] else [ ];
+  optionals = condition: list: if condition then list else [ ];
+
+  # Strings
+  hasPrefix = prefix: text: substring 0 (stringLength prefix) text == prefix;
+  optionalString = condition: text: if condition then text else "";
+  splitString = separator: text: filter builtins.isString (builtins.split (escapeRegex separator) text);
+  escapeRegex = replaceStrings [ "." ] [ "\\." ];
+  trim = text: toString (builtins.head (match "[ \t]*(.*[^ \t])?[ \t]*" text));
+  versionOlder = a: b: builtins.compareVersions a b < 0;
+
+  # Modules
+  mkDefault = content: { _type = "override"; priority = 1000; inherit content; };
+
+  # Functions that can be called with other arguments later on, and sets that can be extended
+  makeOverridable =
+    f: args:
+    f args // { override = new: makeOverridable f (args // new); };
+  makeExtensible =
+    rattrs:
+    let
+      self = rattrs self // {
+        extend = overlay: makeExtensible (final: let prev = rattrs final; in prev // overlay final prev);
+      };
+    in
+    self;
+
+  # Sets of files, each one a list of paths
+  fileset = {
+    unions = paths: paths;
+    toSource =
+      { root, fileset }:
+      builtins.path {
+        path = root;
+        name = "source";
+        filter =
+          path: _:
+          builtins.any (
+            member:
+            path == toString member
+            || hasPrefix "${toString member}/" path
+            || hasPrefix "${path}/" (toString member)
+          ) fileset;
+      };
+  };
+
+  licenses.asl20.spdxId = "Apache-2.0";
+  platforms.linux = [
+    "aarch64-linux"
+    "x86_64-linux"
+  ];
+}

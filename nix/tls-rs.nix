@@ -1,0 +1,46 @@
+# The static library that becomes part of libguac.so, laid out as --with-tls-rs wants it.
+{
+  lib,
+  rustPlatform,
+}:
+
+let
+  workspace = import ./workspace.nix { inherit lib; };
+in
+rustPlatform.buildRustPackage {
+  pname = "tls-rs";
+  inherit (workspace) src version;
+
+  strictDeps = true;
+
+  cargoLock.lockFile = ../Cargo.lock;
+
+  buildPhase = ''
+    runHook preBuild
+    cargo rustc \
+      --offline \
+      --locked \
+      --package=tls-rs \
+      --profile=staticlib \
+      --crate-type=staticlib \
+      --features=staticlib
+    runHook postBuild
+  '';
+
+  # They belong to `cargo xtask test`, as they want C compilers, sanitizers and emulators.
+  doCheck = false;
+
+  installPhase = ''
+    runHook preInstall
+    install -D -m 644 -t $out/lib target/staticlib/libtls_rs.a
+    mkdir -p $out/include
+    cp -r tls-rs/include/guacamole $out/include
+    runHook postInstall
+  '';
+
+  meta = {
+    description = "Thread-local storage without libc's cap on keys, for libguac";
+    license = lib.licenses.asl20;
+    platforms = lib.platforms.linux;
+  };
+}
