@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-use crate::support::{self, Checkout, Mark, SmallDisk, xtask};
+use crate::support::{self, Checkout, Mark, SMALL, SmallDisk, xtask};
 
 crate::tests! {
     Nothing:
@@ -194,11 +194,8 @@ fn nothing_to_do_is_said_in_under_a_second() -> Result<()> {
 fn an_interruption_leaves_nothing_and_the_next_run_goes_on() -> Result<()> {
     let dir = TempDir::new()?;
     let (target, prefix) = (dir.path().join("target"), dir.path().join("guacd"));
-    // A small guacd, as it is built piece by piece.
-    let small =
-        ["--without-rdp", "--without-vnc", "--without-telnet", "--disable-kubernetes", "--disable-guacenc"];
     let prefix_argument = prefix.to_string_lossy();
-    let arguments = [&["build", "--prefix", &prefix_argument, "--"][..], &small[..]].concat();
+    let arguments = [&["build", "--prefix", &prefix_argument, "--"][..], SMALL].concat();
     let build = || xtask(&arguments).env("CARGO_TARGET_DIR", &target);
     let log = |step: &str| {
         let works = fs::read_dir(target.join("guacd/1.6.0")).into_iter().flatten().flatten();

@@ -9,9 +9,12 @@ mod abi;
 mod build;
 mod fetch;
 mod guacd;
+mod hardening;
 mod image;
+mod nix;
 mod preload;
 mod project;
+mod reproduce;
 mod stress;
 mod support;
 
@@ -36,6 +39,8 @@ enum Needs {
     Tarball,
     /// The source, and a file system of its own to fill up.
     SourceAndMount,
+    /// The source, and minutes: it runs with `--ignored` only.
+    Minutes,
 }
 
 fn main() -> Result<ExitCode> {
@@ -65,6 +70,9 @@ fn main() -> Result<ExitCode> {
         guacd::TESTS,
         image::TESTS,
         preload::TESTS,
+        hardening::TESTS,
+        nix::TESTS,
+        reproduce::TESTS,
         stress::TESTS,
     ]
     .concat();
@@ -74,6 +82,7 @@ fn main() -> Result<ExitCode> {
             Needs::Source => !has_source,
             Needs::Tarball => !has_tarball,
             Needs::SourceAndMount => !has_source || !can_mount,
+            Needs::Minutes => true,
         };
         Trial::test(test.name, move || (test.run)().map_err(|error| format!("{error:#}").into()))
             .with_ignored_flag(ignored)

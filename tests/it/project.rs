@@ -33,7 +33,19 @@ fn every_patch_says_what_it_is_for_and_where_it_comes_from() -> Result<()> {
 fn every_command_has_help_that_names_its_exit_codes() -> Result<()> {
     let help = xtask(["--help"]).run()?;
     ensure!(help.code == 0 && help.stdout.contains("Exit codes: 0 done;"), "{}", help.stdout);
-    for command in ["fetch", "build", "stress", "preload", "image", "package", "doctor", "test"] {
+    for command in [
+        "fetch",
+        "build",
+        "stress",
+        "preload",
+        "image",
+        "package",
+        "nix",
+        "reproduce",
+        "doctor",
+        "test",
+        "prove",
+    ] {
         ensure!(
             help.stdout.contains(&format!("\n  {command} ")),
             "{command} is not listed:\n{}",

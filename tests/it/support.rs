@@ -17,6 +17,10 @@ use tempfile::TempDir;
 /// The release that is built.
 pub const RELEASE: &str = "1.6.0";
 
+/// What makes upstream's configure leave out most of guacd, for when it is built over and over.
+pub const SMALL: &[&str] =
+    &["--without-rdp", "--without-vnc", "--without-telnet", "--disable-kubernetes", "--disable-guacenc"];
+
 /// The root of the checkout.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
@@ -266,7 +270,7 @@ pub struct Checkout(TempDir);
 impl Checkout {
     pub fn new() -> Result<Checkout> {
         let dir = TempDir::new()?;
-        for name in ["Cargo.toml", "Cargo.lock", "tls-rs", "upstream.toml", "xtask"] {
+        for name in ["Cargo.toml", "Cargo.lock", "stress", "tests", "tls-rs", "upstream.toml", "xtask"] {
             symlink(root().join(name), dir.path().join(name))?;
         }
         let series = Path::new("patches").join(RELEASE);
@@ -278,13 +282,17 @@ impl Checkout {
         Ok(Checkout(dir))
     }
 
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
     /// A file of the series.
     pub fn patch(&self, name: &str) -> PathBuf {
         self.0.path().join("patches").join(RELEASE).join(name)
     }
 
     /// Prepares a run of xtask that takes this for its checkout, and builds below it.
-    pub fn xtask<const N: usize>(&self, arguments: [&str; N]) -> Xtask {
+    pub fn xtask<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Xtask {
         xtask(arguments)
             .env("CARGO_MANIFEST_DIR", self.0.path().join("xtask"))
             .env("CARGO_TARGET_DIR", self.0.path().join("target"))

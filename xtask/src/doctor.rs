@@ -30,6 +30,10 @@ pub enum Need {
     Platforms,
     /// Sources that come from git or as an unpacked tree.
     Git,
+    /// `cargo xtask nix`.
+    Nix,
+    /// More ways for the two builds of `cargo xtask reproduce` to differ, and what explains it if their results do.
+    Reproduce,
 }
 
 enum Probe {
@@ -104,6 +108,22 @@ const ITEMS: &[Item] = &[
         &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
     ),
     program("qemu-aarch64", "--version", Need::Platforms, "the C tests on aarch64", &["qemu-user"]),
+    program("nix", "--version", Need::Nix, "`cargo xtask nix`", &["nix-bin"]),
+    program(
+        "diffoscope",
+        "--version",
+        Need::Reproduce,
+        "explaining what `reproduce` finds",
+        &["diffoscope-minimal"],
+    ),
+    program(
+        "disorderfs",
+        "--version",
+        Need::Reproduce,
+        "`reproduce` in another order of files",
+        &["disorderfs"],
+    ),
+    program("faketime", "--version", Need::Reproduce, "`reproduce` at another time", &["faketime"]),
     program("sshd", "-V", Need::OpenSsh, "`stress --target openssh`", &["openssh-server"]),
 ];
 

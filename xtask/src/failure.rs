@@ -12,6 +12,8 @@ pub enum Failure {
     Patch(String),
     /// `guac-stress` ended with this code, having said why itself.
     Stress(u8),
+    /// Two builds of the same source differ: exit code 5.
+    Difference(String),
     /// A signal asked to stop: exit code 130, as of a shell after Ctrl-C.
     Interrupted,
 }
@@ -22,6 +24,7 @@ impl Failure {
             Failure::Preflight(_) => 3,
             Failure::Patch(_) => 4,
             Failure::Stress(code) => *code,
+            Failure::Difference(_) => 5,
             Failure::Interrupted => 130,
         }
     }
@@ -30,7 +33,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Preflight(what) | Failure::Patch(what) => f.write_str(what),
+            Failure::Preflight(what) | Failure::Patch(what) | Failure::Difference(what) => f.write_str(what),
             Failure::Stress(5) => f.write_str("some sessions did not prove themselves alive (see the table)"),
             Failure::Stress(code) => write!(f, "guac-stress exited with {code}"),
             Failure::Interrupted => f.write_str("interrupted"),

@@ -42,7 +42,9 @@ pub fn source(release: &Release, flags: &flags::Source) -> Result<Source> {
         return import(release, from, flags.offline, &cache)
             .with_context(|| format!("cannot take guacamole-server {} from {from}", release.version));
     }
-    if let Some(source) = cached(release, &cache) {
+    let tarballs = release.origins.iter().map(|origin| format!("sha256-{}", origin.sha256));
+    let mut pins = tarballs.chain([commit_pin(release)]);
+    if let Some(source) = pins.find_map(|pin| cached(release, &cache, pin)) {
         return Ok(source);
     }
     let mut tried = vec![format!("the cache, {}: not there", cache.display())];
@@ -61,6 +63,27 @@ pub fn source(release: &Release, flags: &flags::Source) -> Result<Source> {
         }
     }
     Err(Failure::Preflight(no_source(release, &tried)).into())
+}
+
+/// The source of `release` as its tag has it, without what Apache's tarball has generated besides.
+pub fn git_tree(release: &Release, flags: &flags::Source) -> Result<Source> {
+    let cache = layout::cache_dir()?.join("sources");
+    match &flags.from {
+        None => cached(release, &cache, commit_pin(release)).map_or_else(
+            || {
+                ensure!(
+                    !flags.offline,
+                    Failure::Preflight(format!(
+                        "the source as git has it is not in the cache: cargo xtask fetch --release {} --from {}",
+                        release.version, release.git
+                    ))
+                );
+                import(release, &release.git, false, &cache)
+            },
+            Ok,
+        ),
+        Some(_) => source(release, flags),
+    }
 }
 
 /// Unpacks the source into the new directory `into`, without the directory that holds everything in the archive.
@@ -107,23 +130,24 @@ pub fn stage(release: &Release, flags: &flags::Source) -> Result<()> {
     }
 }
 
-/// The source that an earlier fetch left in the cache, unless it has been damaged since.
-fn cached(release: &Release, cache: &Path) -> Option<Source> {
-    let tarballs = release.origins.iter().map(|origin| format!("sha256-{}", origin.sha256));
-    tarballs.chain([format!("commit-{}", release.commit)]).find_map(|pin| {
-        let dir = cache.join(&pin);
-        let archive = archive_in(&dir, release)?;
-        // A tarball is what its pin says. For what git vouched for, we have recorded what that was.
-        let recorded = fs::read_to_string(dir.join("sha256")).ok();
-        let expected = pin.strip_prefix("sha256-").map(str::to_owned).or(recorded);
-        if expected.is_some() && digest::file(&archive).ok() == expected {
-            return Some(Source { pin, archive });
-        }
-        ui::warning(format!("{} was damaged in the cache: it has to be fetched again", archive.display()));
-        // If it cannot be removed, the same warning comes again next time.
-        let _ = fs::remove_dir_all(&dir);
-        None
-    })
+/// The source that an earlier fetch left in the cache under `pin`, unless it has been damaged since.
+fn cached(release: &Release, cache: &Path, pin: String) -> Option<Source> {
+    let dir = cache.join(&pin);
+    let archive = archive_in(&dir, release)?;
+    // A tarball is what its pin says. For what git vouched for, we have recorded what that was.
+    let recorded = fs::read_to_string(dir.join("sha256")).ok();
+    let expected = pin.strip_prefix("sha256-").map(str::to_owned).or(recorded);
+    if expected.is_some() && digest::file(&archive).ok() == expected {
+        return Some(Source { pin, archive });
+    }
+    ui::warning(format!("{} was damaged in the cache: it has to be fetched again", archive.display()));
+    // If it cannot be removed, the same warning comes again next time.
+    let _ = fs::remove_dir_all(&dir);
+    None
+}
+
+fn commit_pin(release: &Release) -> String {
+    format!("commit-{}", release.commit)
 }
 
 /// The archive of `release` in an entry of the cache.
@@ -282,7 +306,7 @@ impl ScratchRepository {
         let prefix = format!("--prefix={}/", release.source_name());
         let output = format!("--output={}", tar.display());
         self.git(&["archive", "--format=tar", &prefix, &output, id]).run()?;
-        keep(release, cache, format!("commit-{}", release.commit), "tar", &tar)
+        keep(release, cache, commit_pin(release), "tar", &tar)
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 usage; 3 a tool, a library or the source is missing; 4 a patch does \
-    not apply; 5 a stress run missed its threshold; 130 interrupted.";
+    not apply; 5 a stress run missed its threshold, or two builds differ; 130 interrupted.";
 
 /// What `cargo xtask` is asked to do.
 #[derive(Parser)]
@@ -29,6 +29,8 @@ pub enum Command {
     Preload(Preload),
     Image(Image),
     Package(Package),
+    Nix(Nix),
+    Reproduce(Reproduce),
     Doctor(Doctor),
     Test(Test),
     Prove(Prove),
@@ -202,6 +204,66 @@ pub struct Package {
     /// Print what was made, as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Build an output of the flake with Nix, and print its store path.
+///
+/// Nix takes the files that git knows of. The log, and the link that keeps the result from being collected, are
+/// below target/guacd/nix.
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct Nix {
+    /// The output: `default`, `stock`, `guacd-1_6_0` and so on, `tls-rs`, `guac-stress`.
+    #[arg(default_value = "default")]
+    pub output: String,
+
+    /// Also run `nix flake check`, which evaluates every output, runs upstream's tests and a short stress run; and build
+    /// the output a second time, which fails unless it comes out bit by bit the same.
+    #[arg(long)]
+    pub check: bool,
+
+    /// Then hold this many sessions through the guacd that was built.
+    #[arg(long, value_name = "SESSIONS", value_parser = clap::value_parser!(u32).range(1..=i64::from(guac_stress::flags::MOST_SESSIONS)))]
+    pub stress: Option<u32>,
+
+    /// Build with this machine's own compilers and libraries in place of nixpkgs', in Nix's sandbox, without a network
+    /// once the source and the crates are there.
+    ///
+    /// For where nixpkgs cannot be had: it shows that the flake evaluates and builds, and that builds are
+    /// reproducible. The store is below target/guacd/nix-stand-in; the machine's own is not touched.
+    #[arg(long)]
+    pub stand_in: bool,
+
+    #[command(flatten)]
+    pub setup: Setup,
+}
+
+/// Build guacd twice under conditions that should not matter, and compare what is installed, byte by byte.
+///
+/// The builds differ in their directory, number of compilers, umask, time zone, locale, home and user; in the time, with
+/// faketime; and in the order that directories list their files in, with disorderfs. Names, contents, permissions and
+/// links are compared, and nothing is left out; only the times of files are not. Diffoscope, if it is there, explains a
+/// difference; else the section and the bytes are named.
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct Reproduce {
+    #[command(flatten)]
+    pub release: Release,
+
+    /// `patched`, or `stock`: the release as it is.
+    #[arg(long, value_enum, default_value_t = Variant::Patched)]
+    pub variant: Variant,
+
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub setup: Setup,
+
+    /// Further arguments for upstream's configure, after `--`.
+    #[arg(last = true, value_name = "CONFIGURE_ARGS")]
+    pub configure_args: Vec<String>,
 }
 
 /// Say which tools and libraries are there, what each is for, and the command that installs what is missing.

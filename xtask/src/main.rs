@@ -11,10 +11,12 @@ mod image;
 mod install;
 mod layout;
 mod manifest;
+mod nix;
 mod package;
 mod patch;
 mod preload;
 mod prove;
+mod reproduce;
 mod run;
 mod sbom;
 mod steps;
@@ -44,6 +46,8 @@ fn main() -> ExitCode {
         flags::Command::Preload(flags) => preload::preload(&flags),
         flags::Command::Image(flags) => image::image(&flags),
         flags::Command::Package(flags) => package::package(&flags),
+        flags::Command::Nix(flags) => nix::nix(&flags),
+        flags::Command::Reproduce(flags) => reproduce::reproduce(&flags),
         flags::Command::Doctor(flags) => doctor::doctor(&flags),
         flags::Command::Test(flags) => test::test(&flags),
         flags::Command::Prove(flags) => prove::prove(&flags),

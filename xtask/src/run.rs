@@ -120,7 +120,7 @@ pub fn version_line(program: &str, argument: &str) -> Option<String> {
     let command = duct::cmd(words.next()?, words.chain([argument]));
     let output = command.stderr_to_stdout().stdout_capture().unchecked().run().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    output.status.success().then(|| text.lines().next().unwrap_or_default().trim().to_owned())
+    output.status.success().then(|| text.trim().lines().next().unwrap_or_default().trim_end().to_owned())
 }
 
 fn tail(log: &Path, lines: usize) -> String {

@@ -1,5 +1,6 @@
 //! `cargo xtask stress`: builds what is missing, and hands the rest to `guac-stress`.
 
+use std::ffi::OsString;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -43,9 +44,14 @@ pub fn stress(flags: &flags::Stress) -> Result<()> {
             arguments.push(format!("--prefix={}={}", variant.name(), prefix.display()).into());
         }
     }
+    run(arguments, flags.setup.source.offline)
+}
+
+/// Compiles `guac-stress`, and runs it.
+pub fn run(mut arguments: Vec<OsString>, offline: bool) -> Result<()> {
     let logs = layout::target_dir().join("guacd/stress");
     std::fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
-    let guac_stress = compile(&logs, flags.setup.source.offline)?;
+    let guac_stress = compile(&logs, offline)?;
     arguments.push(format!("--logs={}", logs.display()).into());
     let mut command = Command::new(guac_stress);
     command.args(arguments);
