@@ -6,12 +6,12 @@
 //! would do the opposite for the main thread.)
 
 use core::ffi::c_void;
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Release};
-use core::sync::atomic::{AtomicUsize, compiler_fence};
+use core::sync::atomic::AtomicUsize;
+use core::sync::atomic::Ordering::{AcqRel, Acquire};
 
 use crate::root::Root;
 use crate::sys::{self, PTHREAD_DESTRUCTOR_ITERATIONS, pthread_key_t};
-use crate::table;
+use crate::table::{self, Table};
 
 /// The native key plus one, or 0 as long as there is none.
 static HOOK: AtomicUsize = AtomicUsize::new(0);
@@ -63,44 +63,45 @@ unsafe extern "C" fn thread_exit(_root: *mut c_void) {
             break;
         }
     }
-    let table = root.table();
-    root.set_table(None);
-    compiler_fence(Release);
-    if let Some(table) = table {
-        root.release(table);
-    }
+    let table = Root::current_table();
+    Root::exchange_table(Table::none());
+    root.release(table);
+    root.spare.give_back();
     root.disarm();
 }
 
 /// One round: calls the destructor of each value at most once. Says whether there was any.
 fn run_destructors(root: &Root) -> bool {
-    let Some(table) = root.table() else { return false };
+    let table = Root::current_table();
     let mut any = false;
     // A destructor may set values, and so move the table. The round is over the positions of the one that it
     // began with, or it might never end.
     root.set_walked(Some(table));
     for key in table.keys() {
-        if let Some((value, destructor)) = table::take(root, key) {
+        if let Some((value, destructor)) = table::take(key) {
             any = true;
             // SAFETY: POSIX's contract between who created the key and who set the value.
             unsafe { destructor(value) };
         }
     }
     root.set_walked(None);
-    if root.table() != Some(table) {
+    if Root::current_table() != table {
         root.release(table);
     }
     any
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use core::sync::atomic::Ordering::Relaxed;
     use std::thread;
     use std::vec::Vec;
 
     use super::*;
-    use crate::registry::REGISTRY;
+    use crate::spare;
+
+    /// Enough to make the table move, several times unless under Miri, which is slow.
+    const MORE: usize = if cfg!(miri) { 30 } else { 100 };
 
     static FREED: AtomicUsize = AtomicUsize::new(0);
 
@@ -115,8 +116,8 @@ mod tests {
 
     /// Sets values for more keys than the table that is being walked has room for.
     unsafe extern "C" fn set_more(value: *mut c_void) {
-        for _ in 0..100 {
-            table::set(REGISTRY.create(Some(free_number)).unwrap(), allocated_number()).unwrap();
+        for _ in 0..MORE {
+            table::set(spare::create(Some(free_number)).unwrap(), allocated_number()).unwrap();
         }
         // SAFETY: as `free_number` asks.
         unsafe { free_number(value) };
@@ -128,12 +129,12 @@ mod tests {
             FREED.store(0, Relaxed);
             thread::spawn(move || {
                 for _ in 0..values {
-                    table::set(REGISTRY.create(Some(set_more)).unwrap(), allocated_number()).unwrap();
+                    table::set(spare::create(Some(set_more)).unwrap(), allocated_number()).unwrap();
                 }
             })
             .join()
             .unwrap();
-            assert_eq!(FREED.load(Relaxed), values * 101);
+            assert_eq!(FREED.load(Relaxed), values * (MORE + 1));
         }
     }
 
@@ -141,15 +142,14 @@ mod tests {
     fn a_thread_is_left_as_it_began() {
         unsafe extern "C" fn nothing(_: *mut c_void) {}
         thread::spawn(|| {
-            let root = Root::current();
             for count in [1, 12, 100] {
-                let keys: Vec<_> = (0..count).map(|_| REGISTRY.create(Some(nothing)).unwrap()).collect();
+                let keys: Vec<_> = (0..count).map(|_| spare::create(Some(nothing)).unwrap()).collect();
                 for key in &keys {
                     table::set(*key, core::ptr::dangling_mut()).unwrap();
                 }
                 // SAFETY: what libc calls when the thread ends.
                 unsafe { thread_exit(core::ptr::null_mut()) };
-                assert!(root.table().is_none());
+                assert!(Root::current_table() == Table::none());
                 assert!(keys.iter().all(|key| table::get(*key).is_null()));
             }
         })

@@ -3,6 +3,7 @@
 use core::ffi::{c_int, c_void};
 
 use crate::registry::REGISTRY;
+use crate::spare;
 use crate::sys::{EINVAL, Errno};
 use crate::table;
 
@@ -25,10 +26,27 @@ pub unsafe extern "C" fn guac_thread_local_key_create(key: *mut Key, destructor:
     if key.is_null() {
         return EINVAL.get();
     }
-    match REGISTRY.create(destructor) {
-        Ok(created) => {
-            // SAFETY: not NULL, and the caller promises the rest.
-            unsafe { key.write(created) };
+    match spare::take() {
+        // SAFETY: not NULL, and the caller promises the rest.
+        Some(free) => unsafe { key.write(free.publish(destructor)) },
+        // SAFETY: the same.
+        None => return unsafe { create_from_registry(key, destructor) },
+    }
+    0
+}
+
+/// Creates a key for a thread that has no cell of its own.
+///
+/// # Safety
+///
+/// `key` may be written to.
+#[cold]
+#[inline(never)]
+unsafe fn create_from_registry(key: *mut Key, destructor: Destructor) -> c_int {
+    match REGISTRY.take() {
+        Ok(free) => {
+            // SAFETY: the caller's promise.
+            unsafe { key.write(free.publish(destructor)) };
             0
         }
         Err(error) => error.get(),
@@ -38,7 +56,7 @@ pub unsafe extern "C" fn guac_thread_local_key_create(key: *mut Key, destructor:
 /// Deletes a key, as `pthread_key_delete` does. `EINVAL` if it is not alive.
 #[unsafe(no_mangle)]
 pub extern "C" fn guac_thread_local_key_delete(key: Key) -> c_int {
-    status(REGISTRY.delete(key))
+    status(spare::delete(key))
 }
 
 /// Sets this thread's value, as `pthread_setspecific` does. `ENOMEM`, or `EINVAL` if `key` is not alive.

@@ -8,25 +8,28 @@
 //! # From a key to its value
 //!
 //! ```text
-//! key (a number)          generation | hash of the index | 00000              key.rs
+//! key (a number)          generation | index                                 key.rs
 //!
-//! registry, shared        bucket 0: 32 cells   bucket 1: 64   bucket 2: ...   registry.rs
-//!   cell                  generation, next free cell, destructor
+//! registry, shared        32 cells   bucket 0: 64   bucket 1: 128   ...      registry.rs
+//!   cell                  key while it lives, destructor
 //!
-//! root, one per thread    table | walked | armed | inline table               root.rs
-//!   table                 mask, used | slot slot slot ...                     table.rs
+//! one per thread          pointer to its table                               root.rs
+//!   root                  walked | armed | spare cell | inline table
+//!   table                 multiplier, mask, used | slot slot slot ...        table.rs
 //!   slot                  key, value, pointer to the key's cell
 //! ```
 //!
 //! The **registry** knows which keys exist. A cell is created and deleted over and over, and each time its
 //! generation goes up by one: odd while a key lives. The key holds the generation it was made in, so a deleted
-//! key is dead for ever, and what threads have stored under it is dead with it: nobody needs to be told.
+//! key is dead for ever, and what threads have stored under it is dead with it: nobody needs to be told. A thread
+//! keeps one cell of those that it has deleted for the next key that it creates (`spare.rs`).
 //!
 //! The **table** of a thread holds what this thread has stored, so its size follows the keys that the thread
-//! uses and not those that exist. `get` finds the root (two instructions on x86_64 and four on aarch64, for it
-//! is a variable in static thread-local storage), the slot at `key & mask` or shortly after, and compares the
-//! key with the slot's and its generation with the cell's. `set` does the same if there is a slot. If not, it
-//! asks the registry whether the key lives, and adds a slot. 12 values fit into the inline table. After that
+//! uses and not those that exist. `get` finds the table (two instructions on x86_64 and four on aarch64, for the
+//! pointer to it is a variable in static thread-local storage), multiplies the key to find the slot, and compares it
+//! with the slot's key and with what the cell says. As long as a thread has few values, that is all: the multiplier is
+//! chosen such that no two of its keys get the same slot. `set` does the same if there is a slot. If not, it asks the
+//! registry whether the key lives, and adds a slot. 12 values fit into the inline table, and 16 nearly always. After that
 //! the table is allocated, and each time that it is full the live values move to another.
 //!
 //! When a thread ends, libc calls the destructor of the one native key that the library has (`exit.rs`), which
@@ -65,14 +68,27 @@
 #[cfg(any(test, miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
 extern crate std;
 
-mod error;
-mod exit;
-pub mod ffi;
 mod key;
 mod registry;
-mod root;
 mod sync;
 mod sys;
+
+// What belongs to one thread, and loom has no models of.
+#[cfg(not(all(test, loom)))]
+mod error;
+#[cfg(not(all(test, loom)))]
+mod exit;
+#[cfg(not(all(test, loom)))]
+pub mod ffi;
+#[cfg(all(test, loom))]
+mod ffi {
+    pub(crate) const KEY_BITS: u32 = usize::BITS;
+}
+#[cfg(not(all(test, loom)))]
+mod root;
+#[cfg(not(all(test, loom)))]
+mod spare;
+#[cfg(not(all(test, loom)))]
 mod table;
 
 /// Nothing here panics, but a `no_std` library must say what would happen.

@@ -1,9 +1,9 @@
 //! Which keys exist: one registry for the process, lock-free, so that a forked child never inherits a lock.
 //!
-//! A key is a cell. Cells lie in buckets of 32, 64, 128, ... that are allocated when they are first needed and
-//! never move or go, so a reader needs no protection from reclamation. Deleted cells form a stack (Treiber's):
-//! its head names the top cell and that cell's generation. A generation never comes back, so a head that looks
-//! unchanged is unchanged: the ABA problem needs no tag of its own.
+//! A key is a cell. After the first 32, cells lie in buckets of 64, 128, ... that are allocated when they are first
+//! needed and never move or go, so a reader needs no protection from reclamation. Deleted cells form a stack (Treiber's):
+//! its head is the number that the top cell has in place of its key, index and generation. A generation never comes
+//! back, so a head that looks unchanged is unchanged: the ABA problem needs no tag of its own.
 
 use core::mem;
 use core::ptr;
@@ -23,49 +23,85 @@ pub(crate) use loom_models::REGISTRY;
 #[cfg(not(all(test, loom)))]
 pub(crate) static REGISTRY: Registry = Registry::new();
 
-/// One key. All zero is a valid cell: one that was never created.
+/// One key. All zero is a valid cell: one that was never used.
 #[repr(C)]
 #[cfg_attr(all(test, loom), derive(Default))]
 pub(crate) struct KeyCell {
-    /// Odd while the key lives. Only ever grows.
-    generation: AtomicU32,
-    /// While the cell is on the free list: the index below it, or 0.
-    next: AtomicU32,
-    /// While the key lives: its `Option<Destructor>`.
+    /// The key while it lives, and in between the number with the generation after that. Only ever grows.
+    key: AtomicUsize,
+    /// While the key lives: its `Option<Destructor>`. While the cell is on the free list: the `key` of the cell
+    /// below it, or 0.
     destructor: AtomicPtr<()>,
 }
 
 impl KeyCell {
+    #[cfg(not(all(test, loom)))]
+    const fn new(key: usize) -> KeyCell {
+        KeyCell { key: AtomicUsize::new(key), destructor: AtomicPtr::new(ptr::null_mut()) }
+    }
+
     /// Whether `key`, which must be one of this cell's keys, has not been deleted yet.
     #[inline]
     pub(crate) fn is_live(&self, key: usize) -> bool {
         // Relaxed: a caller that knows of the deletion, or of the creation, has synchronised with it.
-        self.generation.load(Relaxed) == key::generation(key)
+        self.key.load(Relaxed) == key
     }
 
     /// The destructor of `key`, if `key` lives and has one.
     pub(crate) fn destructor(&self, key: usize) -> Option<Destructor> {
-        // A seqlock with the generation as its sequence. Acquire: whoever reads the destructor of a later key
-        // also sees that the generation has moved on.
+        // A seqlock with the generation as its sequence. Acquire: whoever reads what was written after the key's
+        // end also sees that the generation has moved on.
         let destructor = self.destructor.load(Acquire);
         if !self.is_live(key) {
             return None;
         }
-        // SAFETY: both are pointers or NULL, and the cell only ever holds what `create` made of an
-        // `Option<Destructor>`, or the zero that it was born with.
+        // SAFETY: both are pointers or NULL, and while a key lives the cell holds what `publish` made of an
+        // `Option<Destructor>`.
         unsafe { mem::transmute::<*mut (), Option<Destructor>>(destructor) }
     }
 }
 
-const FIRST_BUCKET_BITS: u32 = 5;
-const BUCKETS: usize = (key::INDEX_BITS + 1 - FIRST_BUCKET_BITS) as usize;
+/// A cell that is no key's.
+#[cfg(not(all(test, loom)))]
+pub(crate) static NOBODY: KeyCell = KeyCell::new(key::NONE);
+
+/// A cell that is nobody else's.
+#[derive(Clone, Copy)]
+pub(crate) struct FreeCell(pub(crate) &'static KeyCell);
+
+impl FreeCell {
+    /// Makes a key that no thread has a value for.
+    #[inline]
+    pub(crate) fn publish(self, destructor: Option<Destructor>) -> usize {
+        let FreeCell(cell) = self;
+        // Release: see `KeyCell::destructor`.
+        cell.destructor.store(destructor.map_or(ptr::null_mut(), |f| f as *mut ()), Release);
+        let key = cell.key.load(Relaxed) + key::GENERATION;
+        // A store would do. But the exchange with which the key is deleted soon would have to wait for it.
+        cell.key.swap(key, Release);
+        key
+    }
+}
+
+/// Cells for as many keys as most processes have, in cache lines of their own.
+const FIRST_CELLS: usize = 1 << FIRST_BITS;
+const FIRST_BITS: u32 = 5;
+
+/// A cell in a cache line of its own.
+#[cfg_attr(all(test, loom), derive(Default))]
+#[repr(align(64))]
+struct Apart(KeyCell);
+
+/// Each of them has twice as many cells as the one before, the first has twice `FIRST_CELLS`.
+const BUCKETS: usize = (key::INDEX_BITS - FIRST_BITS - 1) as usize;
 
 /// See the module's documentation.
 pub(crate) struct Registry {
+    first: [Apart; FIRST_CELLS],
     buckets: [AtomicPtr<KeyCell>; BUCKETS],
     /// The lowest index that was never used.
     fresh: AtomicU32,
-    /// `generation << INDEX_BITS | index` of the cell on top of the free list, or 0.
+    /// The `key` of the cell on top of the free list, or 0.
     free: AtomicUsize,
 }
 
@@ -73,51 +109,59 @@ impl Registry {
     #[cfg(not(all(test, loom)))]
     const fn new() -> Self {
         Registry {
+            first: [const { Apart(KeyCell::new(0)) }; FIRST_CELLS],
             buckets: [const { AtomicPtr::new(ptr::null_mut()) }; BUCKETS],
             fresh: AtomicU32::new(1),
             free: AtomicUsize::new(0),
         }
     }
 
-    /// Makes a key that no thread has a value for. Fails with `EAGAIN` when all indices are in use, and with
-    /// `ENOMEM`.
-    pub(crate) fn create(&'static self, destructor: Option<Destructor>) -> Result<usize, Errno> {
-        let (index, cell) = match self.pop() {
-            Some(reused) => reused,
-            None => self.take_fresh()?,
-        };
-        // The cell is nobody else's until its generation is odd.
-        // Release: see `KeyCell::destructor`.
-        cell.destructor.store(destructor.map_or(ptr::null_mut(), |f| f as *mut ()), Release);
-        let generation = cell.generation.load(Relaxed) + 1;
-        cell.generation.store(generation, Release);
-        Ok(key::new(generation, index))
+    /// A cell to make a key from, for a thread that has none left. Fails with `EAGAIN` when all indices are in use, and with `ENOMEM`.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn take(&'static self) -> Result<FreeCell, Errno> {
+        match self.pop() {
+            Some(free) => Ok(free),
+            None => self.take_fresh(),
+        }
     }
 
     /// Deletes a key: from here on it is dead in every thread. Fails with `EINVAL` when it is not alive.
-    pub(crate) fn delete(&'static self, key: usize) -> Result<(), Errno> {
-        let cell = self.live_cell(key).ok_or(EINVAL)?;
-        let generation = key::generation(key);
+    ///
+    /// Returns the cell, unless its generations are used up. It is to be given back, or made a key once more.
+    #[inline]
+    pub(crate) fn delete(&'static self, key: usize) -> Result<Option<FreeCell>, Errno> {
+        let cell = self.cell_of(key).ok_or(EINVAL)?;
+        let dead = key + key::GENERATION;
         // Of two threads that delete the same key, one succeeds.
-        cell.generation.compare_exchange(generation, generation + 1, AcqRel, Relaxed).map_err(|_| EINVAL)?;
-        if generation + 1 < key::LAST_GENERATION {
-            self.push(key::index(key), cell);
-        }
-        Ok(())
+        cell.key.compare_exchange(key, dead, AcqRel, Relaxed).map_err(|_| EINVAL)?;
+        Ok((key::generation(dead) < key::LAST_GENERATION).then_some(FreeCell(cell)))
     }
 
     /// The cell of `key`, if it is a live key.
     pub(crate) fn live_cell(&'static self, key: usize) -> Option<&'static KeyCell> {
-        let (generation, index) = (key::generation(key), key::index(key));
-        if generation % 2 == 0 || key & key::ZEROES != 0 {
-            return None;
-        }
         // Acquire: however the thread has learned of the key, from here on it sees the key's destructor.
-        self.cell(index).filter(|cell| cell.generation.load(Acquire) == generation)
+        self.cell_of(key).filter(|cell| cell.key.load(Acquire) == key)
+    }
+
+    /// The cell that has the number `key` if that is a live key.
+    #[inline]
+    fn cell_of(&'static self, key: usize) -> Option<&'static KeyCell> {
+        let is_odd = key & key::GENERATION != 0;
+        if is_odd { self.cell(key::index(key)) } else { None }
     }
 
     /// The cell of `index`, if its bucket exists.
+    #[inline]
     fn cell(&'static self, index: u32) -> Option<&'static KeyCell> {
+        match self.first.get(index as usize) {
+            Some(Apart(cell)) => Some(cell),
+            None => self.later_cell(index),
+        }
+    }
+
+    /// The cell of `index`, which is not one of the first, if its bucket exists.
+    fn later_cell(&'static self, index: u32) -> Option<&'static KeyCell> {
         let place = Place::of(index);
         let bucket = self.buckets.get(place.bucket)?.load(Acquire);
         if bucket.is_null() {
@@ -128,30 +172,32 @@ impl Registry {
     }
 
     /// Takes a cell off the free list.
-    fn pop(&'static self) -> Option<(u32, &'static KeyCell)> {
+    fn pop(&'static self) -> Option<FreeCell> {
         let mut head = self.free.load(Acquire);
         loop {
-            let index = head as u32 & key::LAST_INDEX;
-            if index == 0 {
+            if head == 0 {
                 return None;
             }
-            let cell = self.cell(index)?;
+            let cell = self.cell(key::index(head))?;
             // If another thread takes this cell in between, then `below` may be nonsense. The head has
             // changed for good in that case, and the exchange fails.
-            let below = self.head_for(cell.next.load(Relaxed));
+            let below = cell.destructor.load(Relaxed).addr();
             match self.free.compare_exchange_weak(head, below, Acquire, Acquire) {
-                Ok(_) => return Some((index, cell)),
+                Ok(_) => return Some(FreeCell(cell)),
                 Err(now) => head = now,
             }
         }
     }
 
-    /// Puts a cell that has just been deleted onto the free list.
-    fn push(&'static self, index: u32, cell: &KeyCell) {
-        let above = self.head_for(index);
+    /// Puts a cell onto the free list.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn give_back(&'static self, FreeCell(cell): FreeCell) {
+        let above = cell.key.load(Relaxed);
         let mut head = self.free.load(Relaxed);
         loop {
-            cell.next.store(head as u32 & key::LAST_INDEX, Relaxed);
+            // Release: see `KeyCell::destructor`.
+            cell.destructor.store(ptr::without_provenance_mut(head), Release);
             // Release: who pops the cell sees its generation and what it points to.
             match self.free.compare_exchange_weak(head, above, Release, Relaxed) {
                 Ok(_) => return,
@@ -160,18 +206,8 @@ impl Registry {
         }
     }
 
-    /// The head for a free list with cell `index` on top; 0 for 0.
-    fn head_for(&'static self, index: u32) -> usize {
-        match self.cell(index) {
-            Some(cell) if index != 0 => {
-                (cell.generation.load(Relaxed) as usize) << key::INDEX_BITS | index as usize
-            }
-            _ => 0,
-        }
-    }
-
     /// Takes a cell that was never used.
-    fn take_fresh(&'static self) -> Result<(u32, &'static KeyCell), Errno> {
+    fn take_fresh(&'static self) -> Result<FreeCell, Errno> {
         let mut index = self.fresh.load(Relaxed);
         loop {
             if index > key::LAST_INDEX {
@@ -183,7 +219,10 @@ impl Registry {
                 None => self.add_bucket(index)?,
             };
             match self.fresh.compare_exchange_weak(index, index + 1, Relaxed, Relaxed) {
-                Ok(_) => return Ok((index, cell)),
+                Ok(_) => {
+                    cell.key.store(key::new(0, index), Relaxed);
+                    return Ok(FreeCell(cell));
+                }
                 Err(now) => index = now,
             }
         }
@@ -216,14 +255,15 @@ struct Place {
 }
 
 impl Place {
+    /// The place of a cell that is not one of the first.
     fn of(index: u32) -> Place {
-        // Bucket 0 begins at 32, so that the highest bit says which bucket it is.
-        let shifted = index + (1 << FIRST_BUCKET_BITS);
-        let bits = u32::BITS - 1 - shifted.leading_zeros();
+        // Counted from here, the highest bit of a number says which bucket it is.
+        let shifted = index as usize + FIRST_CELLS;
+        let bits = shifted.ilog2();
         let offset = shifted ^ (1 << bits);
         // Neighbours lie 64 bytes apart: two threads that make keys in turn would otherwise share cache lines.
         let cell = (offset << 2 | offset >> (bits - 2)) & ((1 << bits) - 1);
-        Place { bucket: (bits - FIRST_BUCKET_BITS) as usize, bits, cell: cell as usize }
+        Place { bucket: (bits - FIRST_BITS - 1) as usize, bits, cell }
     }
 }
 
@@ -236,6 +276,17 @@ mod tests {
 
     use super::*;
 
+    impl Registry {
+        fn create(&'static self, destructor: Option<Destructor>) -> Result<usize, Errno> {
+            Ok(self.take()?.publish(destructor))
+        }
+
+        fn delete_and_give_back(&'static self, key: usize) -> Result<(), Errno> {
+            self.delete(key)?.into_iter().for_each(|free| self.give_back(free));
+            Ok(())
+        }
+    }
+
     const ROUNDS: usize = if cfg!(miri) { 50 } else { 20_000 };
 
     #[test]
@@ -245,14 +296,14 @@ mod tests {
         for _ in 0..ROUNDS / 10 {
             let key = REGISTRY.create(None).unwrap();
             assert!(REGISTRY.live_cell(key).is_some());
-            assert_eq!(REGISTRY.delete(key), Ok(()));
+            assert_eq!(REGISTRY.delete_and_give_back(key), Ok(()));
             dead.push(key);
         }
         let alive = REGISTRY.create(None).unwrap();
         for key in dead {
             assert_ne!(key, alive);
             assert!(REGISTRY.live_cell(key).is_none());
-            assert_eq!(REGISTRY.delete(key), Err(EINVAL));
+            assert_eq!(REGISTRY.delete_and_give_back(key), Err(EINVAL));
         }
         assert!(REGISTRY.live_cell(alive).is_some());
     }
@@ -261,10 +312,10 @@ mod tests {
     fn the_generation_of_a_dead_cell_makes_no_key() {
         static REGISTRY: Registry = Registry::new();
         let key = REGISTRY.create(None).unwrap();
-        assert_eq!(REGISTRY.delete(key), Ok(()));
+        assert_eq!(REGISTRY.delete_and_give_back(key), Ok(()));
         let number = key::new(key::generation(key) + 1, key::index(key));
         assert!(REGISTRY.live_cell(number).is_none());
-        assert_eq!(REGISTRY.delete(number), Err(EINVAL));
+        assert_eq!(REGISTRY.delete_and_give_back(number), Err(EINVAL));
     }
 
     #[test]
@@ -272,7 +323,7 @@ mod tests {
         static REGISTRY: Registry = Registry::new();
         for _ in 0..3 {
             let keys: Vec<_> = (0..100).map(|_| REGISTRY.create(None).unwrap()).collect();
-            keys.iter().for_each(|key| assert_eq!(REGISTRY.delete(*key), Ok(())));
+            keys.iter().for_each(|key| assert_eq!(REGISTRY.delete_and_give_back(*key), Ok(())));
             assert_eq!(REGISTRY.fresh.load(Relaxed), 101);
         }
     }
@@ -282,14 +333,15 @@ mod tests {
         static REGISTRY: Registry = Registry::new();
         let first = REGISTRY.create(None).unwrap();
         let cell = REGISTRY.live_cell(first).unwrap();
-        assert_eq!(REGISTRY.delete(first), Ok(()));
+        assert_eq!(REGISTRY.delete_and_give_back(first), Ok(()));
 
         // As if it had been created and deleted until one life was left. The free list knows its generation.
-        cell.generation.store(key::LAST_GENERATION - 2, Relaxed);
-        REGISTRY.free.store(REGISTRY.head_for(key::index(first)), Relaxed);
+        let nearly_used_up = key::new(key::LAST_GENERATION - 2, key::index(first));
+        cell.key.store(nearly_used_up, Relaxed);
+        REGISTRY.free.store(nearly_used_up, Relaxed);
         let last = REGISTRY.create(None).unwrap();
         assert_eq!(last, key::new(key::LAST_GENERATION - 1, key::index(first)));
-        assert_eq!(REGISTRY.delete(last), Ok(()));
+        assert_eq!(REGISTRY.delete_and_give_back(last), Ok(()));
 
         let other = REGISTRY.create(None).unwrap();
         assert_ne!(key::index(other), key::index(first));
@@ -302,7 +354,7 @@ mod tests {
         let key = REGISTRY.create(None).unwrap();
         REGISTRY.fresh.store(key::LAST_INDEX + 1, Relaxed);
         assert_eq!(REGISTRY.create(None), Err(EAGAIN));
-        assert_eq!(REGISTRY.delete(key), Ok(()));
+        assert_eq!(REGISTRY.delete_and_give_back(key), Ok(()));
         assert!(REGISTRY.create(None).is_ok());
         assert_eq!(REGISTRY.create(None), Err(EAGAIN));
     }
@@ -321,7 +373,7 @@ mod tests {
         unsafe { cell.destructor(key).unwrap()(ptr::from_mut(&mut number).cast()) };
         assert_eq!(number, 1);
 
-        assert_eq!(REGISTRY.delete(key), Ok(()));
+        assert_eq!(REGISTRY.delete_and_give_back(key), Ok(()));
         assert!(cell.destructor(key).is_none());
         let later = REGISTRY.create(None).unwrap();
         assert!(ptr::eq(REGISTRY.live_cell(later).unwrap(), cell));
@@ -332,9 +384,9 @@ mod tests {
     fn every_index_has_a_cell_of_its_own() {
         let last = if cfg!(miri) { 500 } else { 100_000 };
         let mut places = HashSet::new();
-        for index in 0..last {
+        for index in FIRST_CELLS as u32..last {
             let place = Place::of(index);
-            assert!(place.cell < 1 << place.bits && place.bits == place.bucket as u32 + FIRST_BUCKET_BITS);
+            assert!(place.cell < 1 << place.bits && place.bits == place.bucket as u32 + FIRST_BITS + 1);
             assert!(places.insert((place.bucket, place.cell)), "index {index}");
         }
         assert!(Place::of(key::LAST_INDEX).bucket < BUCKETS);
@@ -352,7 +404,7 @@ mod tests {
                         mine.push(REGISTRY.create(None).unwrap());
                         // Some live on for a while, so that the free list has some depth.
                         for key in [mine[round], mine[round / 2 * 2]].iter().take(round % 3) {
-                            let _ = REGISTRY.delete(*key);
+                            let _ = REGISTRY.delete_and_give_back(*key);
                         }
                     }
                     all.lock().unwrap().append(&mut mine);
@@ -385,7 +437,7 @@ mod tests {
                             thread::yield_now();
                         }
                     }
-                    deleted += usize::from(REGISTRY.delete(*key).is_ok());
+                    deleted += usize::from(REGISTRY.delete_and_give_back(*key).is_ok());
                 }
                 deleted
             };

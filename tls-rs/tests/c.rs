@@ -304,6 +304,7 @@ impl Platform {
                 target = Some(format!("{}-unknown-linux-gnu", env::consts::ARCH));
             }
             target.as_ref().map(|target| cargo.args(["--target", target]));
+            cargo.args(["--", "-Cllvm-args=-align-all-functions=6"]);
             run(&mut cargo);
             dir.join(target.unwrap_or_default()).join("staticlib/libtls_rs.a")
         })

@@ -15,12 +15,12 @@ struct Bug {
     caught_by: &'static str,
 }
 
-const BUGS: [Bug; 11] = [
+const BUGS: [Bug; 12] = [
     Bug {
         name: "the head of the free list has no generation",
         changes: &[(
-            "(cell.generation.load(Relaxed) as usize) << key::INDEX_BITS | index as usize",
-            "index as usize",
+            "let above = cell.key.load(Relaxed);",
+            "let above = key::index(cell.key.load(Relaxed)) as usize;",
         )],
         caught_by: "a_cell_that_comes_back_to_the_free_list_is_not_taken_for_what_it_was",
     },
@@ -40,19 +40,18 @@ const BUGS: [Bug; 11] = [
         caught_by: "a_value_never_gets_the_destructor_of_a_later_key",
     },
     Bug {
+        name: "a link of the free list is written before its cell is free",
+        changes: &[("without_provenance_mut(head), Release)", "without_provenance_mut(head), Relaxed)")],
+        caught_by: "a_value_never_gets_a_link_of_the_free_list_for_a_destructor",
+    },
+    Bug {
         name: "a key is published before its destructor",
-        changes: &[(
-            "cell.generation.store(generation, Release)",
-            "cell.generation.store(generation, Relaxed)",
-        )],
+        changes: &[("cell.key.swap(key, Release)", "cell.key.swap(key, Relaxed)")],
         caught_by: "who_finds_a_key_alive_finds_its_destructor",
     },
     Bug {
         name: "a key is found before its destructor",
-        changes: &[(
-            "cell.generation.load(Acquire) == generation",
-            "cell.generation.load(Relaxed) == generation",
-        )],
+        changes: &[("cell.key.load(Acquire) == key", "cell.key.load(Relaxed) == key")],
         caught_by: "who_finds_a_key_alive_finds_its_destructor",
     },
     Bug {
@@ -80,13 +79,13 @@ const BUGS: [Bug; 11] = [
             "compare_exchange(ptr::null_mut(), cells, AcqRel, Acquire)",
             "compare_exchange(ptr::null_mut(), cells, Relaxed, Relaxed)",
         )],
-        caught_by: "threads_that_create_the_first_keys_share_a_bucket",
+        caught_by: "threads_that_need_a_bucket_share_it",
     },
     Bug {
         name: "a key can be deleted twice",
         changes: &[(
-            "cell.generation.compare_exchange(generation, generation + 1, AcqRel, Relaxed).map_err(|_| EINVAL)?;",
-            "cell.generation.store(generation + 1, Release);",
+            "cell.key.compare_exchange(key, dead, AcqRel, Relaxed).map_err(|_| EINVAL)?;",
+            "if cell.key.load(Acquire) != key { return Err(EINVAL); }\n        cell.key.store(dead, Release);",
         )],
         caught_by: "of_threads_that_delete_the_same_key_one_succeeds",
     },
@@ -96,7 +95,7 @@ const BUGS: [Bug; 11] = [
             "match self.fresh.compare_exchange_weak(index, index + 1, Relaxed, Relaxed) {",
             "self.fresh.store(index + 1, Relaxed);\n            match Ok::<u32, u32>(index) {",
         )],
-        caught_by: "threads_that_create_the_first_keys_share_a_bucket",
+        caught_by: "threads_that_need_a_bucket_share_it",
     },
 ];
 

@@ -26,7 +26,7 @@ pub fn digest_of_inputs() -> Result<String> {
 
 /// Compiles the static library, and lays it out as `dir/lib` and `dir/include`.
 pub fn build(step: &Running<'_>, dir: &Path, offline: bool) -> Result<()> {
-    let library = [
+    let mut arguments = vec![
         "rustc",
         "--locked",
         "--package=tls-rs",
@@ -34,7 +34,12 @@ pub fn build(step: &Running<'_>, dir: &Path, offline: bool) -> Result<()> {
         "--crate-type=staticlib",
         "--features=staticlib",
     ];
-    step.run("compiling tls-rs", layout::cargo(&library, offline))?;
+    if offline {
+        arguments.push("--offline");
+    }
+    // See tls-rs/Cargo.toml.
+    arguments.extend(["--", "-Cllvm-args=-align-all-functions=6"]);
+    step.run("compiling tls-rs", layout::cargo(&arguments, false))?;
     let target = layout::target_dir();
     copy(&target.join("staticlib/libtls_rs.a"), &dir.join("lib/libtls_rs.a"))?;
     let headers = layout::root().join("tls-rs/include");

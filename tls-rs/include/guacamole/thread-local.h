@@ -63,7 +63,7 @@ typedef void (*guac_thread_local_destructor_t)(void* value);
  *
  * @return
  *     Zero, ENOMEM if there is not enough memory, EAGAIN if there are too many
- *     keys (134 million, or one million where pointers have 32 bits), or
+ *     keys (four billion, or one million where pointers have 32 bits), or
  *     EINVAL if key is NULL.
  */
 int guac_thread_local_key_create(guac_thread_local_key_t* key,

@@ -6,6 +6,7 @@
 use core::ffi::{c_int, c_void};
 
 use crate::registry::REGISTRY;
+use crate::spare;
 use crate::sys::{EINVAL, Errno, pthread_key_t};
 use crate::table;
 
@@ -29,10 +30,10 @@ pub unsafe extern "C" fn pthread_key_create(key: *mut pthread_key_t, destructor:
     if key.is_null() {
         return EINVAL.get();
     }
-    match REGISTRY.create(destructor) {
-        Ok(created) => {
+    match spare::take().map_or_else(|| REGISTRY.take(), Ok) {
+        Ok(free) => {
             // SAFETY: not NULL, and the caller promises the rest.
-            unsafe { key.write(created as pthread_key_t) };
+            unsafe { key.write(free.publish(destructor) as pthread_key_t) };
             0
         }
         Err(error) => error.get(),
@@ -42,7 +43,7 @@ pub unsafe extern "C" fn pthread_key_create(key: *mut pthread_key_t, destructor:
 /// `pthread_key_delete(3)`. `EINVAL` if the key is not alive.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub extern "C" fn pthread_key_delete(key: pthread_key_t) -> c_int {
-    REGISTRY.delete(key as usize).map_or_else(Errno::get, |()| 0)
+    spare::delete(key as usize).map_or_else(Errno::get, |()| 0)
 }
 
 /// `pthread_setspecific(3)`. `ENOMEM`, or `EINVAL` if the key is not alive.

@@ -29,10 +29,11 @@ mod exit;
 #[path = "../../src/key.rs"]
 mod key;
 #[path = "../../src/registry.rs"]
-#[allow(clippy::bad_bit_mask)] // a key of 31 bits has no zero bits to check
 mod registry;
 #[path = "../../src/root.rs"]
 mod root;
+#[path = "../../src/spare.rs"]
+mod spare;
 #[path = "../../src/sync.rs"]
 mod sync;
 #[path = "../../src/table.rs"]

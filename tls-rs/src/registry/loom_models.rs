@@ -19,6 +19,7 @@ use super::*;
 loom::lazy_static! {
     /// New in each run of a model.
     pub(crate) static ref REGISTRY: Registry = Registry {
+        first: array::from_fn(|_| Apart::default()),
         buckets: array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
         fresh: AtomicU32::new(1),
         free: AtomicUsize::new(0),
@@ -30,7 +31,7 @@ impl Drop for Registry {
         if std::thread::panicking() {
             return; // loom is gone already
         }
-        for (bits, bucket) in (FIRST_BUCKET_BITS..).zip(&mut self.buckets) {
+        for (bits, bucket) in (FIRST_BITS + 1..).zip(&mut self.buckets) {
             let cells = bucket.with_mut(|cells| *cells);
             if !cells.is_null() {
                 // SAFETY: the run is over.
@@ -58,7 +59,13 @@ unsafe extern "C" fn second(value: *mut c_void) {
 }
 
 fn create(destructor: Destructor) -> usize {
-    REGISTRY.create(Some(destructor)).unwrap()
+    REGISTRY.take().unwrap().publish(Some(destructor))
+}
+
+/// Deletes a key, and has its cell be used by whoever creates the next.
+fn delete(key: usize) -> Result<(), Errno> {
+    REGISTRY.give_back(REGISTRY.delete(key)?.unwrap());
+    Ok(())
 }
 
 fn address(destructor: Option<Destructor>) -> Option<usize> {
@@ -74,14 +81,15 @@ fn assert_keys(keys: &[usize]) {
     assert_eq!(indices.len(), keys.len(), "{keys:x?}");
 }
 
-/// As many keys as there are cells in the first bucket, less `free`.
-fn fill_first_bucket(free: u32) -> Vec<usize> {
-    (1..(1 << FIRST_BUCKET_BITS) - free).map(|_| create(first)).collect()
+/// As many keys as there are cells before the first bucket, less `free`.
+fn take_first_cells(free: usize) -> Vec<usize> {
+    (1..FIRST_CELLS - free).map(|_| create(first)).collect()
 }
 
 #[test]
-fn threads_that_create_the_first_keys_share_a_bucket() {
+fn threads_that_need_a_bucket_share_it() {
     check(|| {
+        take_first_cells(0);
         let other = thread::spawn(|| create(first));
         let mine = create(second);
         let other = other.join().unwrap();
@@ -93,9 +101,9 @@ fn threads_that_create_the_first_keys_share_a_bucket() {
 }
 
 #[test]
-fn threads_that_outgrow_a_bucket_lose_no_cell() {
+fn threads_that_outgrow_the_first_cells_lose_none() {
     check(|| {
-        let mut keys = fill_first_bucket(1);
+        let mut keys = take_first_cells(1);
         let other = thread::spawn(|| [create(first), create(first)]);
         keys.push(create(first));
         keys.extend(other.join().unwrap());
@@ -108,10 +116,10 @@ fn threads_that_outgrow_a_bucket_lose_no_cell() {
 fn a_cell_that_comes_back_to_the_free_list_is_not_taken_for_what_it_was() {
     check(|| {
         let keys = [create(first), create(first), create(first)];
-        keys.iter().for_each(|key| REGISTRY.delete(*key).unwrap());
+        keys.iter().for_each(|key| delete(*key).unwrap());
         let other = thread::spawn(|| {
             let (top, below) = (create(first), create(first));
-            REGISTRY.delete(top).unwrap();
+            delete(top).unwrap();
             below
         });
         let mine = create(first);
@@ -126,7 +134,7 @@ fn of_three_threads_that_create_and_delete_none_gets_the_cell_of_another() {
         let keys = [create(first), create(first)];
         let others = keys.map(|key| {
             thread::spawn(move || {
-                REGISTRY.delete(key).unwrap();
+                delete(key).unwrap();
                 create(second)
             })
         });
@@ -141,10 +149,10 @@ fn a_deleted_cell_passes_from_thread_to_thread() {
     check(|| {
         let (mine, others) = (create(first), create(first));
         let other = thread::spawn(move || {
-            REGISTRY.delete(others).unwrap();
+            delete(others).unwrap();
             create(second)
         });
-        REGISTRY.delete(mine).unwrap();
+        delete(mine).unwrap();
         let later = create(second);
         let other = other.join().unwrap();
         assert_keys(&[later, other, create(first)]);
@@ -156,8 +164,8 @@ fn a_deleted_cell_passes_from_thread_to_thread() {
 fn of_threads_that_delete_the_same_key_one_succeeds() {
     check(|| {
         let key = create(first);
-        let other = thread::spawn(move || REGISTRY.delete(key).is_ok());
-        let mine = REGISTRY.delete(key).is_ok();
+        let other = thread::spawn(move || delete(key).is_ok());
+        let mine = delete(key).is_ok();
         assert!(mine ^ other.join().unwrap());
         assert_keys(&[create(first), create(first)]);
     });
@@ -169,7 +177,7 @@ fn a_value_never_gets_the_destructor_of_a_later_key() {
         let key = create(first);
         let cell = REGISTRY.live_cell(key).unwrap();
         let other = thread::spawn(move || {
-            REGISTRY.delete(key).unwrap();
+            delete(key).unwrap();
             create(second)
         });
         // What `table::take` does.
@@ -185,10 +193,40 @@ fn a_value_never_gets_the_destructor_of_a_later_key() {
 }
 
 #[test]
+fn a_value_never_gets_the_destructor_of_a_later_key_of_the_same_thread() {
+    check(|| {
+        let key = create(first);
+        let cell = REGISTRY.live_cell(key).unwrap();
+        // What a thread does that keeps the cell of a key which it has deleted.
+        let other = thread::spawn(move || REGISTRY.delete(key).unwrap().unwrap().publish(Some(second)));
+        if cell.is_live(key) {
+            let destructor = address(cell.destructor(key));
+            assert!(destructor.is_none() || destructor == address(Some(first)));
+        }
+        let later = other.join().unwrap();
+        assert!(!cell.is_live(key));
+        assert_eq!(address(cell.destructor(later)), address(Some(second)));
+    });
+}
+
+#[test]
+fn a_value_never_gets_a_link_of_the_free_list_for_a_destructor() {
+    check(|| {
+        let (key, below) = (create(first), create(first));
+        delete(below).unwrap();
+        let cell = REGISTRY.live_cell(key).unwrap();
+        let other = thread::spawn(move || delete(key).unwrap());
+        let destructor = address(cell.destructor(key));
+        assert!(destructor.is_none() || destructor == address(Some(first)));
+        other.join().unwrap();
+    });
+}
+
+#[test]
 fn who_finds_a_key_alive_finds_its_destructor() {
     check(|| {
         // A cell that has been used: its bucket is there, and so is another destructor.
-        REGISTRY.delete(create(first)).unwrap();
+        delete(create(first)).unwrap();
         let passed = Arc::new(AtomicUsize::new(0));
         let others = passed.clone();
         let other = thread::spawn(move || others.store(create(second), Relaxed));

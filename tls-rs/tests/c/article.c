@@ -13,11 +13,16 @@
 #include <pthread.h>
 #include <stdlib.h>
 
+#ifndef KEYS
 #define KEYS 1000
+#endif
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static pthread_key_t entries_key;
+
+/* No key below this one is free */
+static int first_free;
 
 static struct { unsigned life; int used; guac_thread_local_destructor_t destructor; } keys[KEYS];
 
@@ -48,9 +53,10 @@ static void create_entries_key(void) {
 int guac_thread_local_key_create(guac_thread_local_key_t* key, guac_thread_local_destructor_t destructor) {
     pthread_once(&once, create_entries_key);
     pthread_mutex_lock(&lock);
-    int i = 0;
+    int i = first_free;
     while (i < KEYS && keys[i].used)
         i++;
+    first_free = i;
     if (i < KEYS) {
         keys[i].life++;
         keys[i].used = 1;
@@ -64,6 +70,8 @@ int guac_thread_local_key_create(guac_thread_local_key_t* key, guac_thread_local
 int guac_thread_local_key_delete(guac_thread_local_key_t key) {
     pthread_mutex_lock(&lock);
     keys[key].used = 0;
+    if ((int) key < first_free)
+        first_free = key;
     pthread_mutex_unlock(&lock);
     return 0;
 }
