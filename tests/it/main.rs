@@ -6,6 +6,7 @@
 #![allow(missing_docs, clippy::print_stdout, clippy::print_stderr)]
 
 mod abi;
+mod bench;
 mod build;
 mod fetch;
 mod guacd;
@@ -67,6 +68,7 @@ fn main() -> Result<ExitCode> {
         fetch::TESTS,
         build::TESTS,
         abi::TESTS,
+        bench::TESTS,
         guacd::TESTS,
         image::TESTS,
         preload::TESTS,

@@ -37,6 +37,7 @@ fn every_command_has_help_that_names_its_exit_codes() -> Result<()> {
         "fetch",
         "build",
         "stress",
+        "bench",
         "preload",
         "image",
         "package",

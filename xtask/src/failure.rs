@@ -10,6 +10,8 @@ pub enum Failure {
     Preflight(String),
     /// A patch does not apply exactly: exit code 4.
     Patch(String),
+    /// A figure of the benchmark misses what it has to reach: exit code 5.
+    Benchmark(String),
     /// `guac-stress` ended with this code, having said why itself.
     Stress(u8),
     /// Two builds of the same source differ: exit code 5.
@@ -23,6 +25,7 @@ impl Failure {
         match self {
             Failure::Preflight(_) => 3,
             Failure::Patch(_) => 4,
+            Failure::Benchmark(_) => 5,
             Failure::Stress(code) => *code,
             Failure::Difference(_) => 5,
             Failure::Interrupted => 130,
@@ -33,7 +36,10 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Preflight(what) | Failure::Patch(what) | Failure::Difference(what) => f.write_str(what),
+            Failure::Preflight(what)
+            | Failure::Patch(what)
+            | Failure::Benchmark(what)
+            | Failure::Difference(what) => f.write_str(what),
             Failure::Stress(5) => f.write_str("some sessions did not prove themselves alive (see the table)"),
             Failure::Stress(code) => write!(f, "guac-stress exited with {code}"),
             Failure::Interrupted => f.write_str("interrupted"),

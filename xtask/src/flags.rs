@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 usage; 3 a tool, a library or the source is missing; 4 a patch does \
-    not apply; 5 a stress run missed its threshold, or two builds differ; 130 interrupted.";
+    not apply; 5 a stress run or a benchmark missed its threshold, or two builds differ; 130 interrupted.";
 
 /// What `cargo xtask` is asked to do.
 #[derive(Parser)]
@@ -26,6 +26,7 @@ pub enum Command {
     Fetch(Fetch),
     Build(Build),
     Stress(Box<Stress>),
+    Bench(Bench),
     Preload(Preload),
     Image(Image),
     Package(Package),
@@ -128,6 +129,45 @@ pub struct Preload {
     /// Do not touch the network.
     #[arg(long)]
     pub offline: bool,
+}
+
+/// Measure thread-local storage: pthread keys, `__thread`, tls-rs, and an array per thread behind one mutex.
+///
+/// All of them are measured in turn, in one run, through shared libraries, as libguac calls them. Builds guacd as it is and
+/// patched, and measures both libguacs, too. What is printed are ratios to pthread keys: medians, with the quartiles
+/// in brackets.
+#[derive(Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct Bench {
+    #[command(flatten)]
+    pub release: Release,
+
+    /// Exit with 5 if a figure misses what it has to reach.
+    #[arg(long)]
+    pub check: bool,
+
+    /// Whose figures to judge: those of `tls-rs`, or of the `article`'s design, which misses nearly all.
+    #[arg(long, value_enum, default_value_t = Judged::TlsRs)]
+    pub judge: Judged,
+
+    /// A short run: enough to see that everything works, and no more.
+    #[arg(long)]
+    pub quick: bool,
+
+    /// Leave libguac out, and so do without a build of guacd.
+    #[arg(long)]
+    pub keys_only: bool,
+
+    /// Write every figure to a file as JSON, as bench/schema/report.v1.json describes it.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Draw the figures, as SVG.
+    #[arg(long, value_name = "FILE")]
+    pub chart: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub setup: Setup,
 }
 
 /// Build the container image with Docker, and check it.
@@ -264,6 +304,22 @@ pub struct Reproduce {
     /// Further arguments for upstream's configure, after `--`.
     #[arg(last = true, value_name = "CONFIGURE_ARGS")]
     pub configure_args: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Judged {
+    TlsRs,
+    Article,
+}
+
+impl Judged {
+    /// What the benchmark calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Judged::TlsRs => "tls_rs",
+            Judged::Article => "article",
+        }
+    }
 }
 
 /// Say which tools and libraries are there, what each is for, and the command that installs what is missing.

@@ -1,5 +1,6 @@
-//! `cargo xtask`: fetches, patches, builds and stress-tests guacd. One file per command.
+//! `cargo xtask`: fetches, patches, builds, stress-tests and measures guacd. One file per command.
 
+mod bench;
 mod build;
 mod debian;
 mod digest;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         flags::Command::Fetch(flags) => fetch::fetch(&flags),
         flags::Command::Build(flags) => build::build(&flags),
         flags::Command::Stress(flags) => stress::stress(&flags),
+        flags::Command::Bench(flags) => bench::bench(&flags),
         flags::Command::Preload(flags) => preload::preload(&flags),
         flags::Command::Image(flags) => image::image(&flags),
         flags::Command::Package(flags) => package::package(&flags),
