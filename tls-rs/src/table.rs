@@ -610,7 +610,7 @@ mod tests {
                 set(*key, value(1)).unwrap();
                 set(*key, ptr::null_mut()).unwrap();
             }
-            assert_eq!(Root::current_table().len(), INLINE_SLOTS);
+            assert!(Root::current_table().len() <= SLOTS_APART);
             keys.into_iter().chain(more).for_each(delete);
         });
     }
