@@ -16,8 +16,6 @@ use crate::sys::{Destructor, EAGAIN, EINVAL, ENOMEM, Errno};
 #[cfg(all(test, loom))]
 #[path = "registry/loom_models.rs"] // from here, in whichever crate this file is
 mod loom_models;
-#[cfg(all(test, loom))]
-pub(crate) use loom_models::REGISTRY;
 
 /// The keys of this process.
 #[cfg(not(all(test, loom)))]
