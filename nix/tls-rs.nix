@@ -23,7 +23,8 @@ rustPlatform.buildRustPackage {
       --package=tls-rs \
       --profile=staticlib \
       --crate-type=staticlib \
-      --features=staticlib
+      --features=staticlib \
+      -- -Cllvm-args=-align-all-functions=6
     runHook postBuild
   '';
 

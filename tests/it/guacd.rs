@@ -21,6 +21,7 @@ crate::tests! {
         a_connection_is_tried_at_every_address_and_with_any_descriptor,
         a_process_has_nothing_of_another_users_connection,
         a_killed_process_ends_its_own_connection_and_no_other,
+        an_encrypted_connection_ends_with_its_process,
         a_killed_guacd_leaves_nothing_behind,
         a_stopped_guacd_ends_all_connections_together,
         a_short_size_does_not_free_the_parser_twice,
@@ -89,6 +90,56 @@ fn a_killed_process_ends_its_own_connection_and_no_other() -> Result<()> {
     };
     ensure!(kill_first("patched")?, "its user was not told");
     ensure!(!kill_first("stock")?, "stock's user was told");
+    Ok(())
+}
+
+fn an_encrypted_connection_ends_with_its_process() -> Result<()> {
+    let dir = TempDir::new()?;
+    let (key, certificate) = (dir.path().join("key"), dir.path().join("certificate"));
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "1",
+            "-subj",
+            "/CN=localhost",
+            "-keyout",
+        ])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()?;
+    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let options = ["-K", &key.display().to_string(), "-C", &certificate.display().to_string()].join(" ");
+    let guacd = Guacd::start_with("patched", ":", &options)?;
+
+    let mut user = Command::new("openssl")
+        .args(["s_client", "-quiet", "-connect", &format!("127.0.0.1:{}", guacd.port)])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let (mut to, mut from) =
+        (user.stdin.take().context("no input")?, user.stdout.take().context("no output")?);
+    to.write_all(instruction(&["select", "ssh"]).as_bytes())?;
+    let mut heard = [0; 7];
+    from.read_exact(&mut heard)?;
+    ensure!(&heard == b"4.args,", "{}", String::from_utf8_lossy(&heard));
+    let mut processes = guacd.connections();
+    for pid in &processes {
+        kill(*pid, Signal::KILL);
+    }
+    // It says nothing more, and is told all the same.
+    processes.push(user.id() as i32);
+    wait_for_the_end_of(&processes, SOON);
+    let told = user.try_wait()?.is_some();
+    let _ = user.kill();
+    let _ = user.wait();
+    ensure!(processes.len() == 2 && told, "the user was not told");
     Ok(())
 }
 
@@ -207,7 +258,7 @@ fn a_user_who_keeps_sending_is_told_the_reason() -> Result<()> {
 }
 
 fn without_descriptors_users_are_told_and_then_served() -> Result<()> {
-    let guacd = Guacd::start_with("patched", "ulimit -n 24")?;
+    let guacd = Guacd::start_with("patched", "ulimit -n 24", "")?;
     let mut served = Vec::new();
     let mut told = 0;
     for _ in 0..30 {
@@ -256,17 +307,17 @@ struct Guacd {
 
 impl Guacd {
     fn start(variant: &str) -> Result<Guacd> {
-        Guacd::start_with(variant, ":")
+        Guacd::start_with(variant, ":", "")
     }
 
-    /// Starts it after a shell command, such as one that sets limits.
-    fn start_with(variant: &str, shell: &str) -> Result<Guacd> {
+    /// Starts it after a shell command, such as one that sets limits, and with more options.
+    fn start_with(variant: &str, shell: &str, options: &str) -> Result<Guacd> {
         let prefix = support::built(variant)?;
         let dir = TempDir::new()?;
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let log = File::create(dir.path().join("log"))?;
         let child = Command::new("sh")
-            .args(["-c", &format!("{shell} && exec \"$0\" -f -L info -b 127.0.0.1 -l {port}")])
+            .args(["-c", &format!("{shell} && exec \"$0\" -f -L info -b 127.0.0.1 -l {port} {options}")])
             .arg(prefix.join("sbin/guacd"))
             .env("LD_LIBRARY_PATH", prefix.join("lib"))
             .stdin(Stdio::null())
