@@ -25,6 +25,7 @@ crate::tests! {
         a_killed_guacd_leaves_nothing_behind,
         a_stopped_guacd_ends_all_connections_together,
         a_short_size_does_not_free_the_parser_twice,
+        who_joins_within_an_instruction_receives_none_of_it,
         nothing_that_follows_select_is_lost,
         others_can_join,
         a_user_who_keeps_sending_is_told_the_reason,
@@ -198,6 +199,14 @@ fn a_short_size_does_not_free_the_parser_twice() -> Result<()> {
     ensure!(closed && log.contains("lacked required arguments") && !log.contains("double free"), "{log}");
     let (_, log) = send_short_size("stock")?;
     ensure!(log.contains("double free"), "stock: {log}");
+    Ok(())
+}
+
+fn who_joins_within_an_instruction_receives_none_of_it() -> Result<()> {
+    let received = run_c("promotion", "patched")?;
+    ensure!(received == "3.nop;\n", "patched: {received}");
+    let received = run_c("promotion", "stock")?;
+    ensure!(received == "1.5;3.nop;\n", "stock: {received}");
     Ok(())
 }
 
