@@ -72,9 +72,9 @@ fn share(crowd: &Crowd<'_>, kind: StrikeKind) -> usize {
 async fn strike(crowd: &mut Crowd<'_>, kind: StrikeKind, index: usize, process: i32) {
     match kind {
         StrikeKind::Kill => {
-            // It is guacd's child until guacd has waited for it; a stranger with its number is not.
-            let parent = crowd.guacd.as_ref().map(|guacd| guacd.pid().as_raw_pid());
-            if parent.is_none_or(|parent| sample::parent_of(process) != Some(parent)) {
+            // A stranger with the number of a process that has ended is not guacd's.
+            let guacd = crowd.guacd.as_ref().map(|guacd| guacd.pid().as_raw_pid());
+            if !guacd.is_some_and(|guacd| sample::descends_from(process, guacd)) {
                 return;
             }
             crowd.strike(index, kind);

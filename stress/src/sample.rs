@@ -61,9 +61,9 @@ pub fn is_there(pid: i32) -> bool {
     Process::new(pid).and_then(|process| process.stat()).is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'))
 }
 
-/// The parent of a process.
-pub fn parent_of(pid: i32) -> Option<i32> {
-    Some(Process::new(pid).ok()?.stat().ok()?.ppid)
+/// Whether a process was started by another, or by one that it started.
+pub fn descends_from(pid: i32, ancestor: i32) -> bool {
+    family(ancestor).iter().skip(1).any(|stat| stat.pid == pid)
 }
 
 /// The local port of the connection that a process has to one of these ports.

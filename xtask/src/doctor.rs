@@ -98,6 +98,7 @@ const ITEMS: &[Item] = &[
     program("git", "--version", Need::Git, "`fetch --from` a clone or a tree", &["git"]),
     library("cunit", &["cunit"], Need::Tests, "upstream's `make check`", &["libcunit1-dev"]),
     program("g++", "--version", Need::Tests, "the header's test in C++", &["g++"]),
+    program("openssl", "version", Need::Tests, "guacd over TLS", &["openssl"]),
     program("valgrind", "--version", Need::Tests, "the C tests under memcheck", &["valgrind"]),
     program("musl-gcc", "--version", Need::Platforms, "the C tests with musl", &["musl-tools"]),
     program(
