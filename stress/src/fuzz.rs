@@ -328,6 +328,8 @@ struct Campaign {
     answers: [AtomicU32; 5],
     /// The numbers of the inputs that came last, and when they began.
     recent: Mutex<VecDeque<(u32, StdInstant)>>,
+    /// The inputs whose connection guacd did not end.
+    unanswered: Mutex<BTreeSet<u32>>,
 }
 
 impl Campaign {
@@ -350,6 +352,9 @@ impl Campaign {
             }
             let answer = send(&self.guacd, &self.input(number)).await;
             self.answers[answer as usize].fetch_add(1, Ordering::Relaxed);
+            if answer == Answer::Unanswered {
+                self.unanswered.lock().unwrap_or_else(PoisonError::into_inner).insert(number);
+            }
         }
     }
 
@@ -382,6 +387,7 @@ pub async fn run(crowd: &mut Crowd<'_>, seed: u64, logs: &Path) -> Result<Fuzz> 
         next: AtomicU32::new(0),
         answers: Default::default(),
         recent: Mutex::default(),
+        unanswered: Mutex::default(),
     });
     let log = crowd.setup.log.clone();
     let crashes = || log.as_ref().map_or(0, |log| log.crashes());
@@ -423,7 +429,8 @@ pub async fn run(crowd: &mut Crowd<'_>, seed: u64, logs: &Path) -> Result<Fuzz> 
     })
 }
 
-/// Saves those of the suspects that do it again when they are alone; or all of them, if none does.
+/// Saves those of the suspects that do it again when they are alone, or all of them, if none does; and the inputs whose
+/// connection guacd did not end.
 async fn save(
     crowd: &mut Crowd<'_>,
     campaign: &Campaign,
@@ -449,6 +456,10 @@ async fn save(
     if guilty.is_empty() {
         guilty = suspects;
     }
+    let unanswered = campaign.unanswered.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    guilty.extend(
+        unanswered.into_iter().filter(|number| !guilty.contains(number)).take(MOST_SAVED).collect::<Vec<_>>(),
+    );
     let save = |number: &u32| {
         let name = format!("fuzz-{}-{number}.json", campaign.seed);
         Ok(campaign.input(*number).save(logs, &name)?.display().to_string())

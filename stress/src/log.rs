@@ -99,7 +99,8 @@ impl LogBook {
         self.lock().process.get(id).copied()
     }
 
-    /// How many processes said in their last words that they abort, or that their memory is corrupt.
+    /// How many processes said in their last words that they abort, or that their memory is corrupt, or were ended by a
+    /// signal that says so.
     pub fn crashes(&self) -> u32 {
         self.lock().telling.values().filter(|line| line.weight == Weight::LastWords).count() as u32
     }
@@ -122,6 +123,7 @@ impl LogBook {
     fn line(&self, pid: i32, line: &str) {
         let mut inner = self.lock();
         let (weight, text) = weigh(line);
+        let (pid, weight) = obituary(text).unwrap_or((pid, weight));
         if inner.last.len() == LAST_LINES {
             inner.last.pop_front();
         }
@@ -183,6 +185,15 @@ fn weigh(line: &str) -> (Weight, &str) {
         _ => Weight::Nothing,
     };
     (weight, message)
+}
+
+/// Whose end a line reports, if it does, and how much that says: with most signals that a process crashed, but not with
+/// those that it is sent on purpose.
+fn obituary(message: &str) -> Option<(i32, Weight)> {
+    let (process, signal) =
+        message.strip_prefix("ERROR:\tConnection process ")?.split_once(" was ended by signal ")?;
+    let on_purpose = ["9 ", "15 "].iter().any(|number| signal.starts_with(number));
+    Some((process.parse().ok()?, if on_purpose { Weight::Error } else { Weight::LastWords }))
 }
 
 /// A line without the ids of users and connections, so that sessions that fail alike read alike.
@@ -303,6 +314,18 @@ mod tests {
         book.line(7, GLIB);
         assert_eq!(book.telling(Some("$a")).unwrap(), GLIB);
         assert_eq!(book.telling(Some("$b")), None);
+    }
+
+    #[test]
+    fn a_process_that_crashes_without_a_word_is_counted_by_what_guacd_says_of_it() {
+        let book = LogBook::default();
+        book.set_parent(1);
+        book.line(8, "guacd[8]: INFO:\tUser \"@u\" joined connection \"$a\" (1 users now present)");
+        book.line(2, "guacd[2]: ERROR:\tConnection process 9 was ended by signal 9 (Killed).");
+        assert_eq!(book.crashes(), 0);
+        book.line(2, "guacd[2]: ERROR:\tConnection process 8 was ended by signal 11 (Segmentation fault).");
+        assert_eq!(book.crashes(), 1);
+        assert!(book.telling(Some("$a")).unwrap().ends_with("signal 11 (Segmentation fault)."));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::abi::run_c;
@@ -25,6 +26,7 @@ crate::tests! {
         a_killed_guacd_leaves_nothing_behind,
         a_stopped_guacd_ends_all_connections_together,
         a_short_size_does_not_free_the_parser_twice,
+        a_connection_that_nobody_joined_ends_without_a_crash,
         who_joins_within_an_instruction_receives_none_of_it,
         nothing_that_follows_select_is_lost,
         others_can_join,
@@ -199,6 +201,36 @@ fn a_short_size_does_not_free_the_parser_twice() -> Result<()> {
     ensure!(closed && log.contains("lacked required arguments") && !log.contains("double free"), "{log}");
     let (_, log) = send_short_size("stock")?;
     ensure!(log.contains("double free"), "stock: {log}");
+    Ok(())
+}
+
+fn a_connection_that_nobody_joined_ends_without_a_crash() -> Result<()> {
+    let guacd = Guacd::start("patched")?;
+    let manifest = support::built("patched")?.join("share/guacd-uncapped/manifest.json");
+    let manifest: Value = serde_json::from_str(&fs::read_to_string(manifest)?)?;
+    for protocol in manifest["protocols"].as_array().context("no protocols")? {
+        let protocol = protocol.as_str().context("not a name")?;
+        let user = guacd.user(protocol)?;
+        let processes = guacd.connections();
+        ensure!(processes.len() == 1, "{protocol}: {processes:?}");
+        drop(user);
+        wait_for_the_end_of(&processes, SOON);
+        ensure!(guacd.connections().is_empty(), "{protocol}: its process is still there");
+    }
+    ensure!(!guacd.log()?.contains("was ended by signal"), "{}", guacd.log()?);
+
+    // A crash would have been seen.
+    let _user = guacd.user("ssh")?;
+    let crashing = guacd.connections();
+    for pid in &crashing {
+        kill(*pid, Signal::SEGV);
+    }
+    let words = format!("Connection process {} was ended by signal 11", crashing[0]);
+    let deadline = Instant::now() + SOON;
+    while !guacd.log()?.contains(&words) {
+        ensure!(Instant::now() < deadline, "{words:?} is not in {}", guacd.log()?);
+        sleep(Duration::from_millis(20));
+    }
     Ok(())
 }
 

@@ -107,6 +107,12 @@ pub struct Stress {
     #[arg(long, conflicts_with = "guacd")]
     pub preload: bool,
 
+    /// Build a guacd with AddressSanitizer and UndefinedBehaviorSanitizer, and load that: whatever they find ends the
+    /// process in which they find it. Meant for `--scenario fuzz`, which counts that. It is slower, and takes four times the
+    /// memory.
+    #[arg(long, conflicts_with_all = ["guacd", "preload", "key_limit"])]
+    pub sanitize: bool,
+
     #[command(flatten)]
     pub setup: Setup,
 }
