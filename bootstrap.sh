@@ -4,21 +4,30 @@
 set -eu
 cd "$(dirname "$0")"
 
-if ! command -v cargo >/dev/null; then
-    echo "error: cargo is missing: install Rust from https://rustup.rs, and open a new shell" >&2
+fail() {
+    echo "error: $*" >&2
     exit 3
-fi
+}
+
+command -v cargo >/dev/null || fail "cargo is missing: install Rust from https://rustup.rs, and open a new shell"
+
+# Cargo itself says that less clearly.
+minor=$(cargo --version | sed -n 's/^cargo 1\.\([0-9]*\).*/\1/p')
+[ "${minor:-85}" -ge 85 ] || fail "Rust 1.85 or newer is needed, and this is 1.$minor: rustup update, or https://rustup.rs"
 
 if ! command -v cc >/dev/null; then
     case " $* " in
         *" --install "*) ;;
-        *)
-            echo "error: a C compiler is missing, which cargo links with: add --install, or install one" \
-                "(on Debian: apt-get install gcc libc6-dev)" >&2
-            exit 3
-            ;;
+        *) fail "a C compiler is missing, which cargo links with: add --install, or install one" \
+            "(on Debian: apt-get install gcc libc6-dev)" ;;
     esac
-    if [ "$(id -u)" -eq 0 ]; then sudo=; else sudo=sudo; fi
+    command -v apt-get >/dev/null || fail "--install knows Debian and Ubuntu only: install a C compiler, and try again"
+    if [ "$(id -u)" -eq 0 ]; then
+        sudo=
+    else
+        command -v sudo >/dev/null || fail "--install needs root, or sudo: run as root, or install a C compiler by hand"
+        sudo=sudo
+    fi
     $sudo apt-get -qq update
     $sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends gcc libc6-dev
 fi

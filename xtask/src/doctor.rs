@@ -36,6 +36,18 @@ pub enum Need {
     Reproduce,
 }
 
+/// What takes part in a build of guacd.
+const OF_A_BUILD: [Need; 3] = [Need::Build, Need::Ssh, Need::Optional];
+
+/// What doctor lists, in sections.
+const SECTIONS: [(&str, &[Need]); 5] = [
+    ("To build guacd", &[Need::Build]),
+    ("Protocols and features", &[Need::Ssh, Need::Optional]),
+    ("Sources and tests", &[Need::Git, Need::Tests, Need::Platforms]),
+    ("Load tests with a real sshd", &[Need::OpenSsh]),
+    ("Nix, and reproducible builds", &[Need::Nix, Need::Reproduce]),
+];
+
 enum Probe {
     /// A program, and the argument that makes it print its version.
     Program(&'static str, &'static str),
@@ -153,17 +165,18 @@ struct Report<'a> {
     schema_version: u32,
     findings: &'a [Finding],
     limits: &'a [Limit],
-    /// The command that installs what is missing, if there is one for this distribution.
+    /// The command that installs what guacd is missing, if there is one for this distribution.
     install: Option<String>,
 }
 
 /// Lists what is there and what is not.
 pub fn doctor(flags: &flags::Doctor) -> Result<()> {
     let mut findings = probe();
-    if flags.install && install(&findings, |_| true)? {
+    let of_a_build = |need| OF_A_BUILD.contains(&need);
+    if flags.install && install(&findings, of_a_build)? {
         findings = probe();
     }
-    let missing = missing_packages(&findings, |_| true);
+    let missing = missing_packages(&findings, of_a_build);
     let command = (!missing.is_empty()).then(|| install_command(&missing)).flatten();
     if flags.json {
         let report = Report { schema_version: 1, findings: &findings, limits: &limits(), install: command };
@@ -172,7 +185,7 @@ pub fn doctor(flags: &flags::Doctor) -> Result<()> {
         print(&findings, &limits());
         if let Some(command) = command {
             ui::result(format!(
-                "\nTo install what is missing: {command}\n                        or: cargo xtask doctor --install"
+                "\nTo install what guacd is missing: {command}\n                              or: cargo xtask doctor --install"
             ));
         }
     }
@@ -206,9 +219,7 @@ pub fn preflight(needs: &[Need], welcome: &[Need], setup: &flags::Setup) -> Resu
         bail!(Failure::Preflight(format!("missing here: {}\n{how}", unmet.join(", "))));
     }
     // cunit, alone among what is for tests, is something that configure looks for.
-    let in_a_build = |finding: &Finding| {
-        matches!(finding.need, Need::Build | Need::Ssh | Need::Optional) || finding.name == "cunit"
-    };
+    let in_a_build = |finding: &Finding| OF_A_BUILD.contains(&finding.need) || finding.name == "cunit";
     let version = |finding: Finding| format!("{}={}", finding.name, finding.version.unwrap_or_default());
     Ok(findings.into_iter().filter(in_a_build).map(version).collect())
 }
@@ -367,13 +378,7 @@ fn limits() -> Vec<Limit> {
 }
 
 fn print(findings: &[Finding], limits: &[Limit]) {
-    let sections: [(&str, &[Need]); 4] = [
-        ("To build guacd", &[Need::Build]),
-        ("Protocols and features", &[Need::Ssh, Need::Optional]),
-        ("Sources and tests", &[Need::Git, Need::Tests, Need::Platforms]),
-        ("Load tests with a real sshd", &[Need::OpenSsh]),
-    ];
-    for (title, needs) in sections {
+    for (title, needs) in SECTIONS {
         ui::result(title);
         for finding in findings.iter().filter(|finding| needs.contains(&finding.need)) {
             let version = finding.version.as_deref().unwrap_or("-");
@@ -384,5 +389,18 @@ fn print(findings: &[Finding], limits: &[Limit]) {
     ui::result("Limits, and the sessions that each allows");
     for limit in limits {
         ui::result(format!("  {:<30} {:>12} {:>8}", limit.name, limit.value, limit.sessions));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_is_listed_once() {
+        for item in ITEMS {
+            let sections = SECTIONS.iter().filter(|(_, needs)| needs.contains(&item.need)).count();
+            assert_eq!(sections, 1, "{}", item.name);
+        }
     }
 }

@@ -40,7 +40,7 @@ impl fmt::Display for Failure {
             | Failure::Patch(what)
             | Failure::Benchmark(what)
             | Failure::Difference(what) => f.write_str(what),
-            Failure::Stress(5) => f.write_str("some sessions did not prove themselves alive (see the table)"),
+            Failure::Stress(5) => f.write_str("a threshold was missed: see `missed` above"),
             Failure::Stress(code) => write!(f, "guac-stress exited with {code}"),
             Failure::Interrupted => f.write_str("interrupted"),
         }

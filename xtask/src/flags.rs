@@ -334,7 +334,7 @@ impl Judged {
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct Doctor {
-    /// Install what is missing, optional protocols included (Debian and Ubuntu; as root, or through sudo).
+    /// Install what guacd is missing, optional protocols included (Debian and Ubuntu; as root, or through sudo).
     #[arg(long)]
     pub install: bool,
 
@@ -346,7 +346,8 @@ pub struct Doctor {
 /// Run every check of the project: format, lints, unit tests, C tests, and the integration tests.
 ///
 /// The integration tests build stock and patched guacd and hold 300 sessions. Those that need upstream's source are
-/// skipped, in one loud line, where it can neither be found in the cache nor fetched.
+/// skipped, in one loud line, where it can neither be found in the cache nor fetched. With --install they get an OpenSSH
+/// server, too, which Debian's package starts: do that in a container or a virtual machine.
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct Test {

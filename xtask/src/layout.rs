@@ -35,10 +35,10 @@ pub fn cache_dir() -> Result<PathBuf> {
 /// A run of cargo on this workspace, with its output where [`target_dir`] says.
 pub fn cargo(arguments: &[&str], offline: bool) -> Expression {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let offline: &[&str] = if offline { &["--offline"] } else { &[] };
-    duct::cmd(cargo, [arguments, offline].concat())
+    let command = duct::cmd(cargo, arguments)
         .dir(root())
         .env("CARGO_TARGET_DIR", target_dir())
         // It would move the output, to a directory that nobody looks into.
-        .env_remove("CARGO_BUILD_TARGET")
+        .env_remove("CARGO_BUILD_TARGET");
+    if offline { command.env("CARGO_NET_OFFLINE", "true") } else { command }
 }

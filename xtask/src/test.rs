@@ -27,17 +27,19 @@ pub fn test(flags: &flags::Test) -> Result<()> {
         );
     }
 
-    cargo("format", &["fmt", "--all", "--check"], "cargo fmt --all")?;
+    let offline = flags.setup.source.offline;
+    cargo("format", &["fmt", "--all", "--check"], "cargo fmt --all", offline)?;
     let clippy = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    cargo("lints", &clippy, "cargo clippy --workspace --all-targets --fix")?;
+    cargo("lints", &clippy, "cargo clippy --workspace --all-targets --fix", offline)?;
     // Package by package: together they would be compiled with each other's features, and xtask all over again.
     for package in ["xtask", "guac-probe", "tls-rs", "preload", "key-limit", "guac-stress"] {
-        cargo(package, &["test", "--locked", "--package", package], &format!("cargo test -p {package}"))?;
+        let arguments = ["test", "--locked", "--package", package];
+        cargo(package, &arguments, &format!("cargo test -p {package}"), offline)?;
     }
     if flags.quick {
         return Ok(());
     }
-    loom()?;
+    loom(offline)?;
     if let Err(error) = fetch::source(&Release::load(RELEASE)?, &flags.setup.source) {
         run::check_interrupted()?;
         if flags.setup.source.from.is_some() {
@@ -45,21 +47,21 @@ pub fn test(flags: &flags::Test) -> Result<()> {
         }
         ui::warning(format!("NO SOURCE OF {RELEASE}: THE TESTS THAT NEED IT ARE SKIPPED\n{error:#}"));
     }
-    cargo("integration", &["test", "--locked", "--package", "tests"], "cargo test -p tests")
+    cargo("integration", &["test", "--locked", "--package", "tests"], "cargo test -p tests", offline)
 }
 
 /// Has loom try every interleaving of `tls-rs`'s registry, and shows that it would notice bugs.
-fn loom() -> Result<()> {
+fn loom(offline: bool) -> Result<()> {
     // A directory of its own: other flags would have everything compiled again, here and back.
     let target = layout::target_dir().join("loom");
     let target = target.to_string_lossy();
     let arguments = ["test", "--locked", "--release", "--package", "tls-rs", "--target-dir", &target, "loom"];
-    let command = layout::cargo(&arguments, false).env("RUSTFLAGS", "--cfg loom");
+    let command = layout::cargo(&arguments, offline).env("RUSTFLAGS", "--cfg loom");
     show("loom", &arguments, command, "RUSTFLAGS='--cfg loom' cargo test --release -p tls-rs loom")
 }
 
-fn cargo(title: &str, arguments: &[&str], mend: &str) -> Result<()> {
-    show(title, arguments, layout::cargo(arguments, false), mend)
+fn cargo(title: &str, arguments: &[&str], mend: &str, offline: bool) -> Result<()> {
+    show(title, arguments, layout::cargo(arguments, offline), mend)
 }
 
 /// Runs cargo with our terminal: the tests' own reports are what the user wants to see.
