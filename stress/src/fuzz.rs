@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant as StdInstant},
 };
@@ -33,10 +33,18 @@ use crate::{
     log::LogBook,
     program::Preflight,
     report::{self, Fuzz},
+    sample,
 };
 
 /// How many inputs are sent at the same time.
 const PARALLEL: usize = 64;
+
+/// guacd may have as many threads more than before, of connections whose clients have left already. What waits behind them
+/// would not be ended in time, be it in order or not.
+const MOST_WAITING: u32 = 256;
+
+/// How often a worker looks whether it may go on.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// How long guacd may take to accept a connection, and to read from it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -325,6 +333,8 @@ struct Campaign {
     only: Option<Input>,
     inputs: u32,
     next: AtomicU32,
+    /// Whether guacd has to catch up first.
+    paused: AtomicBool,
     answers: [AtomicU32; 5],
     /// The numbers of the inputs that came last, and when they began.
     recent: Mutex<VecDeque<(u32, StdInstant)>>,
@@ -340,6 +350,9 @@ impl Campaign {
     /// Sends one input after another, until there is none left.
     async fn work(self: Arc<Self>) {
         loop {
+            while self.paused.load(Ordering::Relaxed) {
+                sleep(PAUSE).await;
+            }
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             if number >= self.inputs {
                 return;
@@ -385,6 +398,7 @@ pub async fn run(crowd: &mut Crowd<'_>, seed: u64, logs: &Path) -> Result<Fuzz> 
         inputs: if only.is_some() { 1 } else { details.inputs },
         only,
         next: AtomicU32::new(0),
+        paused: AtomicBool::new(false),
         answers: Default::default(),
         recent: Mutex::default(),
         unanswered: Mutex::default(),
@@ -392,6 +406,10 @@ pub async fn run(crowd: &mut Crowd<'_>, seed: u64, logs: &Path) -> Result<Fuzz> 
     let log = crowd.setup.log.clone();
     let crashes = || log.as_ref().map_or(0, |log| log.crashes());
     let before = crashes();
+
+    let pid = crowd.guacd.as_ref().map(|guacd| guacd.pid());
+    let threads = || pid.and_then(sample::threads).unwrap_or_default();
+    let threads_before = threads();
 
     let mut workers = JoinSet::new();
     for _ in 0..PARALLEL {
@@ -403,6 +421,7 @@ pub async fn run(crowd: &mut Crowd<'_>, seed: u64, logs: &Path) -> Result<Fuzz> 
     while !workers.is_empty() && crowd.died.is_none() {
         crowd.attend_until(Some(Instant::now() + TICK), |crowd| crowd.died.is_some()).await;
         while workers.try_join_next().is_some() {}
+        campaign.paused.store(threads() > threads_before + MOST_WAITING, Ordering::Relaxed);
         crowd.step(Step::Fuzz(campaign.sent()));
         if crashes() > seen || crowd.alive() < harmed || crowd.died.is_some() {
             suspects.extend(campaign.recent().iter().map(|(number, _)| *number));

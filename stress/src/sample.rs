@@ -45,6 +45,11 @@ pub fn usage(parent: Pid) -> Option<Usage> {
     })
 }
 
+/// How many threads a process has.
+pub fn threads(pid: Pid) -> Option<u32> {
+    Process::new(pid.as_raw_pid()).ok()?.stat().ok()?.num_threads.try_into().ok()
+}
+
 /// What one process takes, for a session.
 pub fn process(pid: i32, session: u32) -> Option<ProcessUse> {
     let process = Process::new(pid).ok()?;
