@@ -608,7 +608,7 @@ mod tests {
     async fn a_session_that_panics_has_failed_and_holds_nobody_up() {
         let load = Cli::parse_from(["guac-stress", "--guacd=a:1", "--count=2"]).load;
         let echo = Echo::Pipe(String::new());
-        let login = Login { protocol: Protocol::Ssh, arguments: Vec::new(), echo };
+        let login = Login { protocol: Protocol::Ssh, arguments: Vec::new(), echo, call: None };
         let setup = Setup {
             guacd: Vec::new(),
             logins: vec![login],

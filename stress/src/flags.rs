@@ -129,17 +129,20 @@ pub struct Load {
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = timeout)]
     pub timeout: Duration,
 
-    /// What the sessions speak. Telnet and VNC have a server within this program behind them, as SSH has by default: the
-    /// one for VNC gives back what was typed as the text on its clipboard.
+    /// What the sessions speak, be it with a server within this program or with the --target. VNC gives back what was typed
+    /// as the text on its clipboard.
     #[arg(long, value_enum, value_name = "PROTOCOL", default_value_t)]
     pub protocol: Protocol,
 
-    /// What guacd connects to: `embedded`, an SSH server within this program; `openssh`, the machine's sshd with
-    /// throw-away keys on a port of its own; or the HOST:PORT of an SSH server.
+    /// What guacd connects to: `embedded`, servers within this program; `openssh`, the machine's sshd with throw-away keys
+    /// on a port of its own; or the HOST:PORT of a server for the --protocol.
+    ///
+    /// Over SSH and telnet, a shell has to be what answers. A VNC server has to give each session a desktop of its own, with
+    /// a program that puts each line which is typed onto the clipboard: stress/examples/vnc-desktop.sh is one.
     #[arg(long, value_name = "TARGET", default_value_t = Target::Embedded)]
     pub target: Target,
 
-    /// The user to log in as, on a target given as HOST:PORT.
+    /// The user to log in as, on a target given as HOST:PORT. Over telnet and VNC, there may be none.
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
 
@@ -282,8 +285,14 @@ impl Load {
         ];
         let given = credentials.iter().find(|(_, given)| *given).map(|(flag, _)| flag);
         match (&self.target, given) {
-            (Target::Address(address), _) if self.user.is_none() => {
+            (Target::Address(address), _) if self.protocol == Protocol::Ssh && self.user.is_none() => {
                 Err(format!("the target {address} needs a user to log in as: give --user"))
+            }
+            (Target::Address(_), _) if self.protocol != Protocol::Ssh && self.private_key_file.is_some() => {
+                Err(format!(
+                    "{} knows no keys: give --password-file instead of --private-key-file",
+                    self.protocol.as_str()
+                ))
             }
             (Target::Embedded | Target::OpenSsh, Some(flag)) => Err(format!(
                 "{flag} is for a target given as HOST:PORT, and '{}' has a user of its own",
@@ -295,11 +304,16 @@ impl Load {
 
     fn check_scenario(&self) -> Result<(), String> {
         let details = &self.details;
-        if self.protocol != Protocol::Ssh && self.target != Target::Embedded {
-            return Err(format!(
-                "the target '{}' speaks SSH alone: leave --target or --protocol out",
-                self.target
-            ));
+        match (self.protocol, &self.target) {
+            (Protocol::Telnet | Protocol::Vnc | Protocol::Mix, Target::OpenSsh) => {
+                return Err("the target 'openssh' speaks SSH alone: leave --target or --protocol out".into());
+            }
+            (Protocol::Mix, Target::Address(address)) => {
+                return Err(format!(
+                    "a mix takes three servers, and {address} is one: leave --target out, or give another --protocol"
+                ));
+            }
+            _ => {}
         }
         match self.scenario {
             Scenario::Chaos if self.guacd.is_some() => {
@@ -510,11 +524,11 @@ impl fmt::Display for Prefix {
 /// What guacd connects to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// An SSH server within this program.
+    /// Servers within this program.
     Embedded,
     /// A real sshd that this program starts, with throw-away keys.
     OpenSsh,
-    /// An SSH server that is there already.
+    /// A server that is there already.
     Address(HostPort),
 }
 
@@ -776,6 +790,7 @@ mod tests {
         assert!(check(&["--prefix=a=/x", "--scenario=soak", "--hold=1s"]).contains("--prove-every"));
         assert!(check(&["--prefix=a=/x", "--replay=file"]).contains("fuzz"));
         assert!(check(&["--prefix=a=/x", "--protocol=vnc", "--target=openssh"]).contains("--protocol"));
+        assert!(check(&["--prefix=a=/x", "--protocol=mix", "--target=box:22"]).contains("three servers"));
         for bad in ["--kill=101%", "--kill=-1", "--kill=some", "--max-slowdown=0", "--scenario=havoc"] {
             assert_eq!(parse(&["--guacd=a:1", bad]).expect_err(bad).exit_code(), 2);
         }
@@ -799,6 +814,10 @@ mod tests {
         assert!(check(&[]).is_ok());
         assert!(check(&["--target=box:22", "--user=me"]).is_ok());
         assert!(check(&["--target=box:22"]).unwrap_err().contains("--user"));
+        assert!(check(&["--target=box:23", "--protocol=telnet"]).is_ok());
+        assert!(check(&["--target=box:5900", "--protocol=vnc", "--password-file=x"]).is_ok());
+        let key = ["--target=box:5900", "--protocol=vnc", "--private-key-file=x"];
+        assert!(check(&key).unwrap_err().contains("--password-file"));
         assert!(check(&["--user=me"]).unwrap_err().contains("embedded"));
         assert!(check(&["--target=openssh", "--password-file=x"]).unwrap_err().contains("--password-file"));
     }

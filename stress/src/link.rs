@@ -31,6 +31,9 @@ pub struct Login {
     pub arguments: Vec<(&'static str, String)>,
     /// Where what was typed comes back.
     pub echo: Echo,
+    /// What has to be typed until the target is heard of: the command that starts its program or, for the clipboard, a word
+    /// that comes back once the program is there.
+    pub call: Option<String>,
 }
 
 /// Where what was typed comes back.
@@ -40,8 +43,9 @@ pub enum Echo {
     Pipe(String),
     /// On the clipboard, each time on a stream of its own.
     Clipboard {
-        /// The width and the height of the target's screen, which tell that it is there.
-        screen: [String; 2],
+        /// The width and the height of the target's screen, which tell that it is there. Where they are not known, it has
+        /// to be called.
+        screen: Option<[String; 2]>,
     },
 }
 
@@ -52,7 +56,7 @@ pub enum Event {
     Ready(String),
     /// The target was heard of: its program has opened its pipe, or its screen was drawn.
     TargetHeard,
-    /// The nonce that was typed last has come back.
+    /// What was typed last, a call or a nonce, has come back.
     Echoed,
 }
 
@@ -60,9 +64,11 @@ pub enum Event {
 pub struct Link {
     login: Login,
     phase: Phase,
+    /// Whether the target's screen was drawn.
+    is_drawn: bool,
     /// The number of the stream that the target's program opened, or that the clipboard comes on now.
     stream: Option<String>,
-    /// The nonce that was typed and has not come back yet.
+    /// What was typed and has not come back yet.
     awaited: Option<String>,
     /// What came on the pipe since then.
     heard: Vec<u8>,
@@ -72,7 +78,14 @@ impl Link {
     /// A session that is about to begin, and what it says first.
     pub fn new(login: Login, out: &mut Vec<u8>) -> Self {
         codec::encode(out, &["select", login.protocol.as_str()]);
-        Self { login, phase: Phase::Handshake, stream: None, awaited: None, heard: Vec::new() }
+        Self {
+            login,
+            phase: Phase::Handshake,
+            is_drawn: false,
+            stream: None,
+            awaited: None,
+            heard: Vec::new(),
+        }
     }
 
     /// How far it has come.
@@ -85,12 +98,23 @@ impl Link {
         self.phase = phase;
     }
 
+    /// Whether the target has to be called.
+    pub fn has_call(&self) -> bool {
+        self.login.call.is_some()
+    }
+
+    /// Calls the target, unless nothing of it was drawn yet: until it is logged in, guacd drops what is typed.
+    pub fn type_call(&mut self, out: &mut Vec<u8>) {
+        let Some(call) = self.login.call.as_ref().filter(|_| self.is_drawn) else { return };
+        type_line(call, out);
+        if self.is_clipboard() {
+            self.awaited = Some(call.clone());
+        }
+    }
+
     /// Types a nonce and Enter. What came before no longer counts.
     pub fn type_nonce(&mut self, nonce: &str, out: &mut Vec<u8>) {
-        for key in nonce.chars().map(|c| u32::from(c).to_string()).chain([ENTER.into()]) {
-            codec::encode(out, &["key", &key, "1"]);
-            codec::encode(out, &["key", &key, "0"]);
-        }
+        type_line(nonce, out);
         self.heard.clear();
         self.awaited = Some(nonce.into());
     }
@@ -107,7 +131,10 @@ impl Link {
                 self.phase = Phase::Login;
                 return Ok(Some(Event::Ready(instruction.arg(0).into())));
             }
-            "sync" => codec::encode(out, &["sync", instruction.arg(0)]),
+            "sync" => {
+                self.is_drawn |= self.phase == Phase::Login;
+                codec::encode(out, &["sync", instruction.arg(0)]);
+            }
             "pipe" if self.phase == Phase::Login && self.is_awaited_pipe(instruction) => {
                 self.stream = Some(instruction.arg(0).into());
                 codec::encode(out, &["ack", instruction.arg(0), "OK", "0"]);
@@ -183,7 +210,7 @@ impl Link {
 
     fn is_screen(&self, size: &Instruction) -> bool {
         let [layer, lengths @ ..] = size.args() else { return false };
-        matches!(&self.login.echo, Echo::Clipboard { screen } if layer == "0" && lengths == screen)
+        matches!(&self.login.echo, Echo::Clipboard { screen: Some(screen) } if layer == "0" && lengths == screen)
     }
 
     fn is_awaited_pipe(&self, pipe: &Instruction) -> bool {
@@ -202,6 +229,14 @@ impl Link {
         let useless = self.heard.len().saturating_sub(nonce.len());
         self.heard.drain(..useless);
         None
+    }
+}
+
+/// Types ASCII and Enter: the keysyms of its characters are their codes.
+fn type_line(line: &str, out: &mut Vec<u8>) {
+    for key in line.chars().map(|c| u32::from(c).to_string()).chain([ENTER.into()]) {
+        codec::encode(out, &["key", &key, "1"]);
+        codec::encode(out, &["key", &key, "0"]);
     }
 }
 
@@ -249,6 +284,7 @@ mod tests {
             protocol: Protocol::Ssh,
             arguments: vec![("hostname", "box".into()), ("port", "22".into())],
             echo: Echo::Pipe("proof".into()),
+            call: None,
         }
     }
 
@@ -366,8 +402,8 @@ mod tests {
     #[test]
     fn a_clipboard_counts_only_where_it_is_the_echo_and_only_as_it_was_opened() {
         let out = &mut Vec::new();
-        let echo = Echo::Clipboard { screen: ["803".into(), "601".into()] };
-        let login = Login { protocol: Protocol::Vnc, arguments: Vec::new(), echo };
+        let echo = Echo::Clipboard { screen: Some(["803".into(), "601".into()]) };
+        let login = Login { protocol: Protocol::Vnc, arguments: Vec::new(), echo, call: None };
         let mut link = Link::new(login, out);
         link.receive(&instruction(&["args", "VERSION_1_5_0"]), out).unwrap();
         link.receive(&instruction(&["ready", "$id"]), out).unwrap();
@@ -385,6 +421,28 @@ mod tests {
             assert_eq!(link.receive(&instruction(&["end", "5"]), out), Ok(None));
         }
         assert_eq!(waiting().receive(&instruction(&["clipboard", "8", "text/plain"]), out), Ok(None));
+    }
+
+    #[test]
+    fn a_target_that_was_called_is_there_when_its_clipboard_answers() {
+        let out = &mut Vec::new();
+        let echo = Echo::Clipboard { screen: None };
+        let login = Login { protocol: Protocol::Vnc, arguments: Vec::new(), echo, call: Some("hey".into()) };
+        let mut link = Link::new(login, out);
+        link.receive(&instruction(&["args", "VERSION_1_5_0"]), out).unwrap();
+        link.receive(&instruction(&["ready", "$id"]), out).unwrap();
+        assert_eq!(link.receive(&instruction(&["size", "0", "803", "601"]), out), Ok(None));
+        out.clear();
+        link.type_call(out);
+        assert!(out.is_empty(), "nobody is there yet");
+        link.receive(&instruction(&["sync", "1234567", "1"]), out).unwrap();
+        out.clear();
+        link.type_call(out);
+        assert_eq!(instructions(out)[0].args(), ["104", "1"]);
+        for (text, event) in [("ey", None), ("hey", Some(Event::Echoed)), ("hey", None)] {
+            link.receive(&instruction(&["clipboard", "5", "text/plain"]), out).unwrap();
+            assert_eq!(link.receive(&blob("5", text), out), Ok(event), "{text}");
+        }
     }
 
     #[test]

@@ -204,8 +204,9 @@ fn reachable(cli: &Cli, address: &HostPort) -> Result<Vec<SocketAddr>> {
     if !is_here && !matches!(cli.load.target, flags::Target::Address(_)) {
         bail!(Preflight(format!(
             "the target '{}' listens on this machine's loopback interface, where the guacd at {address} cannot connect \
-             to: give the HOST:PORT of an SSH server as --target",
-            cli.load.target
+             to: give the HOST:PORT of a server for --protocol {} as --target",
+            cli.load.target,
+            cli.load.protocol.as_str()
         )));
     }
     Ok(found)

@@ -22,6 +22,9 @@ use crate::{
 /// guacd drops a user that it has not heard of for 15 seconds.
 const NOP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How long a target has to answer before it is called again.
+const CALL_INTERVAL: Duration = Duration::from_millis(250);
+
 /// Nothing more is read while this much could not be sent: every instruction that is read may want an answer.
 const MOST_UNSENT: usize = 64 * 1024;
 
@@ -116,7 +119,7 @@ pub async fn live(setup: Arc<Setup>, index: usize, mut orders: Orders, tell: imp
             session.id = Some(id.clone());
             tell(Told::Ready(id));
         }
-        session.expect(deadline, setup.timeout).await?;
+        session.hear_of_target(deadline, setup.timeout).await?;
         session.enter(Phase::FirstProof);
         session.type_nonce();
         session.expect(deadline, setup.timeout).await?;
@@ -219,6 +222,19 @@ impl Session {
                 Err(Failed { how: How::Silence, ..self.failed(reason) })
             }
         }
+    }
+
+    /// Waits until the target is heard of. Where it has to be called, that is done until it answers: nobody says when the
+    /// program of a desktop that is drawn can be typed to.
+    async fn hear_of_target(&mut self, deadline: Instant, timeout: Duration) -> Result<Event, Failed> {
+        while self.link.has_call() && Instant::now() < deadline {
+            self.link.type_call(&mut self.out);
+            let again = deadline.min(Instant::now() + CALL_INTERVAL);
+            if let Ok(event) = timeout_at(again, self.pump()).await {
+                return event;
+            }
+        }
+        self.expect(deadline, timeout).await
     }
 
     /// Keeps the session open until another proof than the last one is wanted, or until there is an order.
@@ -367,7 +383,10 @@ mod tests {
     use super::*;
     use crate::{flags::Protocol, link::Echo};
     use std::net::Ipv4Addr;
-    use tokio::{io::AsyncWriteExt, net::TcpSocket};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpSocket},
+    };
 
     /// On a thread of its own for guacd, which could not send faster than the session reads otherwise.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -384,12 +403,40 @@ mod tests {
         });
         let timeout = Duration::from_secs(2);
         let echo = Echo::Pipe(String::new());
-        let login = Login { protocol: Protocol::Ssh, arguments: Vec::new(), echo };
+        let login = Login { protocol: Protocol::Ssh, arguments: Vec::new(), echo, call: None };
         let setup = Setup { guacd, logins: vec![login], timeout, log: None, connections: None };
         let deadline = Instant::now() + timeout;
         let mut session = connect(&setup, 0, deadline).await.unwrap();
         let failed = session.expect(deadline, timeout).await.unwrap_err();
         assert_eq!(failed.how, How::Silence);
         assert!(session.out.len() < 2 * MOST_UNSENT, "{} bytes are unsent", session.out.len());
+    }
+
+    #[tokio::test]
+    async fn a_target_is_called_until_it_answers() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let guacd = vec![listener.local_addr().unwrap()];
+        let called = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"4.args,13.VERSION_1_5_0;5.ready,3.$id;4.sync,1.1,1.1;").await.unwrap();
+            let (mut heard, mut calls) = (Vec::new(), 0);
+            while calls < 3 {
+                stream.read_buf(&mut heard).await.unwrap();
+                calls = String::from_utf8_lossy(&heard).matches("3.key,5.65293,1.1;").count();
+            }
+            stream.write_all(b"4.pipe,1.7,10.text/plain,5.proof;").await.unwrap();
+            // Kept open.
+            (stream, calls)
+        });
+        let timeout = Duration::from_secs(5);
+        let echo = Echo::Pipe("proof".into());
+        let login =
+            Login { protocol: Protocol::Telnet, arguments: Vec::new(), echo, call: Some("go".into()) };
+        let setup = Setup { guacd, logins: vec![login], timeout, log: None, connections: None };
+        let deadline = Instant::now() + timeout;
+        let mut session = connect(&setup, 0, deadline).await.unwrap();
+        assert_eq!(session.expect(deadline, timeout).await, Ok(Event::Ready("$id".into())));
+        assert_eq!(session.hear_of_target(deadline, timeout).await, Ok(Event::TargetHeard));
+        assert_eq!(called.await.unwrap().1, 3);
     }
 }

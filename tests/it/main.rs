@@ -40,6 +40,8 @@ enum Needs {
     Tarball,
     /// The source, and a file system of its own to fill up.
     SourceAndMount,
+    /// The source, and real servers for telnet and VNC.
+    SourceAndServers,
     /// The source, and minutes: it runs with `--ignored` only.
     Minutes,
 }
@@ -63,6 +65,13 @@ fn main() -> Result<ExitCode> {
     if !can_mount {
         eprintln!("NO FILE SYSTEM CAN BE MOUNTED HERE: THE TEST OF A FULL ONE IS IGNORED");
     }
+    let has_servers = stress::has_servers();
+    if !has_servers {
+        eprintln!(
+            "NO REAL SERVERS FOR TELNET AND VNC: THE TESTS WITH THEM ARE IGNORED \
+             (apt-get install inetutils-telnetd tigervnc-standalone-server xterm)"
+        );
+    }
     let tests = [
         project::TESTS,
         fetch::TESTS,
@@ -84,6 +93,7 @@ fn main() -> Result<ExitCode> {
             Needs::Source => !has_source,
             Needs::Tarball => !has_tarball,
             Needs::SourceAndMount => !has_source || !can_mount,
+            Needs::SourceAndServers => !has_source || !has_servers,
             Needs::Minutes => true,
         };
         Trial::test(test.name, move || (test.run)().map_err(|error| format!("{error:#}").into()))

@@ -2,9 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::TcpListener;
-use std::os::unix::fs::symlink;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -32,6 +37,9 @@ crate::tests! {
         a_target_that_refuses_fails_every_session,
         a_target_that_never_answers_fails_every_session,
         an_interruption_leaves_no_process_and_a_report;
+    SourceAndServers:
+        sessions_live_on_a_real_telnetd,
+        sessions_live_on_a_real_vnc_server;
 }
 
 /// A run of `cargo xtask stress` with a report.
@@ -122,6 +130,106 @@ fn sessions_over_telnet_and_vnc_live_beside_those_over_ssh() -> Result<()> {
     Ok(())
 }
 
+/// Whether there are servers for telnet and VNC that nobody here has written.
+pub fn has_servers() -> bool {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let is_there = |name: &str| std::env::split_paths(&paths).any(|path| path.join(name).is_file());
+    Path::new(TELNETD).is_file() && is_there("Xvnc") && is_there("xterm")
+}
+
+const TELNETD: &str = "/usr/sbin/telnetd";
+
+fn sessions_live_on_a_real_telnetd() -> Result<()> {
+    let dir = TempDir::new()?;
+    let login = dir.path().join("login");
+    fs::write(
+        &login,
+        "#!/bin/sh\nprintf 'login: '; read -r user; stty -echo; printf 'Password: '; read -r password; stty echo; echo\n\
+         [ \"$user $password\" = 'me secret' ] || { echo 'Login incorrect'; sleep 1; exit 1; }\n\
+         echo 'Last login: yesterday'; PS1='me@here:~$ ' exec sh -i\n",
+    )?;
+    fs::set_permissions(&login, fs::Permissions::from_mode(0o700))?;
+    let (right, wrong) = (dir.path().join("right"), dir.path().join("wrong"));
+    fs::write(&right, "secret\n")?;
+    fs::write(&wrong, "guess\n")?;
+    let mut telnetd = Command::new(TELNETD);
+    telnetd.arg("-h").arg("-E").arg(&login);
+    let inetd = Inetd::start(telnetd)?;
+    let load = |password: &Path| {
+        let password = password.display().to_string();
+        ["--protocol", "telnet", "--target", &inetd.address(), "--user", "me", "--password-file", &password]
+            .map(str::to_owned)
+    };
+    let run = |code, count: &str, password: &Path| {
+        let load = load(password);
+        let load = load.iter().map(String::as_str);
+        let all: Vec<&str> = ["--count", count, "--hold", "1s"].into_iter().chain(load).collect();
+        Ok::<Run, anyhow::Error>(Stress::new()?.run(code, &all)?.runs.remove(0))
+    };
+    all_proved(&run(0, "4", &right)?, 4)?;
+    let refused = run(5, "1", &wrong)?;
+    ensure!(refused.proven == 0 && refused.failures[0].reason.contains("769"), "{refused:#?}");
+    Ok(())
+}
+
+fn sessions_live_on_a_real_vnc_server() -> Result<()> {
+    let desktop = support::root().join("stress/examples/vnc-desktop.sh");
+    let inetd = Inetd::start(Command::new(desktop))?;
+    let load = ["--count", "3", "--hold", "1s", "--protocol", "vnc", "--target", &inetd.address()];
+    all_proved(&Stress::new()?.run(0, &load)?.runs[0], 3)
+}
+
+/// Starts a program for each connection, as inetd does. All of them end with this.
+struct Inetd {
+    port: u16,
+    stop: Arc<AtomicBool>,
+    serving: Option<JoinHandle<()>>,
+}
+
+impl Inetd {
+    fn start(mut program: Command) -> Result<Inetd> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let port = listener.local_addr()?.port();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let serving = std::thread::spawn(move || {
+            let mut children = Vec::new();
+            while let Ok((stream, _)) = listener.accept() {
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                let stream = OwnedFd::from(stream);
+                let Ok(copy) = stream.try_clone() else { break };
+                children.extend(program.stdin(copy).stdout(stream).stderr(Stdio::null()).spawn());
+            }
+            for mut child in children {
+                // It ends with its connection, and Xvnc with its terminal.
+                for _ in 0..100 {
+                    if !matches!(child.try_wait(), Ok(None)) {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        });
+        Ok(Inetd { port, stop, serving: Some(serving) })
+    }
+
+    fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for Inetd {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = TcpStream::connect(self.address());
+        let _ = self.serving.take().map(JoinHandle::join);
+    }
+}
+
 fn waves_come_and_go() -> Result<()> {
     // Of two small waves, memory says little. But nothing else may be left.
     let load =
@@ -192,7 +300,7 @@ fn plugins_of_stock_work_with_the_patched_libguac() -> Result<()> {
         link(prefix, &format!("lib/{name}"))?;
     }
     let guac_stress = support::target_dir().join("release/guac-stress");
-    let output = std::process::Command::new(guac_stress)
+    let output = Command::new(guac_stress)
         .args(["--count", "5", "--hold", "1s", "--prefix", &format!("mixed={}", mixed.display())])
         .output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));

@@ -9,12 +9,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rustix::process::Pid;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::{
-    flags::{self, Load, Protocol},
+    flags::{self, HostPort, Load, Protocol},
     link::{Echo, Login},
     processes::SECRETS,
     program::Preflight,
@@ -47,7 +47,7 @@ impl Target {
         for &protocol in load.protocol.each() {
             let login = match protocol {
                 Protocol::Telnet => target.telnet(load)?,
-                Protocol::Vnc => target.vnc()?,
+                Protocol::Vnc => target.vnc(load)?,
                 Protocol::Ssh | Protocol::Mix => target.ssh(load, scratch)?,
             };
             target.logins.push(login);
@@ -66,7 +66,7 @@ impl Target {
                 ("command", echo_program(&pipe)),
                 timeout(load),
             ];
-            Login { protocol: Protocol::Ssh, arguments, echo: Echo::Pipe(pipe.clone()) }
+            Login { protocol: Protocol::Ssh, arguments, echo: Echo::Pipe(pipe.clone()), call: None }
         };
         let localhost = Ipv4Addr::LOCALHOST.to_string();
         match &load.target {
@@ -91,17 +91,28 @@ impl Target {
 
     fn telnet(&self, load: &Load) -> Result<Login> {
         let pipe = new_pipe();
-        let port = telnet::start(pipe_opener(&pipe), &self.connections)?;
-        let arguments =
-            vec![("hostname", Ipv4Addr::LOCALHOST.to_string()), ("port", port.to_string()), timeout(load)];
-        Ok(Login { protocol: Protocol::Telnet, arguments, echo: Echo::Pipe(pipe) })
+        let (mut arguments, call) = match &load.target {
+            flags::Target::Address(address) => {
+                let mut arguments = there(load, address)?;
+                arguments.push(("login-success-regex", PROMPT.into()));
+                arguments.push(("login-failure-regex", REFUSAL.into()));
+                (arguments, Some(echo_program(&pipe)))
+            }
+            _ => (here(telnet::start(pipe_opener(&pipe), &self.connections)?), None),
+        };
+        arguments.push(timeout(load));
+        Ok(Login { protocol: Protocol::Telnet, arguments, echo: Echo::Pipe(pipe), call })
     }
 
-    fn vnc(&self) -> Result<Login> {
-        let port = vnc::start(&self.connections)?;
-        let arguments = vec![("hostname", Ipv4Addr::LOCALHOST.to_string()), ("port", port.to_string())];
-        let screen = vnc::SIZE.map(|length| length.to_string());
-        Ok(Login { protocol: Protocol::Vnc, arguments, echo: Echo::Clipboard { screen } })
+    fn vnc(&self, load: &Load) -> Result<Login> {
+        let (arguments, screen, call) = match &load.target {
+            flags::Target::Address(address) => (there(load, address)?, None, Some("guac-stress".to_owned())),
+            _ => {
+                let arguments = here(vnc::start(&self.connections)?);
+                (arguments, Some(vnc::SIZE.map(|length| length.to_string())), None)
+            }
+        };
+        Ok(Login { protocol: Protocol::Vnc, arguments, echo: Echo::Clipboard { screen }, call })
     }
 
     /// What sessions connect with, in turn.
@@ -118,6 +129,25 @@ impl Target {
     pub fn processes(&self) -> Vec<Pid> {
         self.sshd.iter().map(openssh::Sshd::pid).collect()
     }
+}
+
+/// What the line of a shell that waits for a command ends in, colours aside.
+const PROMPT: &str = "[$#%>]( |\x1b\\[[0-9;]*m)*$";
+
+/// What a telnet server says to a wrong password.
+const REFUSAL: &str = "[Ll]ogin incorrect";
+
+/// What guacd needs to connect to a server within this process.
+fn here(port: u16) -> Vec<(&'static str, String)> {
+    vec![("hostname", Ipv4Addr::LOCALHOST.to_string()), ("port", port.to_string())]
+}
+
+/// What guacd needs to connect to a server that is there already, and to log in if it has to.
+fn there(load: &Load, address: &HostPort) -> Result<Vec<(&'static str, String)>> {
+    let mut arguments = vec![("hostname", address.host.clone()), ("port", address.port.to_string())];
+    arguments.extend(load.user.clone().map(|user| ("username", user)));
+    arguments.extend(password(load)?.map(|password| ("password", password)));
+    Ok(arguments)
 }
 
 /// Nobody else's program can open a pipe of this name by accident.
@@ -210,27 +240,36 @@ where
     Ok(port)
 }
 
-/// The password or the key of a target's user, never from the command line.
+/// The key or the password of a target's user, never from the command line. What is given in a file goes before what is in
+/// the environment.
 fn secret(load: &Load) -> Result<(&'static str, String)> {
-    let file =
-        |path: &Path| std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
-    if let Some(path) = &load.private_key_file {
-        return Ok(("private-key", file(path)?));
-    }
-    if let Some(path) = &load.password_file {
-        return Ok(("password", file(path)?.trim_end_matches(['\r', '\n']).to_owned()));
-    }
-    if let Ok(key) = std::env::var(SECRETS[1]) {
+    let key = match (&load.private_key_file, &load.password_file) {
+        (Some(path), _) => Some(read(path)?),
+        (None, Some(_)) => None,
+        (None, None) => std::env::var(SECRETS[1]).ok(),
+    };
+    if let Some(key) = key {
         return Ok(("private-key", key));
     }
-    if let Ok(password) = std::env::var(SECRETS[0]) {
-        return Ok(("password", password));
-    }
-    bail!(Preflight(
-        "the target needs a password or a key: give --password-file or --private-key-file, or set \
-         GUAC_STRESS_PASSWORD or GUAC_STRESS_PRIVATE_KEY"
-            .into()
-    ))
+    let password = password(load)?.ok_or_else(|| {
+        Preflight(
+            "the target needs a password or a key: give --password-file or --private-key-file, or set \
+             GUAC_STRESS_PASSWORD or GUAC_STRESS_PRIVATE_KEY"
+                .into(),
+        )
+    })?;
+    Ok(("password", password))
+}
+
+fn password(load: &Load) -> Result<Option<String>> {
+    let Some(path) = &load.password_file else {
+        return Ok(std::env::var(SECRETS[0]).ok());
+    };
+    Ok(Some(read(path)?.trim_end_matches(['\r', '\n']).to_owned()))
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
 }
 
 /// What redirects a terminal's output into a pipe: Guacamole's own console code. Flag 2 sends each frame at once.

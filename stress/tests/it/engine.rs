@@ -20,7 +20,7 @@ use crate::{
 pub fn login() -> Login {
     let command = r"stty -echo && printf '\033]482202;2;proof\007' && exec cat".to_owned();
     let arguments = vec![("hostname", "box".into()), ("command", command), ("timeout", "30".into())];
-    Login { protocol: Protocol::Ssh, arguments, echo: Echo::Pipe("proof".into()) }
+    Login { protocol: Protocol::Ssh, arguments, echo: Echo::Pipe("proof".into()), call: None }
 }
 
 fn setup(guacd: SocketAddr, cli: &Cli) -> Arc<Setup> {
