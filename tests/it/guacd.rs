@@ -6,7 +6,9 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -25,13 +27,18 @@ crate::tests! {
         an_encrypted_connection_ends_with_its_process,
         a_killed_guacd_leaves_nothing_behind,
         a_stopped_guacd_ends_all_connections_together,
+        a_guacd_that_is_stopped_in_a_burst_leaves_nothing_behind,
+        a_daemon_lets_go_of_its_starter_and_is_stopped_by_its_pid_file,
         a_short_size_does_not_free_the_parser_twice,
         a_connection_that_nobody_joined_ends_without_a_crash,
         who_joins_within_an_instruction_receives_none_of_it,
+        users_who_come_and_go_disturb_nobody,
         nothing_that_follows_select_is_lost,
         others_can_join,
         a_user_who_keeps_sending_is_told_the_reason,
         without_descriptors_users_are_told_and_then_served,
+        without_threads_users_are_told_and_then_served,
+        without_processes_users_are_told_and_then_served,
         without_its_fork_server_users_are_told;
 }
 
@@ -189,6 +196,82 @@ fn a_stopped_guacd_ends_all_connections_together() -> Result<()> {
     Ok(())
 }
 
+fn a_guacd_that_is_stopped_in_a_burst_leaves_nothing_behind() -> Result<()> {
+    for after in [10, 50, 150] {
+        let mut guacd = Guacd::start("patched")?;
+        let port = guacd.port;
+        let burst = thread::spawn(move || {
+            let mut users = Vec::new();
+            // Until it no longer listens, or is slower than it has to be.
+            let until = Instant::now() + SOON;
+            while let (Ok(mut user), true) = (User::connect(port), Instant::now() < until) {
+                if user.send(&["select", "ssh"]).is_err() {
+                    break;
+                }
+                users.push(user);
+            }
+            users
+        });
+        sleep(Duration::from_millis(after));
+        let since = Instant::now();
+        kill(guacd.pid(), Signal::TERM);
+        let ended = guacd.wait(SOON);
+        wait_for_the_end_of(&processes_on(port), SOON.saturating_sub(since.elapsed()));
+        let left = processes_on(port);
+        for pid in &left {
+            kill(*pid, Signal::KILL);
+        }
+        ended.with_context(|| format!("stopped after {after} ms"))?;
+        let status = guacd.child.wait()?;
+        ensure!(left.is_empty() && status.code() == Some(0), "{} left, {status}", left.len());
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).context("its port is taken")?;
+        let mut users = burst.join().ok().context("the burst failed")?;
+        ensure!(!users.is_empty(), "there was no burst");
+        for user in &mut users {
+            user.read_to_end(SOON)?;
+        }
+    }
+    Ok(())
+}
+
+fn a_daemon_lets_go_of_its_starter_and_is_stopped_by_its_pid_file() -> Result<()> {
+    let dir = TempDir::new()?;
+    let pid_file = dir.path().join("pid");
+    let guacd = Daemon { port: free_port()? };
+    let prefix = support::built("patched")?;
+    let mut starter = Command::new(prefix.join("sbin/guacd"))
+        .env("LD_LIBRARY_PATH", prefix.join("lib"))
+        .args(["-L", "info", "-b", "127.0.0.1", "-l", &guacd.port.to_string(), "-p"])
+        .arg(&pid_file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut said = starter.stdout.take().context("no output")?;
+    let mut warned = starter.stderr.take().context("no errors")?;
+    let (end, ended) = mpsc::channel();
+    thread::spawn(move || {
+        let mut text = String::new();
+        let read = said.read_to_string(&mut text).and_then(|_| warned.read_to_string(&mut text));
+        let _ = end.send(read.map(|_| text));
+    });
+    let text = ended.recv_timeout(SOON).context("some process keeps its starter's output open")??;
+    ensure!(starter.wait()?.success(), "{text}");
+
+    wait_until_it_listens(guacd.port)?;
+    let mut user = User::select(guacd.port, "ssh")?;
+    user.finish_handshake()?;
+    ensure!(processes_on(guacd.port).len() == 3, "{:?}", processes_on(guacd.port));
+    let pid: i32 = fs::read_to_string(&pid_file)?.trim().parse()?;
+    kill(pid, Signal::TERM);
+    wait_for_the_end_of(&processes_on(guacd.port), SOON);
+    let left = processes_on(guacd.port);
+    ensure!(left.is_empty(), "{} processes are left", left.len());
+    user.read_to_end(SOON)?;
+    TcpListener::bind((Ipv4Addr::LOCALHOST, guacd.port)).context("its port is taken")?;
+    Ok(())
+}
+
 fn a_short_size_does_not_free_the_parser_twice() -> Result<()> {
     let send_short_size = |variant| -> Result<(bool, String)> {
         let guacd = Guacd::start(variant)?;
@@ -242,6 +325,132 @@ fn who_joins_within_an_instruction_receives_none_of_it() -> Result<()> {
     Ok(())
 }
 
+fn users_who_come_and_go_disturb_nobody() -> Result<()> {
+    ensure!(
+        Whole::default().take(b"4.sync,1.5,1.1;3.nop;").is_ok(),
+        "whole instructions are taken for torn ones"
+    );
+    for torn in [&b"1.5;"[..], b".nop;", b"4.sync,5;", b"4.sync1.5;"] {
+        ensure!(Whole::default().take(torn).is_err(), "{} is torn", String::from_utf8_lossy(torn));
+    }
+
+    let guacd = Guacd::start("patched")?;
+    let target = a_target_that_never_rests()?;
+    let mut owner = guacd.user("telnet")?;
+    owner.handshake(&["127.0.0.1", &target.to_string()])?;
+    let id = owner.expect_id()?;
+    let owner = Watcher::start(owner);
+    for _ in 0..5 {
+        let mut guests = Vec::new();
+        for _ in 0..2 {
+            let mut guest = guacd.user(&id)?;
+            guest.handshake(&[])?;
+            guest.expect_id()?;
+            guests.push(Watcher::start(guest));
+        }
+        for guest in &guests {
+            guest.sees(5).context("a guest who has come")?;
+        }
+        guests.remove(0).leave().context("the guest who goes")?;
+        guests[0].sees(5).context("the guest who stays")?;
+        owner.sees(5).context("the owner")?;
+        guests.remove(0).leave().context("the guest who stayed")?;
+    }
+    owner.leave().context("the owner")
+}
+
+/// A telnet server that fills the screen of all who connect, over and over. Returns its port.
+fn a_target_that_never_rests() -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = listener.local_addr()?.port();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept()?;
+        for number in 0_u64.. {
+            // Each line in another colour, so that no two frames are alike.
+            write!(stream, "\x1b[3{}m{number} {}\r\n", number % 8, "guacd ".repeat(10))?;
+            sleep(Duration::from_micros(500));
+        }
+        std::io::Result::Ok(())
+    });
+    Ok(port)
+}
+
+/// Reads what a user receives, all the time, and answers each frame.
+struct Watcher {
+    frames: Arc<AtomicUsize>,
+    leave: Arc<AtomicBool>,
+    reading: JoinHandle<Result<()>>,
+}
+
+impl Watcher {
+    fn start(mut user: User) -> Watcher {
+        let (frames, leave) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+        let (seen, left) = (Arc::clone(&frames), Arc::clone(&leave));
+        let reading = thread::spawn(move || {
+            let mut whole = Whole::default();
+            while !left.load(Ordering::Relaxed) {
+                for instruction in whole.take(std::mem::take(&mut user.heard).as_bytes())? {
+                    if instruction[0] == "sync" {
+                        user.send(&["sync", &instruction[1]])?;
+                        seen.fetch_add(1, Ordering::Relaxed);
+                    }
+                    ensure!(instruction[0] != "error", "{instruction:?}");
+                }
+                ensure!(user.hear()?, "the connection ended");
+            }
+            Ok(())
+        });
+        Watcher { frames, leave, reading }
+    }
+
+    /// Waits until so many more frames have come.
+    fn sees(&self, more: usize) -> Result<()> {
+        let enough = self.frames.load(Ordering::Relaxed) + more;
+        let deadline = Instant::now() + SOON;
+        while self.frames.load(Ordering::Relaxed) < enough {
+            ensure!(!self.reading.is_finished(), "received something else");
+            ensure!(Instant::now() < deadline, "receives no frames");
+            sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Hangs up, in the middle of whatever is being sent.
+    fn leave(self) -> Result<()> {
+        self.leave.store(true, Ordering::Relaxed);
+        self.reading.join().ok().context("panicked")?
+    }
+}
+
+/// Takes a stream apart into instructions, and finds those that are torn.
+#[derive(Default)]
+struct Whole(Vec<u8>);
+
+impl Whole {
+    fn take(&mut self, bytes: &[u8]) -> Result<Vec<Vec<String>>> {
+        self.0.extend_from_slice(bytes);
+        let mut instructions = Vec::new();
+        let (mut parts, mut at, mut done) = (Vec::new(), 0, 0);
+        while let Some(dot) = self.0[at..].iter().position(|byte| !byte.is_ascii_digit()) {
+            let torn = || format!("torn: {}", String::from_utf8_lossy(&self.0[done..]));
+            ensure!(self.0[at + dot] == b'.', torn());
+            let length: usize = std::str::from_utf8(&self.0[at..at + dot])?.parse().with_context(torn)?;
+            let (start, end) = (at + dot + 1, at + dot + 1 + length);
+            let Some(last) = self.0.get(end) else { break };
+            parts.push(String::from_utf8(self.0[start..end].to_vec())?);
+            ensure!(matches!(last, b',' | b';'), torn());
+            ensure!(parts[0].bytes().all(|byte| byte.is_ascii_lowercase()), torn());
+            at = end + 1;
+            if *last == b';' {
+                instructions.push(std::mem::take(&mut parts));
+                done = at;
+            }
+        }
+        self.0.drain(..done);
+        Ok(instructions)
+    }
+}
+
 fn nothing_that_follows_select_is_lost() -> Result<()> {
     let guacd = Guacd::start("patched")?;
     let arguments = guacd.user("ssh")?.arguments;
@@ -285,7 +494,7 @@ fn a_user_who_keeps_sending_is_told_the_reason() -> Result<()> {
         let mut user = guacd.user("ssh")?;
         user.connect_ssh("127.0.0.1", &closed)?;
         let mut stream = user.stream.try_clone()?;
-        let sending = std::thread::spawn(move || {
+        let sending = thread::spawn(move || {
             let nops = "3.nop;".repeat(1000);
             while stream.write_all(nops.as_bytes()).is_ok() {
                 sleep(Duration::from_millis(1));
@@ -326,17 +535,101 @@ fn without_descriptors_users_are_told_and_then_served() -> Result<()> {
     Ok(())
 }
 
+fn without_threads_users_are_told_and_then_served() -> Result<()> {
+    let shortage = Shortage::new()?;
+    let guacd = shortage.start("patched")?;
+    let fork_server = *children(guacd.pid()).first().context("no fork server")?;
+    let mut before = guacd.user("ssh")?;
+    for short in [format!("threads-{}", guacd.pid()), format!("threads-below-{fork_server}")] {
+        let file = shortage.dir.path().join(&short);
+        fs::write(&file, "")?;
+        for _ in 0..3 {
+            let mut user = User::connect(guacd.port)?;
+            user.send(&["select", "ssh"])?;
+            user.expect("3.512;").context(short.clone())?;
+            user.read_to_end(SOON).context(short.clone())?;
+        }
+        fs::remove_file(file)?;
+        guacd.user("ssh")?.finish_handshake().context(short)?;
+    }
+    before.finish_handshake()?;
+
+    let guacd = shortage.start("stock")?;
+    fs::write(shortage.dir.path().join(format!("threads-{}", guacd.pid())), "")?;
+    let mut user = User::connect(guacd.port)?;
+    user.send(&["select", "ssh"])?;
+    // It takes the thread for started, and goes on to what the thread's ID would be.
+    let _ = user.read_to_end(Duration::from_secs(2));
+    ensure!(user.heard.is_empty(), "stock: {}", user.heard);
+    Ok(())
+}
+
+fn without_processes_users_are_told_and_then_served() -> Result<()> {
+    let shortage = Shortage::new()?;
+    let guacd = shortage.start("patched")?;
+    let fork_server = *children(guacd.pid()).first().context("no fork server")?;
+    let mut before = guacd.user("ssh")?;
+    let file = shortage.dir.path().join(format!("forks-{fork_server}"));
+    fs::write(&file, "")?;
+    for _ in 0..3 {
+        let mut user = User::connect(guacd.port)?;
+        user.send(&["select", "ssh"])?;
+        user.expect("3.512;")?;
+        user.read_to_end(SOON)?;
+    }
+    ensure!(guacd.log()?.contains("Cannot fork child process"), "{}", guacd.log()?);
+    fs::remove_file(file)?;
+    guacd.user("ssh")?.finish_handshake()?;
+    before.finish_handshake()?;
+    Ok(())
+}
+
 fn without_its_fork_server_users_are_told() -> Result<()> {
-    let guacd = Guacd::start("patched")?;
+    let mut guacd = Guacd::start("patched")?;
     let mut before = guacd.user("ssh")?;
     for pid in children(guacd.pid()) {
         kill(pid, Signal::KILL);
     }
-    let mut user = User::connect(guacd.port)?;
-    user.send(&["select", "ssh"])?;
-    user.expect("3.512;")?;
-    before.finish_handshake()?;
+    for _ in 0..2 {
+        let mut user = User::connect(guacd.port)?;
+        user.send(&["select", "ssh"])?;
+        user.expect("3.512;")?;
+        user.read_to_end(SOON)?;
+    }
+    ensure!(guacd.log()?.contains("Restart guacd"), "{}", guacd.log()?);
+    // Who was there before is served, and stopped with guacd.
+    let id = before.finish_handshake()?;
+    guacd.user(&id)?.finish_handshake()?;
+    kill(guacd.pid(), Signal::TERM);
+    guacd.wait(SOON)?;
+    wait_for_the_end_of(&processes_on(guacd.port), SOON);
+    let left = processes_on(guacd.port);
+    for pid in &left {
+        kill(*pid, Signal::KILL);
+    }
+    ensure!(left.is_empty(), "{} processes are left", left.len());
     Ok(())
+}
+
+/// What makes threads and processes scarce for a guacd: files in its directory.
+struct Shortage {
+    dir: TempDir,
+}
+
+impl Shortage {
+    fn new() -> Result<Shortage> {
+        let dir = TempDir::new()?;
+        let mut cc = Command::new("cc");
+        cc.args(["-Wall", "-Werror", "-shared", "-fPIC", "-o"]).arg(dir.path().join("shortage.so"));
+        let compiled = cc.arg(support::root().join("tests/it/c/shortage.c")).output()?;
+        ensure!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+        Ok(Shortage { dir })
+    }
+
+    fn start(&self, variant: &str) -> Result<Guacd> {
+        let dir = self.dir.path().display();
+        Guacd::start_with(variant, &format!("export SHORTAGE={dir} LD_PRELOAD={dir}/shortage.so"), "")
+    }
 }
 
 /// A guacd that runs, and ends with this.
@@ -355,7 +648,7 @@ impl Guacd {
     fn start_with(variant: &str, shell: &str, options: &str) -> Result<Guacd> {
         let prefix = support::built(variant)?;
         let dir = TempDir::new()?;
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let port = free_port()?;
         let log = File::create(dir.path().join("log"))?;
         let child = Command::new("sh")
             .args(["-c", &format!("{shell} && exec \"$0\" -f -L info -b 127.0.0.1 -l {port} {options}")])
@@ -366,11 +659,7 @@ impl Guacd {
             .stderr(log)
             .spawn()?;
         let guacd = Guacd { child, port, dir };
-        let deadline = Instant::now() + SOON;
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-            ensure!(Instant::now() < deadline, "guacd does not listen:\n{}", guacd.log()?);
-            sleep(Duration::from_millis(20));
-        }
+        wait_until_it_listens(port).with_context(|| guacd.log().unwrap_or_default())?;
         Ok(guacd)
     }
 
@@ -384,10 +673,7 @@ impl Guacd {
 
     /// A user who has selected a protocol or a connection, and got its arguments.
     fn user(&self, selected: &str) -> Result<User> {
-        let mut user = User::connect(self.port)?;
-        user.send(&["select", selected])?;
-        user.arguments = user.expect("4.args,")?.split(',').count() - 1;
-        Ok(user)
+        User::select(self.port, selected)
     }
 
     /// All processes that it started, and those that they started.
@@ -445,6 +731,19 @@ impl Drop for Guacd {
     }
 }
 
+/// A guacd that went to the background. What is left of it ends with this.
+struct Daemon {
+    port: u16,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        for pid in processes_on(self.port) {
+            kill(pid, Signal::KILL);
+        }
+    }
+}
+
 /// A user's end of a connection to guacd.
 struct User {
     stream: TcpStream,
@@ -460,6 +759,14 @@ impl User {
         Ok(User { stream, heard: String::new(), arguments: 0 })
     }
 
+    /// A user who has selected a protocol or a connection, and got its arguments.
+    fn select(port: u16, selected: &str) -> Result<User> {
+        let mut user = User::connect(port)?;
+        user.send(&["select", selected])?;
+        user.arguments = user.expect("4.args,")?.split(',').count() - 1;
+        Ok(user)
+    }
+
     fn send(&mut self, parts: &[&str]) -> Result<()> {
         Ok(self.stream.write_all(instruction(parts).as_bytes())?)
     }
@@ -467,6 +774,11 @@ impl User {
     /// Sends the rest of the handshake, and returns the ID of the connection.
     fn finish_handshake(&mut self) -> Result<String> {
         self.connect_ssh("127.0.0.1", "1")?;
+        self.expect_id()
+    }
+
+    /// The ID of the connection, once guacd tells it.
+    fn expect_id(&mut self) -> Result<String> {
         let ready = self.expect("5.ready,")?;
         let id = ready.split_once('$').and_then(|(_, id)| id.split_once(';')).context("no ID")?.0;
         Ok(format!("${id}"))
@@ -474,9 +786,17 @@ impl User {
 
     /// Sends the rest of the handshake of a connection with SSH, whose first arguments are a host and a port.
     fn connect_ssh(&mut self, host: &str, port: &str) -> Result<()> {
-        let mut connect = vec!["connect", "VERSION_1_5_0", host, "", port, "user", "password"];
+        self.handshake(&[host, "", port, "user", "password"])
+    }
+
+    /// Sends the rest of the handshake, with the first of the arguments.
+    fn handshake(&mut self, arguments: &[&str]) -> Result<()> {
+        let mut connect = [&["connect", "VERSION_1_5_0"], arguments].concat();
         connect.resize(self.arguments + 1, "");
         self.send(&["size", "800", "600", "96"])?;
+        self.send(&["audio"])?;
+        self.send(&["video"])?;
+        self.send(&["image", "image/png"])?;
         self.send(&connect)
     }
 
@@ -526,6 +846,31 @@ impl User {
 fn instruction(parts: &[&str]) -> String {
     let parts: Vec<String> = parts.iter().map(|part| format!("{}.{part}", part.chars().count())).collect();
     format!("{};", parts.join(","))
+}
+
+fn wait_until_it_listens(port: u16) -> Result<()> {
+    let deadline = Instant::now() + SOON;
+    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        ensure!(Instant::now() < deadline, "guacd does not listen");
+        sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// The living processes of the guacd that was told to listen on a port: all of them have its command line.
+fn processes_on(port: u16) -> Vec<i32> {
+    let words = format!("\0-l\0{port}\0");
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter(|entry| {
+            fs::read_to_string(entry.path().join("cmdline")).is_ok_and(|line| line.contains(&words))
+        })
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
 }
 
 fn children(pid: i32) -> Vec<i32> {

@@ -1,0 +1,34 @@
+/* A library to preload: threads and processes cannot be started while a file says so.
+ *
+ * $SHORTAGE/threads-PID and $SHORTAGE/forks-PID are about that process, $SHORTAGE/threads-below-PID is about its children. */
+
+#define _GNU_SOURCE
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static int is_short_of(const char* what, pid_t pid) {
+    char path[4096];
+    snprintf(path, sizeof(path), "%s/%s-%d", getenv("SHORTAGE"), what, (int) pid);
+    return access(path, F_OK) == 0;
+}
+
+int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*start)(void*), void* data) {
+    int (*libcs)(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*) = dlsym(RTLD_NEXT, "pthread_create");
+    if (is_short_of("threads", getpid()) || is_short_of("threads-below", getppid()))
+        return EAGAIN;
+    return libcs(thread, attributes, start, data);
+}
+
+pid_t fork(void) {
+    pid_t (*libcs)(void) = dlsym(RTLD_NEXT, "fork");
+    if (is_short_of("forks", getpid())) {
+        errno = EAGAIN;
+        return -1;
+    }
+    return libcs();
+}
