@@ -36,8 +36,8 @@ pub fn machine(limits: &[Limit], sessions: u32) {
         false => (FAINT, ""),
     };
     eprintln!(
-        "{style}{word}this machine carries about {} sessions of a stock guacd, as {} ({}) ends first; {sessions} are to be \
-         open at once{style:#}",
+        "{style}{word}this machine carries about {} sessions of a stock guacd, as {} ({}) ends first, and no fewer of a \
+         patched one; {sessions} are to be open at once{style:#}",
         first.sessions, first.name, first.source,
     );
     for limit in limits.iter().skip(1).filter(|limit| limit.sessions < sessions.into()) {

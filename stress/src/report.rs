@@ -20,7 +20,7 @@ pub struct Report {
     pub interrupted: bool,
     /// Whether every judged run passed all its checks.
     pub passed: bool,
-    /// What this machine can carry, the limit that ends first before the others.
+    /// What this machine can carry of a stock guacd, the limit that ends first before the others. A patched one takes no more.
     #[serde(default)]
     pub machine: Vec<Limit>,
     /// One for each guacd.
