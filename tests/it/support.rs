@@ -270,8 +270,11 @@ pub struct Checkout(TempDir);
 impl Checkout {
     pub fn new() -> Result<Checkout> {
         let dir = TempDir::new()?;
-        for name in ["Cargo.toml", "Cargo.lock", "stress", "tests", "tls-rs", "upstream.toml", "xtask"] {
-            symlink(root().join(name), dir.path().join(name))?;
+        for entry in fs::read_dir(root())? {
+            let name = entry?.file_name();
+            if ![".git", "patches", "target"].map(OsStr::new).contains(&name.as_os_str()) {
+                symlink(root().join(&name), dir.path().join(&name))?;
+            }
         }
         let series = Path::new("patches").join(RELEASE);
         fs::create_dir_all(dir.path().join(&series))?;

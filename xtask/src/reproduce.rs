@@ -251,7 +251,7 @@ impl Work {
         let reversed = index == 1 && value(conditions, "file order", index).is_some();
         let disorder = reversed.then(|| Disorder::mount(&self.dir.join("backwards"), &dir)).transpose()?;
         let root = layout::root();
-        for name in ["Cargo.lock", "Cargo.toml", "patches", "upstream.toml"]
+        for name in ["Cargo.lock", "Cargo.toml", "LICENSE", "NOTICE", "patches", "upstream.toml"]
             .into_iter()
             .chain(members(&root)?.iter().map(String::as_str))
         {

@@ -270,6 +270,8 @@ fn loaded(prefix: &Path) -> Result<BTreeSet<PathBuf>> {
     let text = duct::cmd("ldd", &files)
         .env("LD_LIBRARY_PATH", &lib)
         .env("LC_ALL", "C")
+        // It would be listed as one of them.
+        .env_remove("LD_PRELOAD")
         .read()
         .context("cannot run `ldd` on what was built")?;
     let missing: BTreeSet<&str> =
