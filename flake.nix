@@ -35,7 +35,8 @@
         // {
           inherit (pkgs) guac-stress tls-rs;
           default = pkgs.guacd-uncapped;
-          stock = pkgs.guacd-uncapped.override { patched = false; };
+          keys = pkgs.guacd-uncapped.override { variant = "keys"; };
+          stock = pkgs.guacd-uncapped.override { variant = "stock"; };
         }
       );
 

@@ -1,4 +1,5 @@
-# guacd of a release of upstream.toml, patched or as it is. Follows nixpkgs' own guacamole-server.
+# guacd of a release of upstream.toml: `patched`, with the patches of the group `keys` alone, or `stock`, as it is.
+# Follows nixpkgs' own guacamole-server.
 {
   lib,
   stdenv,
@@ -30,15 +31,26 @@
   runCommand,
   tls-rs,
 
-  patched ? true,
   release ? (import ./upstream.nix { inherit lib; }).default,
+  variant ? "patched",
 }:
 
 let
   pinned = (import ./upstream.nix { inherit lib; }).releases.${release};
+
+  belongs =
+    {
+      keys = patch: patch.group == "keys";
+      patched = _: true;
+      stock = _: false;
+    }
+    .${variant};
+
+  patches = map (patch: patch.path) (lib.filter belongs pinned.patches);
+  patched = patches != [ ];
 in
 stdenv.mkDerivation (finalAttrs: {
-  pname = if patched then "guacd-uncapped" else "guacd-stock";
+  pname = if variant == "patched" then "guacd-uncapped" else "guacd-${variant}";
   version = release;
 
   src = fetchgit {
@@ -47,7 +59,7 @@ stdenv.mkDerivation (finalAttrs: {
     hash = pinned.nar;
   };
 
-  patches = lib.optionals patched pinned.patches;
+  inherit patches;
   patchFlags = [
     "-p1"
     "--fuzz=0"
@@ -124,7 +136,7 @@ stdenv.mkDerivation (finalAttrs: {
   meta = {
     description =
       "Clientless remote desktop gateway"
-      + lib.optionalString patched ", with as many sessions as the machine can carry";
+      + lib.optionalString (variant == "patched") ", with as many sessions as the machine can carry";
     homepage = "https://guacamole.apache.org/";
     license = lib.licenses.asl20;
     mainProgram = "guacd";

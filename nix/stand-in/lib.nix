@@ -13,12 +13,13 @@ rec {
   nameValuePair = name: value: { inherit name value; };
 
   # Lists
+  inherit (builtins) foldl';
   last = list: builtins.elemAt list (builtins.length list - 1);
   optional = condition: item: if condition then [ item ] else [ ];
-  optionals = condition: list: if condition then list else [ ];
 
   # Strings
   hasPrefix = prefix: text: substring 0 (stringLength prefix) text == prefix;
+  removePrefix = prefix: text: substring (stringLength prefix) (-1) text;
   optionalString = condition: text: if condition then text else "";
   splitString = separator: text: filter builtins.isString (builtins.split (escapeRegex separator) text);
   escapeRegex = replaceStrings [ "." ] [ "\\." ];

@@ -259,7 +259,7 @@ pub struct Package {
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct Nix {
-    /// The output: `default`, `stock`, `guacd-1_6_0` and so on, `tls-rs`, `guac-stress`.
+    /// The output: `default`, `keys`, `stock`, `guacd-1_6_0` and so on, `tls-rs`, `guac-stress`.
     #[arg(default_value = "default")]
     pub output: String,
 
