@@ -78,7 +78,15 @@ pub fn git_tree(release: &Release, flags: &flags::Source) -> Result<Source> {
                         release.version, release.git
                     ))
                 );
-                import(release, &release.git, false, &cache)
+                import(release, &release.git, false, &cache).or_else(|error| {
+                    run::check_interrupted()?;
+                    bail!(Failure::Preflight(format!(
+                        "the source as git has it is not in the cache, and cannot be had from {0}: {error:#}\nfrom a \
+                         machine with a network, take a clone, and give it to xtask: git clone --depth 1 --branch {1} {0} \
+                         DIRECTORY; cargo xtask fetch --release {1} --from DIRECTORY",
+                        release.git, release.version
+                    )))
+                })
             },
             Ok,
         ),
@@ -221,12 +229,17 @@ fn from_git(release: &Release, origin: &str, cache: &Path) -> Result<Source> {
     if !fetched.status.success() {
         run::check_interrupted()?;
         let said = String::from_utf8_lossy(&fetched.stderr);
+        let advice = match origin.contains("://") {
+            true => String::new(),
+            false => format!(
+                "\nif the clone is an old or partial one, complete it: git -C {origin} fetch {} tag {}",
+                release.git, release.version
+            ),
+        };
         bail!(
-            "git cannot get commit {commit} (the tag {0}) from it:\n{1}\nif the clone is an old or partial one, \
-             complete it: git -C {origin} fetch {2} tag {0}",
+            "git cannot get commit {commit} (the tag {}) from it:\n{}{advice}",
             release.version,
-            said.trim_end(),
-            release.git
+            said.trim_end()
         );
     }
     let source = repository.keep(release, commit, cache)?;

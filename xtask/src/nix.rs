@@ -196,15 +196,8 @@ impl Nix {
         fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
         let arguments = arguments.iter().copied().chain(self.arguments.iter().map(String::as_str));
         let command = self.within(duct::cmd("nix", arguments).dir(layout::root()));
-        if let Err(error) = run::logged(&progress, title, command, &log, WhenInterrupted::End) {
-            run::check_interrupted()?;
-            let text = fs::read_to_string(&log).unwrap_or_default();
-            let advice = ADVICE.iter().find(|(words, _)| text.contains(words));
-            return match advice {
-                Some((_, advice)) => Err(Failure::Preflight(format!("{error:#}\n{advice}")).into()),
-                None => Err(error),
-            };
-        }
+        let ran = run::logged(&progress, title, command, &log, WhenInterrupted::End);
+        run::advise(ran, &log, &ADVICE)?;
         progress.done("");
         Ok(())
     }

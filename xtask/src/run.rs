@@ -105,6 +105,19 @@ pub fn logged(
     }
 }
 
+/// Turns the error of a program whose log holds one of these words into one that says what to do about it, and exits with 3.
+pub fn advise(result: Result<()>, log: &Path, advice: &[(&str, &str)]) -> Result<()> {
+    result.or_else(|error| {
+        check_interrupted()?;
+        let bytes = fs::read(log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        match advice.iter().find(|(words, _)| text.contains(words)) {
+            Some((_, advice)) => bail!(Failure::Preflight(format!("{error:#}\n{advice}"))),
+            None => Err(error),
+        }
+    })
+}
+
 /// Has the kernel end the program when xtask dies, however it dies.
 pub fn die_with_parent(command: &mut Command) {
     // SAFETY: the closure runs in the forked child and makes one system call: it neither allocates nor locks.
