@@ -209,7 +209,7 @@ impl<'a> Build<'a> {
             &[&release.commit],
             |_| pristine.exists(),
             |_| {
-                install::check_space(&self.work)?;
+                install::check_space(&self.work, install::BYTES_NEEDED)?;
                 let archive = named.map_or_else(|| fetch::source(release, &setup.source), Ok)?;
                 fetch::unpack(&archive, &pristine)?;
                 fs::write(self.work.join("source.pin"), &archive.pin)?;

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
 
+use crate::failure::Failure;
 use crate::manifest::Manifest;
 use crate::steps::Running;
 
 /// What a build and its staged installation take at most, with room to spare: 230 MB were measured.
-const BYTES_NEEDED: u64 = 400 << 20;
+pub const BYTES_NEEDED: u64 = 400 << 20;
 
 /// Resolves a prefix that the user named, creating the directory that it is in.
 pub fn resolve(prefix: &Path) -> Result<PathBuf> {
@@ -63,16 +64,18 @@ pub fn check_characters(path: &Path, advice: &str) -> Result<()> {
     Ok(())
 }
 
-/// Checks that a build in `dir` will not run out of space.
-pub fn check_space(dir: &Path) -> Result<()> {
+/// Checks that a build in `dir`, which takes so many bytes, will not run out of space.
+pub fn check_space(dir: &Path, needed: u64) -> Result<()> {
     let stat = rustix::fs::statvfs(dir).with_context(|| format!("cannot examine {}", dir.display()))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     ensure!(
-        free >= BYTES_NEEDED,
-        "only {} MB are free in {}, and a build takes up to {}: make room, or set CARGO_TARGET_DIR to another disk",
-        free >> 20,
-        dir.display(),
-        BYTES_NEEDED >> 20
+        free >= needed,
+        Failure::Preflight(format!(
+            "only {} MB are free in {}, and a build takes up to {}: make room, or set CARGO_TARGET_DIR to another disk",
+            free >> 20,
+            dir.display(),
+            needed >> 20
+        ))
     );
     Ok(())
 }

@@ -13,7 +13,10 @@ use crate::doctor::{self, Need};
 use crate::failure::Failure;
 use crate::run::WhenInterrupted;
 use crate::upstream::Release;
-use crate::{fetch, flags, layout, run, stress, ui};
+use crate::{fetch, flags, install, layout, run, stress, ui};
+
+/// What the store of a stand-in and a build in it take at most, with room to spare.
+const BYTES_NEEDED: u64 = 3 << 30;
 
 /// The first Nix with flakes as they are now.
 const OLDEST: (u32, u32) = (2, 4);
@@ -58,7 +61,7 @@ pub fn nix(flags: &flags::Nix) -> Result<()> {
     );
     let nix = match flags.stand_in {
         true => Nix::on_the_host(flags)?,
-        false => Nix::new(layout::target_dir().join("guacd/nix"))?,
+        false => Nix::new(layout::target_dir().join("guacd/nix"), flags.setup.source.offline)?,
     };
     if flags.check {
         nix.run("nix check", &["flake", "check", ".", "--print-build-logs"])?;
@@ -116,16 +119,21 @@ struct Nix {
 
 impl Nix {
     /// With the user's own store and settings.
-    fn new(dir: PathBuf) -> Result<Nix> {
+    fn new(dir: PathBuf, offline: bool) -> Result<Nix> {
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let dir = dir.canonicalize()?;
-        let arguments = ["--extra-experimental-features", "nix-command flakes"].map(str::to_owned).to_vec();
+        let mut arguments =
+            ["--extra-experimental-features", "nix-command flakes"].map(str::to_owned).to_vec();
+        if offline {
+            arguments.push("--offline".to_owned());
+        }
         Ok(Nix { dir, arguments, environment: Vec::new() })
     }
 
     /// With a store of its own, that holds the sources, and the host's toolchain for nixpkgs.
     fn on_the_host(flags: &flags::Nix) -> Result<Nix> {
-        let mut nix = Nix::new(layout::target_dir().join("guacd/nix-stand-in"))?;
+        let mut nix = Nix::new(layout::target_dir().join("guacd/nix-stand-in"), true)?;
+        install::check_space(&nix.dir, BYTES_NEEDED)?;
         let stand_in = layout::root().join("nix/stand-in");
         nix.arguments.extend(["--override-input".to_owned(), "nixpkgs".to_owned()]);
         nix.arguments.extend([format!("path:{}", stand_in.display()), "--no-write-lock-file".to_owned()]);
@@ -177,16 +185,16 @@ impl Nix {
     /// Runs a quick command on the store, and returns what it says.
     fn store(&self, command: &[&str], paths: &[&PathBuf]) -> Result<String> {
         let arguments = command[1..].iter().map(OsString::from).chain(paths.iter().map(OsString::from));
-        let mut expression = duct::cmd(command[0], arguments).stderr_to_stdout().stdout_capture();
+        let mut expression = duct::cmd(command[0], arguments).stderr_capture().stdout_capture();
         if command[0] == "nix" {
             // (nix-store neither knows nor needs it.)
             expression = expression.env("NIX_CONFIG", "extra-experimental-features = nix-command");
         }
         let output =
             self.within(expression).unchecked().run().with_context(|| format!("cannot run {command:?}"))?;
-        let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        ensure!(output.status.success(), "`{}` failed:\n{text}", command.join(" "));
-        Ok(text)
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`{}` failed:\n{}", command.join(" "), said.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
     /// Runs `nix` on the flake, as a step with a log.

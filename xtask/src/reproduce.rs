@@ -202,7 +202,7 @@ impl Work {
         work.remove()?;
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
         let work = Work { dir: dir.canonicalize()? };
-        install::check_space(&work.dir)?;
+        install::check_space(&work.dir, 2 * install::BYTES_NEEDED)?;
         // For both builds, whatever cargo does to ours in the meantime.
         fs::copy(std::env::current_exe()?, work.xtask()).context("cannot copy xtask")?;
         // Without faketime's library: its lock and that of rustc's allocator wait for each other, for ever.
