@@ -4,13 +4,15 @@
 
 # A digest in place of the tag, as in debian@sha256:..., has it built on the same base for ever.
 ARG BASE=debian:trixie-slim
+ARG RELEASE=1.6.0
+# The time of the release's tag, and of every file that is installed.
+ARG SOURCE_DATE_EPOCH=1750361542
 
 FROM ${BASE} AS build
 RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates cargo gcc git libc6-dev
-ARG RELEASE=1.6.0
-# The time of the release's tag, and of every file that is installed.
-ARG SOURCE_DATE_EPOCH=1750361542
+ARG RELEASE
+ARG SOURCE_DATE_EPOCH
 WORKDIR /build
 COPY . .
 # The source may lie in source/, as a tarball, a tree or a git clone; else the network has it. Either way it has to match its
@@ -30,6 +32,7 @@ RUN --mount=type=cache,target=/root/.cargo/registry \
     find /opt/guacamole -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 
 FROM ${BASE}
+ARG SOURCE_DATE_EPOCH
 # For terminals in scripts that these lack, as fonts-noto-cjk, which the official image has, and which weighs 90 MB.
 ARG FONTS="fonts-dejavu-core fonts-liberation"
 # The libraries are those that the bill of materials lists, in the versions that it lists. Ghostscript makes PDFs of what is
@@ -50,7 +53,7 @@ RUN --mount=type=bind,from=build,source=/opt/guacamole,target=/mnt \
     done
 COPY --from=build /opt/guacamole /opt/guacamole
 
-ARG RELEASE=1.6.0
+ARG RELEASE
 LABEL org.opencontainers.image.title="guacd-uncapped" \
     org.opencontainers.image.description="Apache Guacamole's guacd, with as many sessions as the machine allows" \
     org.opencontainers.image.licenses="Apache-2.0" \

@@ -4,10 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tempfile::TempDir;
 
-use crate::support::{self, SmallDisk, xtask};
+use crate::support::{self, Mark, Output, SmallDisk, xtask};
 
 crate::tests! {
     Nothing:
@@ -19,7 +19,10 @@ crate::tests! {
     SourceAndMount:
         a_docker_without_room_is_refused;
     Source:
-        a_build_that_fails_shows_the_end_of_its_log;
+        a_build_that_fails_shows_the_end_of_its_log,
+        what_a_build_misses_is_said_with_what_to_do;
+    Minutes:
+        a_daemon_of_its_own_leaves_nothing_when_interrupted;
 }
 
 /// A directory with a docker in it that answers `version` for the client, and for the server, `info` and `build` by what these
@@ -70,14 +73,57 @@ fn a_docker_without_room_is_refused() -> Result<()> {
     image(dir.path()).run()?.expect(3, &["MB are free in", "docker system prune"])
 }
 
-fn a_build_that_fails_shows_the_end_of_its_log() -> Result<()> {
-    let build = "echo 'E: Unable to locate package cargo'; exit 100";
-    let dir = docker("echo 20.10.24", "echo 20.10.24", "echo /nowhere", build)?;
+/// A run whose `docker build` says these words, and fails.
+fn failing(words: &str) -> Result<Output> {
+    let build = format!("echo '{words}'; exit 100");
+    let dir = docker("echo 20.10.24", "echo 20.10.24", "echo /nowhere", &build)?;
     let path = std::env::join_paths([dir.path(), Path::new("/usr/bin"), Path::new("/bin")])?;
     let target = TempDir::new()?;
-    let output =
-        xtask(["image", "--offline"]).env("PATH", path).env("CARGO_TARGET_DIR", target.path()).run()?;
-    output.expect(1, &["docker build failed", "E: Unable to locate package cargo", "the whole log: "])
+    xtask(["image", "--offline"]).env("PATH", path).env("CARGO_TARGET_DIR", target.path()).run()
+}
+
+fn a_build_that_fails_shows_the_end_of_its_log() -> Result<()> {
+    let words = "E: Unable to locate package cargo";
+    failing(words)?.expect(1, &["docker build failed", words, "the whole log: "])
+}
+
+fn what_a_build_misses_is_said_with_what_to_do() -> Result<()> {
+    for (words, advice) in [
+        ("failed to do request: Head: dial tcp: lookup registry.example.org: no such host", "--base"),
+        ("Temporary failure resolving the mirror", "--network host"),
+        ("write /usr/lib/x: no space left on device", "docker system prune"),
+    ] {
+        failing(words)?.expect(3, &["docker build failed", words, advice])?;
+    }
+    Ok(())
+}
+
+fn a_daemon_of_its_own_leaves_nothing_when_interrupted() -> Result<()> {
+    let target = TempDir::new()?;
+    for moment in ["mmdebstrap", "docker build"] {
+        let mark = Mark::new();
+        let run = xtask(["image", "--offline", "--own-daemon"]).env("CARGO_TARGET_DIR", target.path());
+        let mut run = mark.on(run).start()?;
+        let log = target.path().join("guacd/image/build.log");
+        match moment {
+            "mmdebstrap" => run.wait_until(moment, || !mark.processes(Some("dpkg")).is_empty())?,
+            // Within the first command of the build.
+            _ => run.wait_until(moment, || {
+                fs::read_to_string(&log).is_ok_and(|log| log.contains("Setting up gcc"))
+            })?,
+        }
+        run.interrupt()?.expect(130, &[])?;
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let mounts = mounts.lines().filter(|line| line.contains(&*target.path().to_string_lossy()));
+        ensure!(mounts.count() == 0, "{moment}: file systems are still mounted");
+        let left = mark.processes(None);
+        ensure!(left.is_empty(), "{moment}: {left:?} still run");
+        for entry in fs::read_dir(target.path().join("guacd/image"))? {
+            let path = entry?.path();
+            ensure!(!path.is_dir(), "{moment}: {} is left", path.display());
+        }
+    }
+    Ok(())
 }
 
 fn packages_need_what_makes_them() -> Result<()> {

@@ -100,9 +100,10 @@ fn the_image_writes_down_nothing_that_is_written_elsewhere() -> Result<()> {
     let compose = fs::read_to_string(root().join("compose.yaml"))?;
     let help = xtask(["image", "--help"]).run()?.stdout;
     ensure!(help.contains(&format!("[default: {RELEASE}]")), "{help}");
-    let releases: Vec<&str> =
-        dockerfile.lines().filter_map(|line| line.strip_prefix("ARG RELEASE=")).collect();
-    ensure!(releases.len() == 2 && releases.iter().all(|release| *release == RELEASE), "{releases:?}");
+    let defaults = |name: &str| -> Vec<&str> {
+        dockerfile.lines().filter_map(|line| line.strip_prefix(&format!("ARG {name}="))).collect()
+    };
+    ensure!(defaults("RELEASE") == [RELEASE], "{:?}", defaults("RELEASE"));
     ensure!(
         compose.contains(&format!("image: guacd-uncapped:{RELEASE}\n")),
         "compose.yaml names another release"
@@ -112,6 +113,9 @@ fn the_image_writes_down_nothing_that_is_written_elsewhere() -> Result<()> {
     }
     // Neither pins, nor patches, nor flags, nor libraries: those are for upstream.toml, patches/ and xtask.
     let upstream = fs::read_to_string(root().join("upstream.toml"))?;
+    let epochs = defaults("SOURCE_DATE_EPOCH");
+    let is_pinned = |epoch: &&str| upstream.contains(&format!("\nepoch = {epoch}\n"));
+    ensure!(epochs.len() == 1 && epochs.iter().all(is_pinned), "{epochs:?} is not in upstream.toml");
     let pins = upstream.split('"').filter(|text| text.len() >= 40);
     for elsewhere in pins.chain(["-D_FORTIFY", "-fstack", "relro", "configure", ".patch", "-dev "]) {
         let excused = dockerfile.replace("libc6-dev", "");

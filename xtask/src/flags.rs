@@ -210,6 +210,16 @@ pub struct Image {
     #[arg(long, value_name = "SESSIONS", value_parser = clap::value_parser!(u32).range(1..=i64::from(guac_stress::flags::MOST_SESSIONS)))]
     pub stress: Option<u32>,
 
+    /// Give guacd in that container this many pthread keys per process, where 128 stands in for musl. The run fails if the
+    /// limit was not in force.
+    #[arg(long, value_name = "KEYS", requires = "stress", value_parser = clap::value_parser!(u32).range(1..))]
+    pub key_limit: Option<u32>,
+
+    /// Build the image a second time, without anything from the first, and compare the two file by file: names, contents,
+    /// permissions and owners, and what a container of it is started with. Of files, the times may differ.
+    #[arg(long, requires = "own_daemon")]
+    pub rebuild: bool,
+
     /// Start a Docker daemon for this run alone, and make the base image from Debian's packages. As root, where docker.io and
     /// mmdebstrap are installed. The image goes with the daemon: this is for checking.
     #[arg(long, conflicts_with_all = ["base", "network"])]
@@ -287,7 +297,7 @@ pub struct Nix {
 /// Build guacd twice under conditions that should not matter, and compare what is installed, byte by byte.
 ///
 /// The builds differ in their directory, number of compilers, umask, time zone, locale, home and user; in the time, with
-/// faketime; and in the order that directories list their files in, with disorderfs. Names, contents, permissions and
+/// faketime; and in the order that directories list their files in, with disorderfs. Names, contents, permissions, owners and
 /// links are compared, and nothing is left out; only the times of files are not. Diffoscope, if it is there, explains a
 /// difference; else the section and the bytes are named.
 #[derive(Args)]

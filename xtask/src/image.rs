@@ -1,6 +1,7 @@
 //! `cargo xtask image`: builds the container image, and checks that it does what it says.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,7 +17,7 @@ use tempfile::TempDir;
 use crate::failure::Failure;
 use crate::run::{self, WhenInterrupted};
 use crate::upstream::Release;
-use crate::{debian, fetch, flags, layout, stress, ui};
+use crate::{debian, fetch, flags, install, layout, reproduce, stress, ui};
 
 /// What a build takes at most, with room to spare: 2.3 GB were measured.
 const BYTES_NEEDED: u64 = 4 << 30;
@@ -33,6 +34,19 @@ const READ_ONLY: [&str; 6] = [
     "--security-opt=no-new-privileges",
     "--pids-limit=-1",
 ];
+
+/// What a build says when something is missing that it cannot do without, and what to do about it.
+const ADVICE: [(&str, &str); 5] = [
+    ("failed to resolve", NO_BASE),
+    ("failed to do request", NO_BASE),
+    (debian::NO_NAME, NO_NETWORK),
+    ("Could not resolve host", NO_NETWORK),
+    // apt-get's words, and Docker's.
+    ("o space left on device", "make room where Docker keeps its images: docker system prune"),
+];
+const NO_BASE: &str =
+    "the base image comes from a registry: connect the daemon to it, or name one that it has with --base";
+const NO_NETWORK: &str = "Debian's packages and the crates come from the network: if this machine has one and containers have not, --network host";
 
 /// Longer than `docker stop` may take, and shorter than it would take to kill guacd.
 const STOP: Duration = Duration::from_secs(5);
@@ -84,17 +98,27 @@ pub fn image(flags: &flags::Image) -> Result<()> {
         size: size.parse().with_context(|| format!("docker gives {size:?} for a size"))?,
         tag,
         id,
-        release: release.version,
-        base,
+        release: release.version.clone(),
+        base: base.clone(),
         docker: docker.versions.clone(),
         checks: Vec::new(),
     };
     ui::note(format!("  {}, {} MB", report.id, report.size / 1_000_000));
+    if flags.rebuild {
+        let since = Instant::now();
+        let first = docker.contents(&report.id, &work)?;
+        // Without what the first has left: compilers' output, too, is kept from one build to the next.
+        docker.read(&["builder", "prune", "--all", "--force"])?;
+        let id = docker.build(&release, &report.tag, base.as_deref(), None, &work)?;
+        let remark = same(&first, &docker.contents(&id, &work)?)?;
+        ui::note(format!("  {remark}"));
+        report.checks.push(Check { name: "rebuild", seconds: since.elapsed().as_secs_f64(), remark });
+    }
     if flags.check {
         check(&docker, &mut report, &work, flags.source.offline)?;
     }
     if let Some(count) = flags.stress {
-        let check = under_load(&docker, &report.id, count, flags.source.offline)?;
+        let check = under_load(&docker, &report.id, count, flags.key_limit, &work, flags.source.offline)?;
         report.checks.push(check);
     }
     if flags.json {
@@ -217,6 +241,7 @@ impl Docker {
             format!("--tag={tag}"),
             format!("--iidfile={}", id_file.display()),
             format!("--build-arg=RELEASE={}", release.version),
+            format!("--build-arg=SOURCE_DATE_EPOCH={}", release.epoch),
         ];
         arguments.extend(base.map(|base| format!("--build-arg=BASE={base}")));
         // A daemon of our own has no bridge.
@@ -230,7 +255,8 @@ impl Docker {
         let log = work.join("build.log");
         fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
         let step = ui::Step::start("docker build");
-        run::logged(&step, "docker build", self.command(&arguments), &log, WhenInterrupted::End)?;
+        let ran = run::logged(&step, "docker build", self.command(&arguments), &log, WhenInterrupted::End);
+        run::advise(ran, &log, &ADVICE)?;
         step.done(log.display());
         let id =
             fs::read_to_string(&id_file).with_context(|| format!("cannot read {}", id_file.display()))?;
@@ -259,6 +285,16 @@ impl Docker {
         }
         self.read(&["import", &tar.to_string_lossy(), NAME])?;
         Ok(NAME.to_owned())
+    }
+
+    /// Unpacks what is in an image.
+    fn contents(&self, image: &str, work: &Path) -> Result<Contents> {
+        let root = TempDir::with_prefix_in("contents-", work)?;
+        let container = Container { docker: self, id: self.read(&["create", image])? };
+        let unpack = duct::cmd!("tar", "--extract", "--directory", root.path());
+        let export = self.command(&["export", &container.id]).pipe(unpack).stderr_capture();
+        export.run().with_context(|| format!("cannot unpack {image}"))?;
+        Ok(Contents { root, config: self.read(&["image", "inspect", "--format={{json .Config}}", image])? })
     }
 
     /// Starts a container of `image`, which is removed when the result is dropped.
@@ -322,6 +358,26 @@ impl Drop for Container<'_> {
         let remove = self.docker.command(&["rm", "--force", "--volumes", &self.id]);
         let _ = remove.stdout_null().stderr_null().unchecked().run();
     }
+}
+
+/// What is in an image: its files, and what a container of it is started with.
+struct Contents {
+    root: TempDir,
+    config: String,
+}
+
+/// An error that says what differs, if anything does but the times of files.
+fn same(first: &Contents, second: &Contents) -> Result<String> {
+    let (files, differences) = reproduce::compare(first.root.path(), second.root.path())?;
+    let mut differences: Vec<String> = differences.iter().map(|one| format!("    {one}")).collect();
+    if first.config != second.config {
+        differences.push(format!("    {}\n    became {}", first.config, second.config));
+    }
+    ensure!(
+        differences.is_empty(),
+        Failure::Difference(format!("the image was built twice, and differs:\n{}", differences.join("\n")))
+    );
+    Ok(format!("built again from nothing: {files} files, and none differs"))
 }
 
 /// Checks what a drop-in has to hold.
@@ -401,9 +457,9 @@ fn health(docker: &Docker, image: &str) -> Result<String> {
 }
 
 /// A container on the host's network, at a free port of the loopback device.
-fn on_loopback<'a>(docker: &'a Docker, image: &str) -> Result<(Container<'a>, String)> {
+fn on_loopback<'a>(docker: &'a Docker, image: &str, options: &[&str]) -> Result<(Container<'a>, String)> {
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
-    let options = ["--network=host", "--no-healthcheck"];
+    let options = [&["--network=host", "--no-healthcheck"], options].concat();
     let container = docker.container(&options, image, &["-b", "127.0.0.1", "-l", &port])?;
     let address = format!("127.0.0.1:{port}");
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -421,7 +477,7 @@ fn on_loopback<'a>(docker: &'a Docker, image: &str) -> Result<(Container<'a>, St
 
 /// It stops in time while sessions are open.
 fn stop(docker: &Docker, image: &str, guac_stress: &Path) -> Result<String> {
-    let (container, address) = on_loopback(docker, image)?;
+    let (container, address) = on_loopback(docker, image, &[])?;
     let mut command = Command::new(guac_stress);
     command.args([
         format!("--count={SESSIONS_AT_STOP}"),
@@ -471,16 +527,88 @@ impl Drop for Ended {
     }
 }
 
-/// Holds `count` sessions through the container.
-fn under_load(docker: &Docker, image: &str, count: u32, offline: bool) -> Result<Check> {
+/// Holds `count` sessions through the container, under a limit of pthread keys if one is asked for.
+fn under_load(
+    docker: &Docker,
+    image: &str,
+    count: u32,
+    key_limit: Option<u32>,
+    work: &Path,
+    offline: bool,
+) -> Result<Check> {
     let since = Instant::now();
-    let (_container, address) = on_loopback(docker, image)?;
-    stress::load(&address, count, offline)?;
+    let guac_stress = stress::compile(work, offline)?;
+    let limit = key_limit.map(|limit| KeyLimit::new(limit, &guac_stress, work)).transpose()?;
+    let options = limit.as_ref().map_or_else(Vec::new, KeyLimit::options);
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    let (container, address) = on_loopback(docker, image, &options)?;
+    let held = stress::load(&address, count, offline);
+    let keys = limit.map(|limit| limit.result(&container)).transpose()?;
+    if let Some(keys) = &keys {
+        ui::note(format!("  {keys}"));
+    }
+    held?;
+    let remark = format!("{count} of {count} sessions gave back what was typed into them");
     Ok(Check {
         name: "stress",
         seconds: since.elapsed().as_secs_f64(),
-        remark: format!("{count} of {count} sessions gave back what was typed into them"),
+        remark: keys.map_or_else(|| remark.clone(), |keys| format!("{remark}; {keys}")),
     })
+}
+
+/// The preload library that limits a container's pthread keys, and the file that it counts them in.
+struct KeyLimit {
+    limit: u32,
+    dir: TempDir,
+}
+
+impl KeyLimit {
+    const LIBRARY: &str = "libkey_limit.so";
+    const COUNTERS: &str = "keys";
+
+    fn new(limit: u32, guac_stress: &Path, work: &Path) -> Result<KeyLimit> {
+        let dir = TempDir::with_prefix_in("key-limit-", work)?;
+        let built = guac_stress.with_file_name(Self::LIBRARY);
+        let library = dir.path().join(Self::LIBRARY);
+        fs::copy(&built, &library).with_context(|| format!("cannot copy {}", built.display()))?;
+        let counters = dir.path().join(Self::COUNTERS);
+        fs::write(&counters, [0; 12]).with_context(|| format!("cannot write {}", counters.display()))?;
+        // The container's user is another one.
+        fs::set_permissions(&library, Permissions::from_mode(0o755))?;
+        fs::set_permissions(&counters, Permissions::from_mode(0o666))?;
+        Ok(KeyLimit { limit, dir })
+    }
+
+    /// What a container is created with to be under the limit.
+    fn options(&self) -> Vec<String> {
+        let mount = |name: &str, more: &str| {
+            format!("--mount=type=bind,source={},target=/{name}{more}", self.dir.path().join(name).display())
+        };
+        vec![
+            mount(Self::LIBRARY, ",readonly"),
+            mount(Self::COUNTERS, ""),
+            format!("--env=LD_PRELOAD=/{}", Self::LIBRARY),
+            format!("--env=KEY_LIMIT={}", self.limit),
+            format!("--env=KEY_LIMIT_STATS=/{}", Self::COUNTERS),
+        ]
+    }
+
+    /// What was counted: the most keys of any process, and refusals. An error if nothing was limited.
+    fn result(&self, container: &Container) -> Result<String> {
+        let bytes = fs::read(self.dir.path().join(Self::COUNTERS))?;
+        let word =
+            |index: usize| bytes.get(4 * index..4 * index + 4)?.try_into().ok().map(u32::from_ne_bytes);
+        let (Some(most), Some(refused), Some(loaded)) = (word(0), word(1), word(2)) else {
+            bail!("the container has cut the file of counters short");
+        };
+        // The loader only warns of a library that it cannot load, as of one for a newer libc, and goes on without it.
+        ensure!(
+            loaded == 1 && most > 0,
+            "the limit of keys was not in force in the container; its log ends in:\n{}",
+            container.log()
+        );
+        Ok(format!("{most} of {} keys in the process that had most, {refused} refused", self.limit))
+    }
 }
 
 /// A Docker daemon that is ours alone, and ends with us.
@@ -505,12 +633,15 @@ impl Daemon {
                 Failure::Preflight(format!("--own-daemon needs {program}: apt-get install {package}"))
             );
         }
+        install::check_space(work, BYTES_NEEDED)?;
         let dir = TempDir::with_prefix_in("dockerd-", work)?;
         // Sockets have short names only.
         let socket = dir.path().join("s");
         ensure!(socket.as_os_str().len() < 90, "the path {} is too long for a socket", socket.display());
         let log = fs::File::create(work.join("dockerd.log"))?;
-        let mut command = Command::new("dockerd");
+        // In a namespace of its own: it leaves the network namespaces of its containers mounted.
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "dockerd"]);
         for (flag, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
             command.arg(format!("{flag}={}", dir.path().join(name).display()));
         }

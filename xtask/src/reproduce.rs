@@ -57,7 +57,7 @@ struct Condition {
 
 /// A file that is not the same in both.
 #[derive(Serialize)]
-struct Difference {
+pub struct Difference {
     /// Its path in the prefix.
     path: PathBuf,
     /// What is not the same about it.
@@ -393,7 +393,7 @@ fn unmount(dir: &Path) {
 }
 
 /// Compares two trees, and returns how many files there are, and those that differ.
-fn compare(first: &Path, second: &Path) -> Result<(usize, Vec<Difference>)> {
+pub fn compare(first: &Path, second: &Path) -> Result<(usize, Vec<Difference>)> {
     let (mut ours, mut theirs) = (BTreeMap::new(), BTreeMap::new());
     list(first, first, &mut ours)?;
     list(second, second, &mut theirs)?;
@@ -409,8 +409,14 @@ fn compare(first: &Path, second: &Path) -> Result<(usize, Vec<Difference>)> {
         if one.mode != other.mode {
             add(path, format!("its mode is {:o} in the first, and {:o} in the second", one.mode, other.mode));
         }
-        if one.content != other.content {
-            add(path, where_they_differ(&first.join(path), &one.content, &other.content));
+        if one.owner != other.owner {
+            let [first, second] =
+                [one, other].map(|Entry { owner: (user, group), .. }| format!("{user}:{group}"));
+            add(path, format!("it belongs to {first} in the first, and to {second} in the second"));
+        }
+        let contents = [one.content(&first.join(path))?, other.content(&second.join(path))?];
+        if contents[0] != contents[1] {
+            add(path, where_they_differ(&first.join(path), &contents[0], &contents[1]));
         }
     }
     for path in theirs.keys().filter(|path| !ours.contains_key(*path)) {
@@ -419,28 +425,38 @@ fn compare(first: &Path, second: &Path) -> Result<(usize, Vec<Difference>)> {
     Ok((ours.len().max(theirs.len()), differences))
 }
 
-/// A file, a link or a directory.
+/// A file, a link, a directory, or a device.
 struct Entry {
+    kind: fs::FileType,
     /// Its type and permissions.
     mode: u32,
-    /// A file's bytes, or where a link leads. Of a directory, nothing.
-    content: Vec<u8>,
+    /// The ids of its user and its group.
+    owner: (u32, u32),
+}
+
+impl Entry {
+    /// A file's bytes, or where a link leads. Of others, nothing: a device may have no end.
+    fn content(&self, path: &Path) -> Result<Vec<u8>> {
+        if self.kind.is_symlink() {
+            Ok(fs::read_link(path)?.into_os_string().into_encoded_bytes())
+        } else if self.kind.is_file() {
+            fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+        } else {
+            Ok(Vec::new())
+        }
+    }
 }
 
 fn list(root: &Path, dir: &Path, entries: &mut BTreeMap<PathBuf, Entry>) -> Result<()> {
     for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
         let path = entry?.path();
         let metadata = path.symlink_metadata()?;
-        let content = if metadata.is_dir() {
+        if metadata.is_dir() {
             list(root, &path, entries)?;
-            Vec::new()
-        } else if metadata.is_symlink() {
-            fs::read_link(&path)?.into_os_string().into_encoded_bytes()
-        } else {
-            fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?
-        };
+        }
         let name = path.strip_prefix(root).unwrap_or(&path).to_owned();
-        entries.insert(name, Entry { mode: metadata.permissions().mode(), content });
+        let (kind, mode) = (metadata.file_type(), metadata.permissions().mode());
+        entries.insert(name, Entry { kind, mode, owner: (metadata.uid(), metadata.gid()) });
     }
     Ok(())
 }
@@ -544,11 +560,32 @@ mod tests {
             differences(|root| fs::write(root.join("more"), "").unwrap()),
             ["more: is in the second only"]
         );
+        if rustix::process::geteuid().is_root() {
+            let given =
+                |root: &Path| std::os::unix::fs::chown(root.join("share/text"), Some(4822), None).unwrap();
+            let text = differences(given);
+            assert!(
+                text.len() == 1 && text[0].ends_with(":0 in the first, and to 4822:0 in the second"),
+                "{text:?}"
+            );
+        }
         let link = |root: &Path| {
             fs::remove_file(root.join("share/link")).unwrap();
             symlink("doc", root.join("share/link")).unwrap();
         };
         assert_eq!(differences(link).len(), 1);
+    }
+
+    #[test]
+    fn what_has_no_end_is_not_read() {
+        let dir = TempDir::new().unwrap();
+        let [first, second] = ["first", "second"].map(|name| {
+            let root = dir.path().join(name);
+            fs::create_dir(&root).unwrap();
+            duct::cmd!("mkfifo", root.join("pipe")).run().unwrap();
+            root
+        });
+        assert!(matches!(compare(&first, &second), Ok((1, differences)) if differences.is_empty()));
     }
 
     #[test]
