@@ -46,7 +46,8 @@ const ADVICE: [(&str, &str); 5] = [
 ];
 const NO_BASE: &str =
     "the base image comes from a registry: connect the daemon to it, or name one that it has with --base";
-const NO_NETWORK: &str = "Debian's packages and the crates come from the network: if this machine has one and containers have not, --network host";
+const NO_NETWORK: &str = "Debian's packages and the crates come from the network: if this machine has one and containers have \
+                          not, --network host";
 
 /// Longer than `docker stop` may take, and shorter than it would take to kill guacd.
 const STOP: Duration = Duration::from_secs(5);
@@ -292,8 +293,10 @@ impl Docker {
         let root = TempDir::with_prefix_in("contents-", work)?;
         let container = Container { docker: self, id: self.read(&["create", image])? };
         let unpack = duct::cmd!("tar", "--extract", "--directory", root.path());
-        let export = self.command(&["export", &container.id]).pipe(unpack).stderr_capture();
-        export.run().with_context(|| format!("cannot unpack {image}"))?;
+        let export =
+            self.command(&["export", &container.id]).pipe(unpack).stderr_capture().unchecked().run()?;
+        let said = String::from_utf8_lossy(&export.stderr);
+        ensure!(export.status.success(), "cannot unpack {image}: {}", said.trim());
         Ok(Contents { root, config: self.read(&["image", "inspect", "--format={{json .Config}}", image])? })
     }
 
