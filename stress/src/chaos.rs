@@ -1,7 +1,7 @@
 //! What do sessions do to each other when some of them come to a bad end? Some are struck, each in one of four ways; each has to
 //! end as it should, and all others have to live on.
 
-use std::time::Duration;
+use std::{iter, time::Duration};
 
 use fastrand::Rng;
 use rustix::process::{Pid, Signal, kill_process};
@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::{
     crowd::{Crowd, Step, TICK},
+    flags::Load,
     report::{Bound, Check, Strike, StrikeKind},
     sample,
 };
@@ -29,7 +30,7 @@ pub async fn run(crowd: &mut Crowd<'_>, seed: u64) {
     rng.shuffle(&mut sessions);
     let mut plan = Vec::new();
     for kind in StrikeKind::ALL {
-        let many = share(crowd, kind);
+        let many = share(crowd.load, kind) as usize;
         plan.extend(sessions.drain(..many.min(sessions.len())).map(|session| (kind, session)));
     }
     rng.shuffle(&mut plan);
@@ -58,15 +59,15 @@ pub async fn run(crowd: &mut Crowd<'_>, seed: u64) {
     }
 }
 
-fn share(crowd: &Crowd<'_>, kind: StrikeKind) -> usize {
-    let details = &crowd.load.details;
+fn share(load: &Load, kind: StrikeKind) -> u32 {
+    let details = &load.details;
     let share = match kind {
         StrikeKind::Kill => details.kill,
         StrikeKind::Cut => details.cut,
         StrikeKind::Stall => details.stall,
         StrikeKind::Vanish => details.vanish,
     };
-    share.of(crowd.load.count) as usize
+    share.of(load.count)
 }
 
 async fn strike(crowd: &mut Crowd<'_>, kind: StrikeKind, index: usize, process: i32) {
@@ -118,9 +119,16 @@ pub fn strikes(crowd: &Crowd<'_>) -> Vec<Strike> {
     StrikeKind::ALL.into_iter().filter_map(|kind| crowd.strike_result(kind, time(kind, within))).collect()
 }
 
-/// What decides.
-pub fn checks(strikes: &[Strike]) -> impl Iterator<Item = Check> {
-    strikes.iter().map(|strike| {
+/// How many sessions are to be struck.
+pub fn planned(load: &Load) -> u32 {
+    StrikeKind::ALL.into_iter().map(|kind| share(load, kind)).sum()
+}
+
+/// What decides: that as many were struck as planned, and what came of it.
+pub fn checks(strikes: &[Strike], planned: u32) -> impl Iterator<Item = Check> {
+    let struck: u32 = strikes.iter().map(|strike| strike.sessions).sum();
+    let all = Check::new("struck", Bound::AtLeast, planned.into(), Some(struck.into()), "sessions");
+    iter::once(all).chain(strikes.iter().map(|strike| {
         let name = match strike.kind {
             StrikeKind::Kill => "told that their process was killed",
             StrikeKind::Cut => "told that their target was gone",
@@ -128,5 +136,16 @@ pub fn checks(strikes: &[Strike]) -> impl Iterator<Item = Check> {
             StrikeKind::Vanish => "rid of clients that vanished",
         };
         Check::new(name, Bound::AtLeast, strike.sessions.into(), Some(strike.ended.into()), "sessions")
-    })
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_strikes_nobody_does_not_pass() {
+        assert!(checks(&[], 0).all(|check| check.passed));
+        assert!(!checks(&[], 3).all(|check| check.passed));
+    }
 }

@@ -465,7 +465,7 @@ impl Protocol {
 pub struct Percent(f64);
 
 impl Percent {
-    /// From 0 to 100, and beyond for a growth.
+    /// From 0 to 100.
     pub fn value(self) -> f64 {
         self.0
     }

@@ -212,16 +212,15 @@ fn reachable(cli: &Cli, address: &HostPort) -> Result<Vec<SocketAddr>> {
     Ok(found)
 }
 
-/// We hold two files for each session, one towards guacd and one in the embedded target. A guacd that is started here
-/// inherits our limit, and holds three.
+/// We hold two files for each session, one towards guacd and one in the embedded target. What guacd itself needs of the same
+/// limit is for the warning about this machine.
 fn enough_descriptors(cli: &Cli) -> Result<()> {
     let limit = processes::raise_descriptor_limit()?;
-    let each = if cli.load.guacd.is_some() { 2 } else { 3 };
-    let need = u64::from(cli.load.open_at_once()) * each + 64;
+    let need = u64::from(cli.load.open_at_once()) * 2 + 64;
     if limit < need {
         bail!(Preflight(format!(
-            "{} sessions need {need} open files, and the limit is {limit}: raise it with `ulimit -Hn {need}`, or give \
-             a lower --count",
+            "{} sessions need {need} open files, and the limit is {limit}: have root raise it \
+             (`ulimit -n {need}` in a shell of root's, or limits.conf), or give a lower --count",
             cli.load.open_at_once()
         )));
     }

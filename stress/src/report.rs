@@ -291,8 +291,8 @@ pub struct Fuzz {
     pub abandoned: u32,
     /// How many it neither answered nor closed in time, or did not accept.
     pub unanswered: u32,
-    /// How many times a process of guacd's said that it aborts, or that its memory is corrupt.
-    pub crashes: u32,
+    /// How many of guacd's processes crashed, as its log has it; unknown for a guacd whose log is not ours.
+    pub crashes: Option<u32>,
     /// Files with inputs after which something was wrong, for --replay.
     pub saved: Vec<String>,
 }

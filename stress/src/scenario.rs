@@ -382,7 +382,9 @@ fn checks(load: &Load, run: &Run) -> Vec<Check> {
         let most = thresholds.max_memory_growth.value();
         checks.push(Check::new("growth of memory", AtMost, most, growth, "%"));
     }
-    checks.extend(chaos::checks(&run.strikes));
+    if run.scenario == Scenario::Chaos {
+        checks.extend(chaos::checks(&run.strikes, chaos::planned(load)));
+    }
     if let Some(fuzz) = &run.fuzz {
         checks.extend(fuzz::checks(fuzz, thresholds.max_crashes));
     }

@@ -101,7 +101,7 @@ fn full() -> Report {
             closed: 3,
             abandoned: 4,
             unanswered: 5,
-            crashes: 6,
+            crashes: Some(6),
             saved: vec!["/tmp/fuzz-1-2.json".into()],
         }),
         generator: Some(Generator { cpu_seconds: 1.5, max_rss_bytes: 10_000_000 }),
