@@ -285,7 +285,7 @@ mod tests {
         }
     }
 
-    const ROUNDS: usize = if cfg!(miri) { 50 } else { 20_000 };
+    const ROUNDS: usize = if cfg!(miri) { 30 } else { 20_000 };
 
     #[test]
     fn a_deleted_key_is_dead_for_ever() {
@@ -380,7 +380,7 @@ mod tests {
 
     #[test]
     fn every_index_has_a_cell_of_its_own() {
-        let last = if cfg!(miri) { 500 } else { 100_000 };
+        let last = if cfg!(miri) { 100 } else { 100_000 };
         let mut places = HashSet::new();
         for index in FIRST_CELLS as u32..last {
             let place = Place::of(index);

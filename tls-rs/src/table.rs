@@ -534,7 +534,7 @@ mod tests {
 
     #[test]
     fn whatever_the_keys_of_a_small_table_each_is_at_home() {
-        let all: Vec<_> = (0..if cfg!(miri) { 300 } else { 20_000 }).map(|_| new_key()).collect();
+        let all: Vec<_> = (0..if cfg!(miri) { 120 } else { 20_000 }).map(|_| new_key()).collect();
         // Neighbours, strides, and keys that would all have had one home.
         let mut choices: Vec<Vec<_>> =
             [1, 2, 7, 16, 24].map(|step| all.iter().copied().step_by(step).take(16).collect()).into();
@@ -560,7 +560,7 @@ mod tests {
             let nothing = |numbers: &[usize]| numbers.iter().all(|number| get(*number).is_null());
             assert!(nothing(&numbers));
             assert!(numbers.iter().all(|number| set(*number, value(1)) == Err(EINVAL)));
-            let keys: Vec<_> = (0..100).map(|_| new_key()).collect();
+            let keys: Vec<_> = (0..if cfg!(miri) { 30 } else { 100 }).map(|_| new_key()).collect();
             for key in &keys {
                 set(*key, value(1)).unwrap();
                 assert!(nothing(&numbers));
@@ -586,7 +586,7 @@ mod tests {
         in_a_thread(|| {
             let kept: Vec<_> = (0..5).map(|_| new_key()).collect();
             kept.iter().for_each(|key| set(*key, value(1)).unwrap());
-            for _ in 0..if cfg!(miri) { 50 } else { 1000 } {
+            for _ in 0..if cfg!(miri) { 15 } else { 1000 } {
                 // Several at a time, so that their slots are not the same each time.
                 let keys: Vec<_> = (0..3).map(|_| new_key()).collect();
                 keys.iter().for_each(|key| set(*key, value(2)).unwrap());
@@ -600,12 +600,13 @@ mod tests {
 
     #[test]
     fn a_table_shrinks_when_most_values_are_gone() {
+        const MANY: usize = if cfg!(miri) { 60 } else { 500 };
         in_a_thread(|| {
-            let keys: Vec<_> = (0..500).map(|_| new_key()).collect();
+            let keys: Vec<_> = (0..MANY).map(|_| new_key()).collect();
             keys.iter().for_each(|key| set(*key, value(1)).unwrap());
-            assert_eq!(Root::current_table().len(), 1024);
+            assert_eq!(Root::current_table().len(), (MANY * 2).next_power_of_two());
             keys.iter().for_each(|key| set(*key, ptr::null_mut()).unwrap());
-            let more: Vec<_> = (0..500).map(|_| new_key()).collect();
+            let more: Vec<_> = (0..MANY).map(|_| new_key()).collect();
             for key in &more {
                 set(*key, value(1)).unwrap();
                 set(*key, ptr::null_mut()).unwrap();
@@ -625,9 +626,11 @@ mod tests {
             };
             let mut map = HashMap::new();
             let (mut live, mut dead) = (Vec::new(), Vec::new());
-            for step in 1..if cfg!(miri) { 1300 } else { 300_000 } {
+            const STEPS: usize = if cfg!(miri) { 350 } else { 300_000 };
+            const STEPS_PER_AIM: usize = if cfg!(miri) { 80 } else { 300 };
+            for step in 1..STEPS {
                 // The number of keys goes up and down, past several sizes of the table.
-                let aim = [3, 200, 12, 40][step / 300 % 4];
+                let aim = [3, 200, 12, 40][step / STEPS_PER_AIM % 4];
                 match below(8) {
                     0 if live.len() < aim => live.push(new_key()),
                     1 if live.len() > aim / 2 => {
