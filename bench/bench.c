@@ -6,7 +6,9 @@
  *
  * Arguments: the file to write, how many samples to take of each case, how
  * long each has to last in nanoseconds, and two libguacs, stock and patched,
- * if there are any. What is being measured goes to standard error.
+ * if there are any. If there is something on standard input, only the cases
+ * that it names are measured, one a line, in the words in which what is being
+ * measured goes to standard error.
  */
 
 #define _GNU_SOURCE
@@ -79,13 +81,41 @@ static void pin(int thread) {
     CHECK(pthread_setaffinity_np(pthread_self(), sizeof(set), &set) == 0);
 }
 
+/* ---- Which cases ---- */
+
+typedef struct { char operation[32], keys[16]; int live, used, threads; } wanted_case;
+
+static wanted_case wanted_cases[512];
+static int wanted_count;
+
+static void read_wanted(void) {
+    wanted_case* next = wanted_cases;
+    while (scanf("%31s %d of %d keys, %15s %d thread(s)\n", next->operation, &next->used, &next->live, next->keys, &next->threads) == 5)
+        CHECK(++next < wanted_cases + LENGTH(wanted_cases));
+    CHECK(feof(stdin));
+    wanted_count = next - wanted_cases;
+}
+
+/* Whether to measure a case. NULL and 0 stand for any */
+static int is_wanted(const char* operation, int live, int used, const char* keys, int threads) {
+    for (int i = 0; i < wanted_count; i++) {
+        const wanted_case* wanted = &wanted_cases[i];
+        if ((operation == NULL || strcmp(operation, wanted->operation) == 0)
+                && (live == 0 || live == wanted->live) && (used == 0 || used == wanted->used)
+                && (keys == NULL || strcmp(keys, wanted->keys) == 0)
+                && (threads == 0 || threads == wanted->threads))
+            return 1;
+    }
+    return wanted_count == 0;
+}
+
 /* ---- Output ---- */
 
 static FILE* output;
 static int designs_written;
 
 static void begin_case(const char* operation, int live, int used, const char* keys, int threads, const char* unit) {
-    fprintf(stderr, "%s, %i of %i keys, %s\n", operation, used, live, keys);
+    fprintf(stderr, "%s %i of %i keys, %s %i thread(s)\n", operation, used, live, keys, threads);
     fprintf(output, "{\"operation\":\"%s\",\"live\":%i,\"used\":%i,\"keys\":\"%s\",\"threads\":%i,\"unit\":\"%s\",\"samples\":{",
             operation, live, used, keys, threads, unit);
     designs_written = 0;
@@ -254,8 +284,8 @@ static double measure(loop loop, const uintptr_t* keys, long turns) {
 /* How often a loop has to turn for a sample to last long enough, judged by the quickest of a few tries */
 static long calibrate(loop loop, const uintptr_t* keys) {
     double quickest = 1e9;
-    for (int i = 0; i < 20; i++) {
-        double ns = measure(loop, keys, 4);
+    for (int i = 0; i < 8; i++) {
+        double ns = measure(loop, keys, 2);
         quickest = ns < quickest ? ns : quickest;
     }
     long turns = sample_ns / (quickest * CALLS);
@@ -306,6 +336,8 @@ static void* measure_thread(void* data, int thread) {
     pin(thread);
     use_keys(schedule, run->live, run->used);
     for (const char* const* operation = run->operations; *operation != NULL; operation++) {
+        if (!is_wanted(*operation, run->live, run->used, run->choice, run->threads))
+            continue;
         loop loops[DESIGNS];
         long turns[DESIGNS];
         for (int which = 0; which < DESIGNS; which++) {
@@ -349,6 +381,8 @@ static void* second_thread(void* data) {
 
 static void measure_loops(run run) {
     pthread_t first, second;
+    if (!is_wanted(NULL, run.live, run.used, run.choice, run.threads))
+        return;
     atomic_store(&arrived, 0);
     CHECK(pthread_create(&first, NULL, first_thread, &run) == 0);
     if (run.threads > 1) {
@@ -406,6 +440,8 @@ static void* measure_beside_churn(void* data) {
 
 static void measure_churn(run run) {
     pthread_t reader, churner;
+    if (!is_wanted("get_beside_churn", run.live, run.used, run.choice, run.threads))
+        return;
     atomic_store(&arrived, 0);
     atomic_store(&finished, 0);
     CHECK(pthread_create(&churner, NULL, churn, &run) == 0);
@@ -476,6 +512,9 @@ static double live_on_average(const design* design, uintptr_t key) {
 
 static void measure_lives(const char* operation, void (*destructor)(void*)) {
 
+    if (!is_wanted(operation, 1, 1, "contiguous", 1))
+        return;
+
     /* A native key of each block of 32, the last for whoever is called last */
     pthread_key_t native[64 + 1];
     int taken = 0, high = 0;
@@ -533,6 +572,8 @@ static void* use_memory(void* data) {
 }
 
 static void measure_memory(int live, int used, const char* choice) {
+    if (!is_wanted("memory", live, used, choice, 1))
+        return;
     begin_case("memory", live, used, choice, 1, "bytes");
     for (int which = 0; which < DESIGNS; which++) {
         pthread_t thread;
@@ -620,6 +661,8 @@ static void measure_libguacs(const char* stock, const char* patched) {
     for (int which = 0; which < 2; which++)
         guacs[which].init(&guacs[which].lock);
     for (int operation = 0; operation < LENGTH(operations); operation++) {
+        if (!is_wanted(operations[operation], 1, 1, "contiguous", 1))
+            continue;
         long turns[2];
         for (int which = 0; which < 2; which++) {
             double quickest = 1e9;
@@ -657,12 +700,15 @@ int main(int argc, char** argv) {
     sample_ns = atof(argv[3]);
     CHECK(samples > 0 && samples <= LENGTH(results[0][0]) && sample_ns > 0);
     find_processors();
+    read_wanted();
 
     measure_lives("thread", NULL);
     measure_lives("thread_with_destructor", nothing);
 
     for (int i = 0; i < LENGTH(lives); i++) {
         int live = lives[i];
+        if (!is_wanted(NULL, live, 0, NULL, 0))
+            continue;
         for (int which = 0; which < DESIGNS; which++)
             create_keys(which, live);
         choose("contiguous", 1);
@@ -670,6 +716,8 @@ int main(int argc, char** argv) {
             measure_loops((run) { "contiguous", create, live, 1, threads });
         for (int j = 0; j < LENGTH(useds) && useds[j] <= live; j++)
             for (int k = 0; k < (useds[j] == 1 ? 1 : LENGTH(choices)); k++) {
+                if (!is_wanted(NULL, live, useds[j], choices[k], 0))
+                    continue;
                 choose(choices[k], useds[j]);
                 measure_memory(live, useds[j], choices[k]);
                 measure_loops((run) { choices[k], loops, live, useds[j], 1 });

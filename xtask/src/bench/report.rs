@@ -9,6 +9,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::rounds::{self, Figure, Interval, Rounds, Verdict};
+
 /// The version of the JSON.
 pub const SCHEMA_VERSION: u32 = 1;
 
@@ -40,23 +42,6 @@ pub struct Machine {
     pub rustc: String,
 }
 
-/// A median, with the quartiles around it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Figure {
-    pub median: f64,
-    pub lower_quartile: f64,
-    pub upper_quartile: f64,
-}
-
-impl Figure {
-    fn of(mut values: Vec<f64>) -> Option<Figure> {
-        values.sort_by(f64::total_cmp);
-        let at =
-            |share: f64| values.get(((values.len().max(1) - 1) as f64 * share).round() as usize).copied();
-        Some(Figure { median: at(0.5)?, lower_quartile: at(0.25)?, upper_quartile: at(0.75)? })
-    }
-}
-
 /// What `bench/bench.c` writes of a case.
 #[derive(Deserialize)]
 pub struct Samples {
@@ -83,35 +68,48 @@ pub struct Case {
     /// Of `designs`: ns, or bytes.
     pub unit: String,
     /// Each design's own figure.
-    pub designs: BTreeMap<String, Figure>,
+    pub designs: BTreeMap<String, Rounds>,
     /// `A/B`: the figure of A as a share of that of B, sample by sample.
-    pub ratios: BTreeMap<String, Figure>,
+    pub ratios: BTreeMap<String, Rounds>,
 }
 
 /// What others are held against.
 const BASES: [&str; 4] = ["pthread_low", "pthread_high", "thread", "stock"];
 
 impl Case {
-    pub fn of(measured: Samples) -> Case {
-        let Samples { operation, live, used, keys, threads, unit, samples } = measured;
-        let mut ratios = BTreeMap::new();
+    /// The case in the words of `bench/bench.c`.
+    pub fn name(&self) -> String {
+        let Case { operation, live, used, keys, threads, .. } = self;
+        format!("{operation} {used} of {live} keys, {keys} {threads} thread(s)")
+    }
+
+    /// Adds a round, which counts with the medians of its samples.
+    fn add(&mut self, samples: &BTreeMap<String, Vec<f64>>) {
+        let add = |rounds: &mut BTreeMap<String, Rounds>, name: String, values: Vec<f64>| {
+            let mut sorted = values;
+            sorted.sort_by(f64::total_cmp);
+            if let Some(median) = sorted.get(sorted.len() / 2) {
+                rounds.entry(name).or_default().add(*median);
+            }
+        };
         for base in BASES {
             let Some(bases) = samples.get(base) else { continue };
-            for (design, values) in samples.iter().filter(|(design, _)| *design != base && unit == "ns") {
+            for (design, values) in samples.iter().filter(|(design, _)| *design != base && self.unit == "ns")
+            {
                 // Of a difference that vanishes there is no share.
                 let pairs = values.iter().zip(bases).filter(|(_, base)| **base > 0.0);
-                if let Some(figure) = Figure::of(pairs.map(|(value, base)| value / base).collect()) {
-                    ratios.insert(format!("{design}/{base}"), figure);
-                }
+                let ratios = pairs.map(|(value, base)| value / base).collect();
+                add(&mut self.ratios, format!("{design}/{base}"), ratios);
             }
         }
-        let designs = samples.into_iter().filter_map(|(design, values)| Some((design, Figure::of(values)?)));
-        Case { operation, live, used, keys, threads, unit, designs: designs.collect(), ratios }
+        for (design, values) in samples {
+            add(&mut self.designs, design.clone(), values.clone());
+        }
     }
 
     /// The ratio of a design to another.
     pub fn ratio(&self, design: &str, base: &str) -> Option<Figure> {
-        self.ratios.get(&format!("{design}/{base}")).copied()
+        self.ratios.get(&format!("{design}/{base}"))?.figure()
     }
 
     fn title(&self) -> String {
@@ -159,6 +157,44 @@ impl Library {
     }
 }
 
+/// Adds what a round has measured.
+pub fn add_round(cases: &mut Vec<Case>, round: Vec<Samples>) {
+    for Samples { operation, live, used, keys, threads, unit, samples } in round {
+        let (designs, ratios) = Default::default();
+        let mut new = Case { operation, live, used, keys, threads, unit, designs, ratios };
+        match cases.iter_mut().find(|case| case.name() == new.name()) {
+            Some(case) => case.add(&samples),
+            None => {
+                new.add(&samples);
+                cases.push(new);
+            }
+        }
+    }
+}
+
+/// Has rounds made, by a function that is given the names of cases to measure (none means all), until they have decided
+/// about each case or there have been as many as the last of `looks`.
+pub fn decide(
+    judged: &str,
+    looks: &[usize],
+    mut round: impl FnMut(&[String]) -> Result<Vec<Samples>>,
+) -> Result<Vec<Case>> {
+    let (mut cases, mut open, mut made) = (Vec::new(), Vec::new(), 0);
+    for look in looks {
+        while made < *look {
+            add_round(&mut cases, round(&open)?);
+            made += 1;
+        }
+        let undecided = judge_ratios(&cases, judged, looks.len());
+        let undecided = undecided.into_iter().filter(|judgement| judgement.verdict == Verdict::Undecided);
+        open = undecided.map(|judgement| judgement.case.name()).collect();
+        if open.is_empty() {
+            break;
+        }
+    }
+    Ok(cases)
+}
+
 /// A figure, and what it has to reach.
 #[derive(Serialize)]
 pub struct Threshold {
@@ -166,11 +202,15 @@ pub struct Threshold {
     /// What the figure is a share of, or its unit.
     pub of: String,
     pub limit: f64,
-    /// The worst of all cases.
+    /// The worst of all cases: the first that is missed, or else undecided, or else the median closest to the limit.
     pub worst: f64,
-    /// In which case that was.
+    /// What holds the true median, unless there is no noise.
+    pub interval: Option<Interval>,
+    /// How many rounds that is from.
+    pub rounds: Option<usize>,
+    /// Which case that is.
     pub case: String,
-    pub met: bool,
+    pub verdict: Verdict,
 }
 
 /// A limit on the ratio of the judged design to another.
@@ -181,8 +221,8 @@ struct Limit {
     applies: fn(&Case) -> bool,
 }
 
-/// Everything that has to be reached, each number once. (`__thread` needs no keys, and a destructor needs a native one, which
-/// costs more than a native one alone: those are measured, and not judged.)
+/// Everything that has to be reached, each number once. (`__thread` needs no keys, and a destructor needs a native one, whose
+/// price comes on top: those are measured, and not judged.)
 const LIMITS: [Limit; 12] = [
     limit("get", "pthread_low", 1.00, |case| is(case, "get", 1)),
     limit("get, one key", "thread", 1.05, |case| is(case, "get", 1) && case.used == 1),
@@ -217,34 +257,95 @@ impl Report {
         judged: &'static str,
         cases: Vec<Case>,
         library: Option<Library>,
+        looks: usize,
     ) -> Report {
-        let thresholds = judge(&cases, library.as_ref(), judged);
-        let passed = thresholds.iter().all(|threshold| threshold.met);
+        let thresholds = judge(&cases, library.as_ref(), judged, looks);
+        let passed = thresholds.iter().all(|threshold| threshold.verdict == Verdict::Met);
         Report { schema_version: SCHEMA_VERSION, quick, machine, judged, passed, thresholds, library, cases }
+    }
+
+    /// What has that verdict, each with a case.
+    pub fn thresholds_that_are(&self, verdict: Verdict) -> Vec<String> {
+        let of_it = self.thresholds.iter().filter(|threshold| threshold.verdict == verdict);
+        of_it.map(|threshold| format!("{} ({})", threshold.what, threshold.case)).collect()
     }
 }
 
+/// What is to be said of a case under a limit.
+struct Judgement<'a> {
+    limit: &'static Limit,
+    case: &'a Case,
+    figure: Figure,
+    interval: Interval,
+    verdict: Verdict,
+}
+
+/// Whether a figure reaches a limit. Two decimals are printed, and judged.
+fn meets(figure: f64, limit: f64) -> bool {
+    (figure * 100.0).round() / 100.0 <= limit
+}
+
+/// Holds each case against each limit that applies to it.
+fn judge_ratios<'a>(cases: &'a [Case], judged: &str, looks: usize) -> Vec<Judgement<'a>> {
+    let all = || LIMITS.iter().flat_map(|limit| cases.iter().map(move |case| (limit, case)));
+    let ratios = all().filter(|(limit, case)| (limit.applies)(case)).filter_map(|(limit, case)| {
+        let design = if limit.base == "stock" { "patched" } else { judged };
+        Some((limit, case, case.ratios.get(&format!("{design}/{}", limit.base))?))
+    });
+    let chance = rounds::chance_of_one(ratios.clone().count(), looks);
+    let judgements = ratios.filter_map(|(limit, case, ratio)| {
+        let (figure, interval) = (ratio.figure()?, ratio.interval(chance));
+        let verdict = interval.verdict(|figure| meets(figure, limit.limit));
+        Some(Judgement { limit, case, figure, interval, verdict })
+    });
+    judgements.collect()
+}
+
 /// Holds the worst case of each kind against its limit. What was not measured is not judged.
-fn judge(cases: &[Case], library: Option<&Library>, judged: &str) -> Vec<Threshold> {
+fn judge(cases: &[Case], library: Option<&Library>, judged: &str, looks: usize) -> Vec<Threshold> {
     let mut thresholds = Vec::new();
+    let ratios = judge_ratios(cases, judged, looks);
+    for Limit { what, base, limit, .. } in &LIMITS {
+        let of_it = ratios.iter().filter(|judgement| judgement.limit.what == *what);
+        let worst = of_it.max_by(|one, other| {
+            let by_verdict = one.verdict.cmp(&other.verdict);
+            by_verdict.then(one.figure.median.total_cmp(&other.figure.median))
+        });
+        let Some(worst) = worst else { continue };
+        thresholds.push(Threshold {
+            what: (*what).into(),
+            of: (*base).into(),
+            limit: *limit,
+            worst: worst.figure.median,
+            interval: Some(worst.interval),
+            rounds: Some(worst.figure.rounds),
+            case: worst.case.title(),
+            verdict: worst.verdict,
+        });
+    }
+    // These have no noise.
     let mut add = |what: &str, of: &str, limit: f64, mut figures: Vec<(f64, String)>| {
         figures.sort_by(|one, other| one.0.total_cmp(&other.0));
         if let Some((worst, case)) = figures.pop() {
-            // Two decimals are printed, and judged.
-            let met = (worst * 100.0).round() / 100.0 <= limit;
-            thresholds.push(Threshold { what: what.into(), of: of.into(), limit, worst, case, met });
+            let verdict = if worst <= limit { Verdict::Met } else { Verdict::Missed };
+            let (what, of) = (what.into(), of.into());
+            thresholds.push(Threshold {
+                what,
+                of,
+                limit,
+                worst,
+                interval: None,
+                rounds: None,
+                case,
+                verdict,
+            });
         }
     };
-    for Limit { what, base, limit, applies } in LIMITS {
-        let design = if base == "stock" { "patched" } else { judged };
-        let figures = cases.iter().filter(|case| applies(case));
-        let figures = figures.filter_map(|case| Some((case.ratio(design, base)?.median, case.title())));
-        add(what, base, limit, figures.collect());
-    }
     for (used, limit) in MAX_MEMORY {
         let of_size = |case: &&Case| case.operation == "memory" && (used > 12 || case.used <= used);
         let figures = cases.iter().filter(of_size);
-        let figures = figures.filter_map(|case| Some((case.designs.get(judged)?.median, case.title())));
+        let figures =
+            figures.filter_map(|case| Some((case.designs.get(judged)?.figure()?.median, case.title())));
         add(&format!("heap per thread, {used} keys"), "bytes", limit, figures.collect());
     }
     if let Some(library) = library {
@@ -278,13 +379,25 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "\n{:<30} {:<13} {:>7} {:>9}    worst case",
-            "what must be reached", "of", "limit", self.judged
+            "\n{:<29} {:<12} {:>6} {:>7} {:<11} {:>6}  worst case",
+            "what must be reached", "of", "limit", self.judged, "[interval]", "rounds"
         )?;
-        for Threshold { what, of, limit, worst, case, met } in &self.thresholds {
+        for Threshold { what, of, limit, worst, interval, rounds, case, verdict } in &self.thresholds {
             let decimals = if BASES.contains(&of.as_str()) { 2 } else { 0 };
-            let verdict = if *met { "" } else { "  MISSED" };
-            writeln!(f, "{what:<30} {of:<13} {limit:>7.decimals$} {worst:>9.decimals$}    {case}{verdict}")?;
+            let interval = interval.map_or(String::new(), |Interval { lower, upper }| {
+                let end = |end: Option<f64>| end.map_or("?".into(), |end| format!("{end:.2}"));
+                format!("[{} {}]", end(lower), end(upper))
+            });
+            let rounds = rounds.map_or(String::new(), |rounds| rounds.to_string());
+            let verdict = match verdict {
+                Verdict::Met => "",
+                Verdict::Undecided => "  UNDECIDED",
+                Verdict::Missed => "  MISSED",
+            };
+            writeln!(
+                f,
+                "{what:<29} {of:<12} {limit:>6.decimals$} {worst:>7.decimals$} {interval:<11} {rounds:>6}  {case}{verdict}"
+            )?;
         }
         Ok(())
     }
@@ -331,42 +444,41 @@ fn thousands(number: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::rounds::tests::Noise;
+    use crate::bench::rounds::{LOOKS, QUICK_LOOKS};
 
-    fn case(operation: &str, figures: &[(&str, f64)]) -> Case {
+    fn samples(operation: &str, figures: &[(&str, f64)]) -> Samples {
         let samples = figures.iter().map(|(design, value)| ((*design).to_owned(), vec![*value; 3])).collect();
-        Case::of(Samples {
-            operation: operation.into(),
-            live: 100,
-            used: 4,
-            keys: "worst".into(),
-            threads: 1,
-            unit: if operation == "memory" { "bytes" } else { "ns" }.into(),
-            samples,
-        })
+        let unit = if operation == "memory" { "bytes" } else { "ns" }.into();
+        let (operation, keys) = (operation.into(), "worst".into());
+        Samples { operation, live: 100, used: 4, keys, threads: 1, unit, samples }
+    }
+
+    /// Without noise.
+    fn case(operation: &str, figures: &[(&str, f64)]) -> Case {
+        let round = |_: &[String]| Ok(vec![samples(operation, figures)]);
+        decide("tls_rs", &QUICK_LOOKS, round).unwrap().remove(0)
+    }
+
+    fn thresholds_that_are(verdict: Verdict, cases: &[Case], library: Option<&Library>) -> Vec<String> {
+        let thresholds = judge(cases, library, "tls_rs", 1).into_iter();
+        thresholds.filter(|threshold| threshold.verdict == verdict).map(|threshold| threshold.what).collect()
     }
 
     fn missed(cases: &[Case], library: Option<&Library>) -> Vec<String> {
-        let thresholds = judge(cases, library, "tls_rs").into_iter();
-        thresholds.filter(|threshold| !threshold.met).map(|threshold| threshold.what).collect()
-    }
-
-    #[test]
-    fn a_figure_is_the_median_with_its_quartiles() {
-        let figure = Figure::of(vec![5.0, 1.0, 4.0, 2.0, 3.0]).unwrap();
-        assert_eq!(figure, Figure { median: 3.0, lower_quartile: 2.0, upper_quartile: 4.0 });
-        assert!(Figure::of(Vec::new()).is_none());
+        thresholds_that_are(Verdict::Missed, cases, library)
     }
 
     #[test]
     fn ratios_are_of_samples_that_were_taken_together() {
-        let samples = BTreeMap::from([
+        let measured = BTreeMap::from([
             ("pthread_low".to_owned(), vec![1.0, 10.0, 100.0]),
             ("tls_rs".to_owned(), vec![2.0, 20.0, 200.0]),
         ]);
-        let (operation, keys, unit) = ("get".into(), "worst".into(), "ns".into());
-        let case = Case::of(Samples { operation, live: 1, used: 1, keys, threads: 1, unit, samples });
-        let two = Figure { median: 2.0, lower_quartile: 2.0, upper_quartile: 2.0 };
-        assert_eq!(case.ratio("tls_rs", "pthread_low"), Some(two));
+        let mut cases = Vec::new();
+        add_round(&mut cases, vec![Samples { samples: measured, ..samples("get", &[]) }]);
+        let two = Figure { median: 2.0, lower_quartile: 2.0, upper_quartile: 2.0, rounds: 1 };
+        assert_eq!(cases[0].ratio("tls_rs", "pthread_low"), Some(two));
     }
 
     #[test]
@@ -402,5 +514,60 @@ mod tests {
         assert_eq!(missed(&[], Some(&large)), ["libguac.so grows by", "symbols besides the API"]);
         let small = Library { growth_bytes: MAX_GROWTH, foreign_symbols: Vec::new() };
         assert!(missed(&[], Some(&small)).is_empty());
+    }
+
+    /// As many cases of `get` as a run has altogether, each with the median that it is given, measured with noise. Returns how
+    /// they are judged, and how many cases were measured in all rounds together.
+    fn run(medians: &[f64], seed: u64) -> (Vec<Case>, usize) {
+        let (mut noise, mut measured) = (Noise::new(seed), 0);
+        let cases = decide("tls_rs", &LOOKS, |open| {
+            let all = medians.iter().zip(1..).map(|(median, live)| {
+                let samples = samples("get", &[("tls_rs", noise.around(*median)), ("pthread_low", 1.0)]);
+                Samples { live, ..samples }
+            });
+            let name = |samples: &Samples| format!("get 4 of {} keys, worst 1 thread(s)", samples.live);
+            let round: Vec<_> = all.filter(|one| open.is_empty() || open.contains(&name(one))).collect();
+            measured += round.len();
+            Ok(round)
+        });
+        (cases.unwrap(), measured)
+    }
+
+    fn verdicts(cases: &[Case]) -> Vec<Verdict> {
+        judge_ratios(cases, "tls_rs", LOOKS.len()).into_iter().map(|judgement| judgement.verdict).collect()
+    }
+
+    #[test]
+    fn of_many_noisy_cases_the_slow_one_is_missed_and_no_other() {
+        for seed in 0..6 {
+            let mut medians = vec![0.97; 180];
+            medians[seed as usize] = 1.04;
+            let (cases, measured) = run(&medians, seed);
+            let verdicts = verdicts(&cases);
+            for (index, verdict) in verdicts.into_iter().enumerate() {
+                let expected = if index == seed as usize { Verdict::Missed } else { Verdict::Met };
+                assert_eq!(verdict, expected, "case {index}, seed {seed}");
+            }
+            // What is clear is not measured on and on.
+            assert!(measured < 180 * LOOKS[1], "{measured}");
+        }
+    }
+
+    #[test]
+    fn a_case_that_rounds_cannot_decide_is_not_called_met() {
+        let (cases, _) = run(&[1.005], 1); // up to which the limit goes, as it is printed
+        assert_eq!(verdicts(&cases), [Verdict::Undecided]);
+        assert_eq!(cases[0].ratio("tls_rs", "pthread_low").unwrap().rounds, LOOKS[3]);
+        assert_eq!(thresholds_that_are(Verdict::Undecided, &cases, None), ["get"]);
+        assert!(thresholds_that_are(Verdict::Met, &cases, None).is_empty());
+    }
+
+    #[test]
+    fn of_runs_in_which_every_case_is_just_at_its_limit_few_miss_any() {
+        let wrong = (0..40).filter(|seed| {
+            let (cases, _) = run(&[1.0049; 20], *seed);
+            verdicts(&cases).contains(&Verdict::Missed)
+        });
+        assert!(wrong.count() <= 5);
     }
 }
