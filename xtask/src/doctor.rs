@@ -121,6 +121,14 @@ const ITEMS: &[Item] = &[
         &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
     ),
     program("qemu-aarch64", "--version", Need::Platforms, "the C tests on aarch64", &["qemu-user"]),
+    // Not gcc-multilib, which Debian does not install beside other cross-compilers.
+    program(
+        "i686-linux-gnu-gcc",
+        "--version",
+        Need::Platforms,
+        "the C tests on a 32-bit architecture",
+        &["gcc-i686-linux-gnu", "libc6-dev-i386-cross"],
+    ),
     program("nix", "--version", Need::Nix, "`cargo xtask nix`", &["nix-bin"]),
     program(
         "diffoscope",

@@ -94,7 +94,10 @@ int guac_thread_local_key_delete(guac_thread_local_key_t key);
  *
  * @return
  *     Zero, ENOMEM if there is not enough memory, in which case no value has
- *     changed, or EINVAL if there is no such key (any more).
+ *     changed, or EINVAL if there is no such key (any more). ENOMEM also if
+ *     the library has to hear of the thread's end, as it does for a key with a
+ *     destructor and for more than 12 values, and no pthread key has been left
+ *     for it since it was loaded.
  */
 int guac_thread_local_setspecific(guac_thread_local_key_t key,
         const void* value);

@@ -234,7 +234,7 @@ static void they_come_to_an_end(void) {
     CHECK(guac_thread_local_key_delete(key) == 0);
 }
 
-static int allocated, freed;
+static int allocated, freed, leaks;
 
 static void free_value(void* value) {
     freed++;
@@ -267,10 +267,12 @@ static long resident_kib(void) {
 }
 
 /* Values that fit into what a thread begins with, values that outgrow it, and those without a destructor */
+static void* volatile lost;
+
 static void run_threads(int count) {
     for (int i = 0; i < count; i++) {
         switch (i % 4) {
-            case 0: run(allocate_all); break;
+            case 0: run(allocate_all); lost = leaks ? malloc(1) : NULL; break;
             case 1: run(set_key); break;
             default: run(allocate_three);
         }
@@ -294,6 +296,11 @@ static void threads_leave_nothing_behind(int threads) {
 
 int main(int argc, char** argv) {
     int quick = argc > 1 && strcmp(argv[1], "quick") == 0;
+    if (argc > 1 && strcmp(argv[1], "leak") == 0) {
+        leaks = 1;
+        threads_leave_nothing_behind(100000);
+        return 0;
+    }
     CHECK(atexit(report_calls) == 0);
 #ifndef GUAC_TEST_ALL_KEYS_ARE_OURS
     they_run_before_those_of_native_keys(); /* first, or another test has had the key taken */
