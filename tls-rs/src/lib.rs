@@ -71,6 +71,7 @@
 extern crate std;
 
 mod key;
+mod posix;
 mod registry;
 mod sync;
 mod sys;

@@ -28,6 +28,8 @@ mod sys;
 mod exit;
 #[path = "../../src/key.rs"]
 mod key;
+#[path = "../../src/posix.rs"]
+mod posix;
 #[path = "../../src/registry.rs"]
 mod registry;
 #[path = "../../src/root.rs"]

@@ -1,33 +1,14 @@
 //! What the storage needs: memory, which comes from the kernel, and libc's own keys, which are found by `dlsym`.
 
-use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use core::ffi::{CStr, c_char, c_int, c_void};
 use core::mem;
-use core::num::NonZero;
 use core::ptr;
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering::Relaxed;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-/// An error number.
-pub(crate) type Errno = NonZero<c_int>;
-
-/// POSIX: "lacked the necessary resources to create another key, or the limit [...] has been exceeded".
-pub(crate) const EAGAIN: Errno = Errno::new(11).unwrap();
-/// POSIX: "insufficient memory exists".
-pub(crate) const ENOMEM: Errno = Errno::new(12).unwrap();
-/// POSIX: "the key value is invalid".
-pub(crate) const EINVAL: Errno = Errno::new(22).unwrap();
-
-/// POSIX asks for at least this many rounds of destructors; glibc and musl both make 4.
-pub(crate) const PTHREAD_DESTRUCTOR_ITERATIONS: usize = 4;
-
-/// A key, as glibc and musl have it.
-#[allow(non_camel_case_types)]
-pub(crate) type pthread_key_t = c_uint;
-
-/// What a key may be created with: called at thread exit with the thread's value.
-pub(crate) type Destructor = unsafe extern "C" fn(*mut c_void);
+pub(crate) use crate::posix::*;
 
 /// Before each piece of memory lies its length. As long as a cache line, so that what follows is aligned to one.
 const PREFIX: usize = 64;

@@ -137,7 +137,9 @@ static void they_run_in_the_main_thread_only_if_it_exits_as_a_thread(void) {
 
 static void set_again(void* value) {
     calls++;
+    CHECK(guac_thread_local_getspecific(key) == NULL);
     CHECK(guac_thread_local_setspecific(key, value) == 0);
+    CHECK(guac_thread_local_getspecific(key) == value);
 }
 
 static void set_again_twice(void* value) {
