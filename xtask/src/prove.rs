@@ -113,6 +113,12 @@ impl Check {
         layout::target_dir().join("prove").join(self.name())
     }
 
+    /// Cargo's target directory. Not the same with a bug as without: Cargo would take what it has built of one tree for what it is
+    /// to build of the other (it goes by the age of files, and of what Miri runs it does not know the files at all).
+    fn target_dir(self, with_bug: bool) -> PathBuf {
+        if with_bug { self.dir().join("with-bug") } else { self.dir() }
+    }
+
     /// What to run in `tree`, which is the checkout or a copy with a bug.
     fn commands(self, tree: &Path, flags: &Prove, with_bug: bool) -> Vec<Expression> {
         let stable = |words: &[&str]| {
@@ -149,7 +155,7 @@ impl Check {
                     corpora.push(tree.join("tls-rs/fuzz/corpus/model"));
                 }
                 let _ = fs::create_dir_all(&found); // if not, libFuzzer says so
-                let program = self.dir().join(&target).join("release/model");
+                let program = self.target_dir(with_bug).join(&target).join("release/model");
                 let options = [
                     format!("-max_total_time={seconds}"),
                     format!("-artifact_prefix={}/", self.dir().display()),
@@ -186,7 +192,8 @@ impl Check {
             }
         };
         let command = |command: Expression| {
-            command.dir(tree).env("CARGO_TARGET_DIR", self.dir()).env_remove("CARGO_ENCODED_RUSTFLAGS")
+            let command = command.dir(tree).env("CARGO_TARGET_DIR", self.target_dir(with_bug));
+            command.env_remove("CARGO_ENCODED_RUSTFLAGS")
         };
         commands.into_iter().map(command).collect()
     }
