@@ -33,6 +33,7 @@ crate::tests! {
         a_connection_that_nobody_joined_ends_without_a_crash,
         who_joins_within_an_instruction_receives_none_of_it,
         users_who_come_and_go_disturb_nobody,
+        a_user_without_types_of_images_ends_nobodys_session,
         nothing_that_follows_select_is_lost,
         others_can_join,
         a_user_who_keeps_sending_is_told_the_reason,
@@ -357,6 +358,26 @@ fn users_who_come_and_go_disturb_nobody() -> Result<()> {
         guests.remove(0).leave().context("the guest who stayed")?;
     }
     owner.leave().context("the owner")
+}
+
+fn a_user_without_types_of_images_ends_nobodys_session() -> Result<()> {
+    let guacd = Guacd::start("patched")?;
+    let target = a_target_that_never_rests()?;
+    let mut owner = guacd.user("telnet")?;
+    owner.handshake(&["127.0.0.1", &target.to_string()])?;
+    let id = owner.expect_id()?;
+    let owner = Watcher::start(owner);
+    let mut guest = guacd.user(&id)?;
+    let mut connect = vec!["connect", "VERSION_1_5_0"];
+    connect.resize(guest.arguments + 1, "");
+    guest.send(&["size", "800", "600", "96"])?;
+    guest.send(&connect)?;
+    guest.expect_id()?;
+    let guest = Watcher::start(guest);
+    guest.sees(20).context("the guest")?;
+    owner.sees(20).context("the owner")?;
+    guest.leave()?;
+    owner.leave()
 }
 
 /// A telnet server that fills the screen of all who connect, over and over. Returns its port.
