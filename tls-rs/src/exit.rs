@@ -1,7 +1,7 @@
 //! What happens when a thread ends.
 //!
 //! Libc says when that is: it calls the destructor of one native key, taken when the library is loaded, before
-//! anything else can use them all up. A native key it must be: POSIX runs its destructor on return, on
+//! most others can use them all up. A native key it must be: POSIX runs its destructor on return, on
 //! `pthread_exit` and on cancellation, for the main thread too, and not on `exit`. (`__cxa_thread_atexit_impl`
 //! would do the opposite for the main thread.)
 
@@ -53,7 +53,8 @@ pub(crate) fn hook() -> Option<pthread_key_t> {
 /// Values without a destructor stay until the last destructor of ours has run, then go too: destructors of
 /// native keys that libc calls later do not see them. (glibc and musl clear such values in between, POSIX says
 /// nothing of it.) Other libraries' destructors may still set values. The first that needs a destructor or
-/// memory sets the hook again, and libc, which has more than one round as well, calls this again.
+/// memory sets the hook again, and libc, which has more than one round as well, calls this again. Memory for values
+/// that are set in libc's last round is lost.
 unsafe extern "C" fn thread_exit(_root: *mut c_void) {
     let root = Root::current();
     // POSIX: "If, after all the destructors have been called for all non-NULL values with associated
@@ -68,6 +69,7 @@ unsafe extern "C" fn thread_exit(_root: *mut c_void) {
     root.release(table);
     root.spare.give_back();
     root.disarm();
+    root.end();
 }
 
 /// One round: calls the destructor of each value at most once. Says whether there was any.
@@ -80,7 +82,10 @@ fn run_destructors(root: &Root) -> bool {
     for key in table.keys() {
         if let Some((value, destructor)) = table::take(key) {
             any = true;
-            // SAFETY: POSIX's contract between who created the key and who set the value.
+            // SAFETY: POSIX's contract between who created the key and who set the value. The destructor may end the
+            // thread, by `pthread_exit` or because it is cancelled: libc then unwinds this frame and that of
+            // `thread_exit`, or leaves them (musl). They have nothing to drop, and unwind tables, and nothing here
+            // catches. What the thread's table took is lost.
             unsafe { destructor(value) };
         }
     }

@@ -16,7 +16,7 @@ pub(crate) const INDEX_BITS: u32 = if KEY_BITS == 64 { 32 } else { 20 };
 /// A mask of those.
 const INDEX_MASK: u32 = u32::MAX >> (32 - INDEX_BITS);
 
-/// The highest index: one less would not do, for the registry adds 32. Index 0 stands for "none" and is never
+/// The highest index: one more would not do, for the registry adds 32. Index 0 stands for "none" and is never
 /// issued.
 pub(crate) const LAST_INDEX: u32 = INDEX_MASK - 32;
 
@@ -26,7 +26,7 @@ pub(crate) const LAST_GENERATION: u32 = (u32::MAX >> (32 + INDEX_BITS - KEY_BITS
 /// A number that is no key.
 pub(crate) const NONE: usize = 1;
 
-/// What takes a key to the one with the next generation. (The first of the two will be a dead one.)
+/// What takes a key to the one with the next generation.
 pub(crate) const GENERATION: usize = 1 << INDEX_BITS;
 
 /// The key of cell `index` in its `generation`.

@@ -42,15 +42,16 @@
 //!
 //! guacd forks while other threads run, and only the forking thread goes on in the child. A lock that another
 //! thread held would stay locked there for ever, so there is none. Each change to the registry is one atomic
-//! instruction, and between any two of them it is in a state that the child can use: at worst, a cell that
-//! another thread had just taken is never used again. Tables belong to one thread, and a thread does not fork in
+//! instruction, and between any two of them it is in a state that the child can use: at worst, the cells
+//! that other threads had just taken, or keep for their next key, are never used again. Tables belong to one thread, and a thread does not fork in
 //! the middle of its own call. Memory comes from `calloc`, which glibc and musl (since 1.2.2) keep usable in
 //! the child of a multi-threaded process.
 //!
 //! # Signals
 //!
 //! `get` allocates nothing, takes no lock, writes nothing, and may interrupt the thread anywhere, in `set` too:
-//! see `table.rs`. The other functions are not async-signal-safe, nor are POSIX's.
+//! see `table.rs`. The other functions are not async-signal-safe, nor are POSIX's. (Where `std` provides the root, see
+//! below, the dynamic linker may allocate memory when a thread first asks for it, also in `get`.)
 //!
 //! # What is absent
 //!

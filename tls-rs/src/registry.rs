@@ -64,7 +64,6 @@ impl KeyCell {
 pub(crate) static NOBODY: KeyCell = KeyCell::new(key::NONE);
 
 /// A cell that is nobody else's.
-#[derive(Clone, Copy)]
 pub(crate) struct FreeCell(pub(crate) &'static KeyCell);
 
 impl FreeCell {
@@ -130,7 +129,7 @@ impl Registry {
     #[inline]
     pub(crate) fn delete(&'static self, key: usize) -> Result<Option<FreeCell>, Errno> {
         let cell = self.cell_of(key).ok_or(EINVAL)?;
-        let dead = key + key::GENERATION;
+        let dead = key.wrapping_add(key::GENERATION); // for a number that is no key, of the last generation
         // Of two threads that delete the same key, one succeeds.
         cell.key.compare_exchange(key, dead, AcqRel, Relaxed).map_err(|_| EINVAL)?;
         Ok((key::generation(dead) < key::LAST_GENERATION).then_some(FreeCell(cell)))

@@ -26,6 +26,8 @@ pub(crate) struct Root {
     walked: Cell<Option<Table>>,
     /// Whether the hook for thread exit is set in this thread.
     armed: Cell<bool>,
+    /// Whether thread exit has been here: it may not come again.
+    ended: Cell<bool>,
     /// A cell for the next key that the thread makes.
     pub(crate) spare: Spare,
     /// The first table, so that a thread with few values allocates nothing.
@@ -100,6 +102,15 @@ impl Root {
     /// Notes that libc has taken the hook out again, as it does before it calls a destructor.
     pub(crate) fn disarm(&self) {
         self.armed.set(false);
+    }
+
+    /// Notes that this thread is at its end, so that nothing is kept for later.
+    pub(crate) fn end(&self) {
+        self.ended.set(true);
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.get()
     }
 }
 

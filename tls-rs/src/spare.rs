@@ -1,7 +1,7 @@
 //! Creating and deleting keys, as a thread does it: the cell of a key that it has deleted stays with it, for the next
 //! key that it creates.
 //!
-//! A thread that creates and deletes keys in turn so needs one atomic operation for both, and none that other
+//! A thread that creates and deletes keys in turn so needs one atomic operation for each, and none that other
 //! threads contend for. When the thread ends, the cell goes back to the registry.
 
 use core::cell::Cell;
@@ -33,7 +33,7 @@ pub(crate) fn take() -> Option<FreeCell> {
 pub(crate) fn delete(key: usize) -> Result<(), Errno> {
     let Some(free) = REGISTRY.delete(key)? else { return Ok(()) };
     let root = Root::current();
-    if root.spare.0.get().is_some() || !root.is_armed() {
+    if root.spare.0.get().is_some() || !root.is_armed() || root.has_ended() {
         return keep_or_give_back(free);
     }
     root.spare.0.set(Some(free.0));
@@ -46,7 +46,7 @@ pub(crate) fn delete(key: usize) -> Result<(), Errno> {
 fn keep_or_give_back(free: FreeCell) -> Result<(), Errno> {
     let root = Root::current();
     // Only a thread whose end is heard of can give the cell back then.
-    if root.spare.0.get().is_none() && root.arm().is_ok() {
+    if root.spare.0.get().is_none() && !root.has_ended() && root.arm().is_ok() {
         root.spare.0.set(Some(free.0));
     } else {
         REGISTRY.give_back(free);

@@ -44,7 +44,8 @@ const FIRST_MULTIPLIER: usize = 0x9E37_79B9_7F4A_7C15_u64 as usize;
 /// spectrally good multipliers for congruential pseudorandom number generators".)
 const NEXT_MULTIPLIER: usize = 0xD134_2543_DE82_EF95_u64 as usize;
 
-/// The bits of the product that choose the slot are those from the middle on, which depend on the whole index.
+/// The bits of the product that choose the slot are those from the middle on, which depend on the whole index. (With 32
+/// bits there are 16 of them: more values than that in one thread are found, but slowly.)
 const SHIFT: u32 = usize::BITS / 2 - size_of::<Slot>().ilog2();
 
 /// In place of a key: never used. Ends a search.
@@ -165,8 +166,9 @@ fn remake(root: &Root, old: Table, key: usize) -> Result<Table, Errno> {
     let mut multiplier = old.header().multiplier.get();
     if count <= KEYS_APART {
         let mut keys = [key; KEYS_APART];
-        keys.iter_mut().zip(kept(old)).for_each(|(place, (key, ..))| *place = key);
-        let keys = keys.get(..count).unwrap_or_default();
+        // Counted again, as other threads delete keys meanwhile.
+        let others = keys.iter_mut().skip(1).zip(kept(old)).map(|(place, (key, ..))| *place = key).count();
+        let keys = keys.get(..=others).unwrap_or_default();
         let largest = if count <= INLINE_KEYS { slots } else { SLOTS_APART };
         let sizes =
             iter::successors(Some(slots), |slots| Some(slots * 2)).take_while(|slots| *slots <= largest);
@@ -204,7 +206,7 @@ fn remake(root: &Root, old: Table, key: usize) -> Result<Table, Errno> {
             root.release(old);
             Ok(new)
         }
-        Err(_) if old.has_room() => Ok(old),
+        Err(_) if old.used() + 1 < old.len() => Ok(old), // slower, with one slot left at which searches end
         Err(error) => Err(error),
     }
 }

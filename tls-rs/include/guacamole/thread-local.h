@@ -84,7 +84,7 @@ int guac_thread_local_key_delete(guac_thread_local_key_t key);
 /**
  * Sets the calling thread's value for a key. Each thread has room for the
  * values of 12 keys from its beginning. Memory is allocated only once those
- * places are taken, be it by values or by what is left of deleted keys.
+ * places are taken, be it by values or by keys whose value became NULL again.
  *
  * @param key
  *     The key.

@@ -4,14 +4,15 @@
 //! keys of the process, whoever creates them. Its modules are compiled into this library as they are, over another
 //! `ffi` and another `sys`. What is different from `tls-rs` in libguac:
 //!
-//! - **Keys have 31 bits**, see `key.rs`: 1,048,575 can live at once. A key's number is never issued again here
+//! - **Keys have 31 bits**, see `key.rs`: 1,048,543 can live at once. A key's number is never issued again here
 //!   either, so a cell of the registry is used up after 1023 keys, and a process gets EAGAIN once it has deleted
 //!   a billion, those included that its parent had when it forked.
 //! - **Everybody calls it**: constructors that run before this library's, and allocators in the middle of their
 //!   first `malloc`. So memory comes from the kernel, in pages, and libc is asked for nothing but the native key
 //!   that tells when a thread ends. `errno` stays as it is, even when memory has run out.
 //! - **It needs no particular libc.** `dlsym` is the one symbol that it asks for, without a version. The same file
-//!   can be loaded by glibc and by musl.
+//!   can be loaded by musl and by glibc, from 2.34 on: before, `pthread_key_create` was not in libc itself, and C++'s
+//!   library took it for a sign that libpthread is there.
 //!
 //! Calls that libc makes within itself do not come here, nor do those of a program that is linked statically.
 

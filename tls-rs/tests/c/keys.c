@@ -14,7 +14,9 @@ static void errors_are_returned(void) {
 
     /* Zero, numbers that are no keys, and keys that were never created */
     uintptr_t bad[] = { 0, 1, 31, 32, UINTPTR_MAX, UINTPTR_MAX - 31,
-        (uintptr_t) 1 << (sizeof(uintptr_t) * 4), ~((uintptr_t) 0) >> 1 };
+        (uintptr_t) 1 << (sizeof(uintptr_t) * 4), ~((uintptr_t) 0) >> 1,
+        /* Of the last generation there is */
+        UINTPTR_MAX << (sizeof(uintptr_t) == 8 ? 32 : 20) | 1 };
 
     for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
         CHECK(guac_thread_local_getspecific(bad[i]) == NULL);
