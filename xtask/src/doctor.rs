@@ -30,6 +30,8 @@ pub enum Need {
     Platforms,
     /// Sources that come from git or as an unpacked tree.
     Git,
+    /// `cargo xtask package`.
+    Package,
     /// `cargo xtask nix`.
     Nix,
     /// More ways for the two builds of `cargo xtask reproduce` to differ, and what explains it if their results do.
@@ -45,7 +47,7 @@ const SECTIONS: [(&str, &[Need]); 5] = [
     ("Protocols and features", &[Need::Ssh, Need::Optional]),
     ("Sources and tests", &[Need::Git, Need::Tests, Need::Platforms]),
     ("Load tests with a real sshd", &[Need::OpenSsh]),
-    ("Nix, and reproducible builds", &[Need::Nix, Need::Reproduce]),
+    ("Packages, Nix, and reproducible builds", &[Need::Package, Need::Nix, Need::Reproduce]),
 ];
 
 enum Probe {
@@ -129,6 +131,9 @@ const ITEMS: &[Item] = &[
         "the C tests on a 32-bit architecture",
         &["gcc-i686-linux-gnu", "libc6-dev-i386-cross"],
     ),
+    program("dpkg-shlibdeps", "--version", Need::Package, "`cargo xtask package`", &["dpkg-dev"]),
+    program("patchelf", "--version", Need::Package, "`cargo xtask package`", &["patchelf"]),
+    program("strip", "--version", Need::Package, "`cargo xtask package`", &["binutils"]),
     program("nix", "--version", Need::Nix, "`cargo xtask nix`", &["nix-bin"]),
     program(
         "diffoscope",

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::build::{self, Options};
 use crate::debian::{self, quoted};
+use crate::doctor::{self, Need};
 use crate::failure::Failure;
 use crate::flags::{self, Variant};
 use crate::upstream::Release;
@@ -59,7 +60,10 @@ pub fn package(flags: &flags::Package) -> Result<()> {
     let work = layout::target_dir().join("guacd/package");
     fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
     if flags.check || flags.suite.is_some() {
-        needs(&["mmdebstrap"])?;
+        ensure!(
+            run::version_line("mmdebstrap", "--version").is_some(),
+            Failure::Preflight("mmdebstrap is missing: apt-get install mmdebstrap".into())
+        );
         ensure!(
             rustix::process::geteuid().is_root(),
             Failure::Preflight(
@@ -121,26 +125,10 @@ impl System {
     }
 }
 
-fn needs(programs: &[&str]) -> Result<()> {
-    let missing = |program: &&&str| run::version_line(program, "--version").is_none();
-    let missing: Vec<&str> = programs.iter().filter(missing).copied().collect();
-    // Each but this one is called as its package is.
-    let package = |program: &&str| if program.starts_with("dpkg") { "dpkg-dev" } else { *program }.to_owned();
-    ensure!(
-        missing.is_empty(),
-        Failure::Preflight(format!(
-            "missing here: {}\ninstall with: apt-get install {}",
-            missing.join(", "),
-            missing.iter().map(package).collect::<Vec<_>>().join(" ")
-        ))
-    );
-    Ok(())
-}
-
 /// Makes the packages on this machine, for its own distribution.
 fn here(release: &Release, setup: &flags::Setup, out: &Path, work: &Path) -> Result<Vec<PathBuf>> {
     let system = System::this()?;
-    needs(&["dpkg-deb", "dpkg-shlibdeps", "patchelf", "strip"])?;
+    doctor::preflight(&[Need::Package], &[], setup)?;
     let prefix = build::build_variant(release, Variant::Patched, setup, &Options::default())?;
     let time = build_time(&prefix)?;
     let step = ui::Step::start("package");
