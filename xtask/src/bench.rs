@@ -49,6 +49,7 @@ pub fn bench(flags: &flags::Bench) -> Result<()> {
     if !flags.keys_only {
         doctor::preflight(&[Need::Build], build::PROTOCOLS, &flags.setup)?;
     }
+    let _lock = layout::lock("bench")?;
     let libguacs = if flags.keys_only { None } else { Some(libguacs(flags)?) };
 
     let dir = layout::target_dir().join("bench");

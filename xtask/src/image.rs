@@ -81,6 +81,7 @@ struct Check {
 /// Builds the image, and checks it if the flags say so.
 pub fn image(flags: &flags::Image) -> Result<()> {
     let release = Release::load(&flags.release.release)?;
+    let _lock = layout::lock("image")?;
     let work = layout::target_dir().join("guacd/image");
     fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
     let daemon = flags.own_daemon.then(|| Daemon::start(&work)).transpose()?;

@@ -1,9 +1,11 @@
 //! Where do things lie? The checkout, the build output, the user's cache.
 
+use std::fs::{self, File};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use duct::Expression;
+use rustix::fs::FlockOperation;
 
 /// The root of the checkout.
 pub fn root() -> PathBuf {
@@ -21,6 +23,18 @@ pub fn target_dir() -> PathBuf {
         Some(dir) => root().join(dir),
         None => root().join("target"),
     }
+}
+
+/// Keeps a second run of a command, whose files would be the same, out for as long as the result lives.
+pub fn lock(command: &str) -> Result<File> {
+    let dir = target_dir().join("guacd");
+    let path = dir.join(format!("{command}.lock"));
+    let file = fs::create_dir_all(&dir).and_then(|()| File::create(&path));
+    let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        bail!("another `cargo xtask {command}` is at work in {}: wait for it to end", target_dir().display());
+    }
+    Ok(file)
 }
 
 /// Where sources are kept from one checkout to the next: below `$XDG_CACHE_HOME`, or `~/.cache`.
@@ -41,4 +55,15 @@ pub fn cargo(arguments: &[&str], offline: bool) -> Expression {
         // It would move the output, to a directory that nobody looks into.
         .env_remove("CARGO_BUILD_TARGET");
     if offline { command.env("CARGO_NET_OFFLINE", "true") } else { command }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_command_runs_once_at_a_time() {
+        let first = super::lock("test-of-the-lock").unwrap();
+        assert!(super::lock("test-of-the-lock").unwrap_err().to_string().contains("wait for it"));
+        drop(first);
+        super::lock("test-of-the-lock").unwrap();
+    }
 }

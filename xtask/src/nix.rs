@@ -53,6 +53,7 @@ pub fn nix(flags: &flags::Nix) -> Result<()> {
     }
     doctor::preflight(&needs, &[], &flags.setup)?;
     check_version()?;
+    let _lock = layout::lock("nix")?;
     ensure!(
         layout::root().join(".git").exists(),
         Failure::Preflight(

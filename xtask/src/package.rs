@@ -50,6 +50,7 @@ struct Package {
 /// Makes the packages, and checks them if the flags say so.
 pub fn package(flags: &flags::Package) -> Result<()> {
     let release = Release::load(&flags.release.release)?;
+    let _lock = layout::lock("package")?;
     let out = flags.output.clone().unwrap_or_else(|| layout::target_dir().join("guacd/packages"));
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     let out = out.canonicalize()?;

@@ -226,6 +226,7 @@ struct Report<'a> {
 
 /// Runs the checks that were asked for, or all.
 pub fn prove(flags: &Prove) -> Result<()> {
+    let _lock = layout::lock("prove")?;
     let named = !flags.checks.is_empty();
     let mut findings = Vec::new();
     for check in Check::ALL.into_iter().filter(|check| !named || flags.checks.contains(check)) {

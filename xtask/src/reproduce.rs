@@ -76,6 +76,7 @@ impl fmt::Display for Difference {
 pub fn reproduce(flags: &flags::Reproduce) -> Result<()> {
     doctor::preflight(&[Need::Build], &[build::PROTOCOLS, &[Need::Reproduce]].concat(), &flags.setup)?;
     let release = Release::load(&flags.release.release)?;
+    let _lock = layout::lock("reproduce")?;
     // Into the cache, where both builds find it.
     fetch::source(&release, &flags.setup.source)?;
     let name = format!("reproduce-{}", flags.variant.name());
