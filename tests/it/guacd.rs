@@ -556,6 +556,17 @@ fn without_descriptors_users_are_told_and_then_served() -> Result<()> {
     Ok(())
 }
 
+/// Users who cannot be served hear of it, and have their connection closed.
+fn users_are_told(guacd: &Guacd) -> Result<()> {
+    for _ in 0..3 {
+        let mut user = User::connect(guacd.port)?;
+        user.send(&["select", "ssh"])?;
+        user.expect("3.512;")?;
+        user.read_to_end(SOON)?;
+    }
+    Ok(())
+}
+
 fn without_threads_users_are_told_and_then_served() -> Result<()> {
     let shortage = Shortage::new()?;
     let guacd = shortage.start("patched")?;
@@ -564,12 +575,7 @@ fn without_threads_users_are_told_and_then_served() -> Result<()> {
     for short in [format!("threads-{}", guacd.pid()), format!("threads-below-{fork_server}")] {
         let file = shortage.dir.path().join(&short);
         fs::write(&file, "")?;
-        for _ in 0..3 {
-            let mut user = User::connect(guacd.port)?;
-            user.send(&["select", "ssh"])?;
-            user.expect("3.512;").context(short.clone())?;
-            user.read_to_end(SOON).context(short.clone())?;
-        }
+        users_are_told(&guacd).context(short.clone())?;
         fs::remove_file(file)?;
         guacd.user("ssh")?.finish_handshake().context(short)?;
     }
@@ -592,12 +598,7 @@ fn without_processes_users_are_told_and_then_served() -> Result<()> {
     let mut before = guacd.user("ssh")?;
     let file = shortage.dir.path().join(format!("forks-{fork_server}"));
     fs::write(&file, "")?;
-    for _ in 0..3 {
-        let mut user = User::connect(guacd.port)?;
-        user.send(&["select", "ssh"])?;
-        user.expect("3.512;")?;
-        user.read_to_end(SOON)?;
-    }
+    users_are_told(&guacd)?;
     ensure!(guacd.log()?.contains("Cannot fork child process"), "{}", guacd.log()?);
     fs::remove_file(file)?;
     guacd.user("ssh")?.finish_handshake()?;
