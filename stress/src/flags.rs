@@ -246,7 +246,8 @@ pub struct Thresholds {
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub max_leftover: u32,
 
-    /// churn, soak: by how much guacd's memory may grow from the first wave or proof to the last.
+    /// churn, soak: by how much guacd's memory may grow from the first waves or proofs to the last: the median of a fifth of
+    /// them each, as it swings.
     #[arg(long, value_name = "PERCENT", default_value = "5%")]
     pub max_memory_growth: Percent,
 

@@ -340,6 +340,19 @@ fn account(crowd: &mut Crowd<'_>, label: Label, found: Found, interrupted: bool)
     }
 }
 
+/// By how much guacd's memory has grown, in percent: from the median of the first rounds, a fifth of all, to that of the
+/// last, as malloc and the kernel make it swing by several percent from one round to the next.
+fn growth(rounds: &[Round]) -> Option<f64> {
+    let some = rounds.len().div_ceil(5);
+    let (first, last) = (rounds.get(..some)?, rounds.get(rounds.len().checked_sub(some)?.max(some)..)?);
+    let memory = |rounds: &[Round]| {
+        let mut bytes = rounds.iter().filter_map(|round| Some(round.usage?.memory_bytes)).collect::<Vec<_>>();
+        bytes.sort_unstable();
+        bytes.get(bytes.len() / 2).map(|&bytes| bytes as f64)
+    };
+    Some((memory(last)? / memory(first)? - 1.0) * 100.0)
+}
+
 /// What decides.
 fn checks(load: &Load, run: &Run) -> Vec<Check> {
     let thresholds = &load.thresholds;
@@ -372,13 +385,7 @@ fn checks(load: &Load, run: &Run) -> Vec<Check> {
         ));
     }
     if matches!(run.scenario, Scenario::Churn | Scenario::Soak) && guacd.is_some() {
-        let memory = |round: &Round| round.usage.map(|usage| usage.memory_bytes as f64);
-        let growth = match &run.rounds[..] {
-            [first, .., last] => {
-                memory(first).zip(memory(last)).map(|(first, last)| (last / first - 1.0) * 100.0)
-            }
-            _ => None,
-        };
+        let growth = growth(&run.rounds);
         let most = thresholds.max_memory_growth.value();
         checks.push(Check::new("growth of memory", AtMost, most, growth, "%"));
     }
@@ -428,4 +435,41 @@ fn cpu_seconds() -> Option<f64> {
 
 fn max_rss_bytes() -> Option<u64> {
     Some(Process::myself().ok()?.status().ok()?.vmhwm? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::MemoryKind;
+
+    fn rounds(memory: impl IntoIterator<Item = u64>) -> Vec<Round> {
+        let usage = |memory_bytes| Usage {
+            parent_descriptors: 10,
+            parent_threads: 1,
+            children: 1,
+            tasks: 2,
+            memory_bytes,
+            memory_kind: MemoryKind::Pss,
+        };
+        let round = |bytes| Round {
+            at_seconds: 0.0,
+            sessions: 1,
+            proven: 1,
+            proof: None,
+            settled_seconds: None,
+            usage: Some(usage(bytes)),
+        };
+        memory.into_iter().map(round).collect()
+    }
+
+    #[test]
+    fn memory_that_swings_has_not_grown_and_memory_that_leaks_has() {
+        let swings = |wave: u64| 1000 + [0, 70, 20, 50, 10][wave as usize % 5];
+        assert_eq!(growth(&rounds((0..50).map(swings))), Some(0.0));
+        let leaks = growth(&rounds((0..50).map(|wave| swings(wave) + 2 * wave))).unwrap();
+        assert!((7.0..9.0).contains(&leaks), "{leaks}");
+        assert_eq!(growth(&rounds([1000, 1100])), growth(&rounds([1000, 1200, 1100])));
+        assert_eq!(growth(&rounds([1000])), None);
+        assert_eq!(growth(&[]), None);
+    }
 }
