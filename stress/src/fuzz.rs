@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant as StdInstant},
 };
@@ -333,8 +333,8 @@ struct Campaign {
     only: Option<Input>,
     inputs: u32,
     next: AtomicU32,
-    /// Whether guacd has to catch up first.
-    paused: AtomicBool,
+    /// How many inputs may have been begun by now: guacd has to catch up first with what came before.
+    limit: AtomicU32,
     answers: [AtomicU32; 5],
     /// The numbers of the inputs that came last, and when they began.
     recent: Mutex<VecDeque<(u32, StdInstant)>>,
@@ -350,7 +350,11 @@ impl Campaign {
     /// Sends one input after another, until there is none left.
     async fn work(self: Arc<Self>) {
         loop {
-            while self.paused.load(Ordering::Relaxed) {
+            let is_next_allowed = || {
+                let next = self.next.load(Ordering::Relaxed);
+                next >= self.inputs || next < self.limit.load(Ordering::Relaxed)
+            };
+            while !is_next_allowed() {
                 sleep(PAUSE).await;
             }
             let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -398,7 +402,7 @@ pub async fn run(crowd: &mut Crowd<'_>, seed: u64, logs: &Path) -> Result<Fuzz> 
         inputs: if only.is_some() { 1 } else { details.inputs },
         only,
         next: AtomicU32::new(0),
-        paused: AtomicBool::new(false),
+        limit: AtomicU32::new(if crowd.guacd.is_some() { MOST_WAITING } else { u32::MAX }),
         answers: Default::default(),
         recent: Mutex::default(),
         unanswered: Mutex::default(),
@@ -410,6 +414,7 @@ pub async fn run(crowd: &mut Crowd<'_>, seed: u64, logs: &Path) -> Result<Fuzz> 
     let pid = crowd.guacd.as_ref().map(|guacd| guacd.pid());
     let threads = || pid.and_then(sample::threads).unwrap_or_default();
     let threads_before = threads();
+    let mut had_room = Instant::now();
 
     let mut workers = JoinSet::new();
     for _ in 0..PARALLEL {
@@ -421,7 +426,16 @@ pub async fn run(crowd: &mut Crowd<'_>, seed: u64, logs: &Path) -> Result<Fuzz> 
     while !workers.is_empty() && crowd.died.is_none() {
         crowd.attend_until(Some(Instant::now() + TICK), |crowd| crowd.died.is_some()).await;
         while workers.try_join_next().is_some() {}
-        campaign.paused.store(threads() > threads_before + MOST_WAITING, Ordering::Relaxed);
+        if pid.is_some() {
+            let mut room = (threads_before + MOST_WAITING).saturating_sub(threads());
+            if room > 0 {
+                had_room = Instant::now();
+            } else if had_room.elapsed() > END {
+                // It does not catch up: what comes now shows that it does not serve anybody.
+                room = MOST_WAITING;
+            }
+            campaign.limit.store(campaign.next.load(Ordering::Relaxed) + room, Ordering::Relaxed);
+        }
         crowd.step(Step::Fuzz(campaign.sent()));
         if crashes() > seen || crowd.alive() < harmed || crowd.died.is_some() {
             suspects.extend(campaign.recent().iter().map(|(number, _)| *number));
