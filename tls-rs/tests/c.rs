@@ -365,12 +365,17 @@ impl Platform {
 
     /// For a platform that is not the one at hand: less of each.
     fn run_everything(&self) {
-        for program in ["keys", "signals", "destructors", "fork", "exit"] {
+        for program in ["keys", "signals", "destructors", "exit"] {
             self.run_both(program, &["quick"]);
         }
         self.run_static("memory", &[]);
         self.run_static("native", &[]);
-        self.run_static("torture", &["4", "50", "30"]);
+        // An emulator has threads and locks of its own, and children that are forked with one of these held hang in it:
+        // qemu-user's did, in the allocator that it keeps its translations with.
+        if self.emulator.is_empty() {
+            self.run_both("fork", &["quick"]);
+            self.run_static("torture", &["4", "50", "30"]);
+        }
     }
 }
 
