@@ -63,7 +63,7 @@ pub fn package(flags: &flags::Package) -> Result<()> {
     if flags.check || flags.suite.is_some() {
         ensure!(
             run::version_line("mmdebstrap", "--version").is_some(),
-            Failure::Preflight("mmdebstrap is missing: apt-get install mmdebstrap".into())
+            Failure::Preflight("missing here: mmdebstrap\ninstall with: apt-get install mmdebstrap".into())
         );
         ensure!(
             rustix::process::geteuid().is_root(),
