@@ -119,17 +119,21 @@ fn upstreams_own_tests_pass_as_they_do_on_stock() -> Result<()> {
 /// The tests of upstream's `make check` that pass.
 fn passing_tests(variant: &str) -> Result<BTreeSet<String>> {
     let build = support::built(variant)?.with_file_name("build");
-    // A test that hangs, as one did, must not hang this one. Its exit code is no matter: single results are.
-    let output = Command::new("timeout")
-        .args(["180", "make", "-k", "-C"])
-        .arg(build)
-        .args(["-j2", "check"])
-        .output()?;
+    // A test that hangs, as one did, must not hang this one. Any other exit code is no matter: single results are.
+    let mut make = Command::new("timeout");
+    make.args(["300", "make", "-k", "-C"]).arg(build).args(["-j2", "check"]);
+    if variant == "stock" {
+        // Its nested sockets use memory as malloc() returns it, and hang or not by the order of the tests, which is
+        // another one in each build. With this byte glibc returns zeros, as patch 0005 does.
+        make.env("MALLOC_PERTURB_", "255");
+    }
+    let output = make.output()?;
+    ensure!(output.status.code() != Some(124), "upstream's tests of {variant} take more than 300 s");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     for line in text.lines().filter(|line| line.starts_with("FAIL: ") || line.starts_with("ERROR: ")) {
         println!("{variant}: {line}");
     }
-    // Without the number, as the order of the tests is another one in each build: `test_libguac 6 - [mem] free: OK`.
+    // Without the number, which is another one in each build: `test_libguac 6 - [mem] free: OK`.
     let passed = text.lines().filter_map(|line| line.strip_prefix("PASS: "));
     let name = |line: &str| {
         let (program, rest) = line.split_once(' ')?;

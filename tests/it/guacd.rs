@@ -216,9 +216,7 @@ fn a_guacd_that_is_stopped_in_a_burst_leaves_nothing_behind() -> Result<()> {
         sleep(Duration::from_millis(after));
         kill(guacd.pid(), Signal::TERM);
         let ended = guacd.wait(SOON);
-        // Whose process was only being made is not known to guacd yet: it ends by itself, and gives itself 5 s.
-        wait_for_the_end_of(&processes_on(port), 2 * SOON);
-        let left = processes_on(port);
+        let left = left_on(port, SOON);
         let told = guacd.log()?;
         for pid in &left {
             kill(*pid, Signal::KILL);
@@ -269,8 +267,7 @@ fn a_daemon_lets_go_of_its_starter_and_is_stopped_by_its_pid_file() -> Result<()
     ensure!(processes_on(guacd.port).len() == 3, "{:?}", processes_on(guacd.port));
     let pid: i32 = fs::read_to_string(&pid_file)?.trim().parse()?;
     kill(pid, Signal::TERM);
-    wait_for_the_end_of(&processes_on(guacd.port), SOON);
-    let left = processes_on(guacd.port);
+    let left = left_on(guacd.port, SOON);
     ensure!(left.is_empty(), "{} processes are left", left.len());
     user.read_to_end(SOON)?;
     TcpListener::bind((Ipv4Addr::LOCALHOST, guacd.port)).context("its port is taken")?;
@@ -628,8 +625,7 @@ fn without_its_fork_server_users_are_told() -> Result<()> {
     guacd.user(&id)?.finish_handshake()?;
     kill(guacd.pid(), Signal::TERM);
     guacd.wait(SOON)?;
-    wait_for_the_end_of(&processes_on(guacd.port), SOON);
-    let left = processes_on(guacd.port);
+    let left = left_on(guacd.port, SOON);
     for pid in &left {
         kill(*pid, Signal::KILL);
     }
@@ -897,6 +893,18 @@ fn processes_on(port: u16) -> Vec<i32> {
         })
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect()
+}
+
+/// Those of them that do not end in time, with those that are only forked meanwhile.
+fn left_on(port: u16, timeout: Duration) -> Vec<i32> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = processes_on(port);
+        if left.is_empty() || Instant::now() >= deadline {
+            return left;
+        }
+        sleep(Duration::from_millis(20));
+    }
 }
 
 fn children(pid: i32) -> Vec<i32> {
