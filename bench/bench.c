@@ -587,7 +587,8 @@ static void measure_memory(int live, int used, const char* choice) {
 
 /* ---- libguac ---- */
 
-typedef struct { char bytes[512]; } rwlock;
+/* At the start of a cache line, so that neither is lucky */
+typedef struct { _Alignas(64) char bytes[512]; } rwlock;
 
 typedef struct {
     void (*init)(rwlock*);

@@ -130,7 +130,9 @@ impl Registry {
     pub(crate) fn delete(&'static self, key: usize) -> Result<Option<FreeCell>, Errno> {
         let cell = self.cell_of(key).ok_or(EINVAL)?;
         let dead = key.wrapping_add(key::GENERATION); // for a number that is no key, of the last generation
-        // Of two threads that delete the same key, one succeeds.
+        // Of two threads that delete the same key, one succeeds. Acquire: the cell's next destructor is written after the
+        // key's own, however the thread has learned of the key. (Loom has no model of that: it keeps writes in the order in
+        // which they run.) Release: who finds the key dead sees what was done before.
         cell.key.compare_exchange(key, dead, AcqRel, Relaxed).map_err(|_| EINVAL)?;
         Ok((key::generation(dead) < key::LAST_GENERATION).then_some(FreeCell(cell)))
     }

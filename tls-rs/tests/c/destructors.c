@@ -84,6 +84,40 @@ static void they_run_however_a_thread_ends(void) {
 
 }
 
+/* How a thread ends, and the value that its cleanup handler has seen */
+static void* (*way_to_end)(void*);
+static void* seen_by_handler;
+
+static void clean_up(void* data) {
+    (void) data;
+    CHECK(calls == 0);
+    seen_by_handler = guac_thread_local_getspecific(key);
+}
+
+static void* end_with_a_cleanup_handler(void* data) {
+    pthread_cleanup_push(clean_up, data);
+    way_to_end(data);
+    pthread_cleanup_pop(0);
+    return data;
+}
+
+static void they_run_after_cleanup_handlers(void) {
+
+    CHECK(guac_thread_local_key_create(&key, note) == 0);
+
+    void* (*ends[])(void*) = { set_and_exit, set_and_be_cancelled };
+    for (int i = 0; i < 2; i++) {
+        way_to_end = ends[i];
+        seen_by_handler = NULL;
+        run(end_with_a_cleanup_handler);
+        CHECK(seen_by_handler == VALUE(7));
+        CHECK(calls == 1);
+    }
+
+    CHECK(guac_thread_local_key_delete(key) == 0);
+
+}
+
 static int report;
 
 static void tell(void* value) {
@@ -331,6 +365,7 @@ int main(void) {
     they_run_though_libc_has_no_key_left(); /* first, or another test has had the key taken */
 #endif
     they_run_however_a_thread_ends();
+    they_run_after_cleanup_handlers();
     they_run_in_the_main_thread_only_if_it_exits_as_a_thread();
     they_are_repeated_while_they_set_values();
     one_may_set_the_value_of_another();
