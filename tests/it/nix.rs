@@ -67,11 +67,11 @@ fn cargos_flags_are_those_of_xtask() -> Result<()> {
         Ok(words.filter(|word| word.starts_with('-')).map(str::to_owned).collect())
     };
     let tls_rs = flags("nix/tls-rs.nix", "cargo rustc", "runHook postBuild")?;
-    let xtasks = flags("xtask/src/tls_rs.rs", "let mut arguments = vec![", "step.run(")?;
+    let xtasks = flags("toolkit/src/build/tls_rs.rs", "let mut arguments = vec![", "step.run(")?;
     ensure!(tls_rs == xtasks && tls_rs.len() > 3, "tls-rs: {tls_rs:?} and {xtasks:?}");
 
     let stress = flags("nix/guac-stress.nix", "cargoBuildFlags = [", "];")?;
-    let mut xtasks = flags("xtask/src/stress.rs", "let packages = [", "];")?;
+    let mut xtasks = flags("toolkit/src/stress.rs", "let packages = [", "];")?;
     // buildRustPackage gives them by itself.
     ensure!(xtasks.remove("--locked") && xtasks.remove("--release"), "{xtasks:?}");
     ensure!(stress == xtasks && stress.len() > 1, "guac-stress: {stress:?} and {xtasks:?}");

@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use toolkit::build::guacd;
+use toolkit::source::fetch::Access;
+use toolkit::source::release;
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 usage; 3 a tool, a library or the source is missing; 4 a patch does \
     not apply; 5 a stress run or a benchmark missed its threshold, or two builds differ; 130 interrupted.";
@@ -363,6 +366,9 @@ pub struct Doctor {
 #[command(after_help = EXIT_CODES)]
 pub struct Test {
     #[command(flatten)]
+    pub release: Release,
+
+    #[command(flatten)]
     pub setup: Setup,
 
     /// Only the quick checks: nothing that builds or runs a guacd.
@@ -414,9 +420,16 @@ pub enum Check {
 
 #[derive(Args)]
 pub struct Release {
-    /// Which guacamole-server release, of those that upstream.toml pins.
-    #[arg(long, value_name = "RELEASE", default_value = "1.6.0")]
-    pub release: String,
+    /// Which guacamole-server release, of those that upstream.toml pins [default: the newest supported one].
+    #[arg(long, value_name = "RELEASE")]
+    pub release: Option<String>,
+}
+
+impl Release {
+    /// Looks it up in upstream.toml.
+    pub fn load(&self) -> anyhow::Result<release::Release> {
+        release::Release::load(self.release.as_deref())
+    }
 }
 
 #[derive(Args)]
@@ -430,6 +443,13 @@ pub struct Source {
     pub offline: bool,
 }
 
+impl Source {
+    /// As the toolkit has it.
+    pub fn access(&self) -> Access {
+        Access { from: self.from.clone(), offline: self.offline }
+    }
+}
+
 /// What a command may do to get what it needs.
 #[derive(Args)]
 pub struct Setup {
@@ -439,6 +459,13 @@ pub struct Setup {
     /// Install the tools and libraries that are missing first (Debian and Ubuntu; as root, or through sudo).
     #[arg(long)]
     pub install: bool,
+}
+
+impl Setup {
+    /// As the toolkit has it.
+    pub fn options(&self) -> guacd::Setup {
+        guacd::Setup { source: self.source.access(), install: self.install }
+    }
 }
 
 /// A guacd as upstream made it, or with our patches.
@@ -453,11 +480,12 @@ pub enum Variant {
 }
 
 impl Variant {
-    pub fn name(self) -> &'static str {
+    /// What the toolkit calls it.
+    pub fn of(self) -> guacd::Variant {
         match self {
-            Variant::Patched => "patched",
-            Variant::Keys => "keys",
-            Variant::Stock => "stock",
+            Variant::Patched => guacd::Variant::Patched,
+            Variant::Keys => guacd::Variant::Keys,
+            Variant::Stock => guacd::Variant::Stock,
         }
     }
 }
@@ -477,7 +505,8 @@ pub enum Variants {
 }
 
 impl Variants {
-    pub fn list(self) -> &'static [Variant] {
+    pub fn list(self) -> &'static [guacd::Variant] {
+        use guacd::Variant;
         match self {
             Variants::Patched => &[Variant::Patched],
             Variants::Keys => &[Variant::Keys],

@@ -1,58 +1,37 @@
 //! `cargo xtask`: fetches, patches, builds, stress-tests and measures guacd. One file per command.
 
-mod bench;
-mod build;
-mod debian;
-mod digest;
-mod doctor;
-mod failure;
-mod fetch;
+mod commands;
 mod flags;
-mod image;
-mod install;
-mod layout;
-mod manifest;
-mod nix;
-mod package;
-mod patch;
-mod preload;
-mod prove;
-mod reproduce;
-mod run;
-mod sbom;
-mod steps;
-mod stress;
-mod test;
-mod tls_rs;
-mod ui;
-mod upstream;
 
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
+use toolkit::{failure, host::run, ui};
+
+use flags::Command;
 
 fn main() -> ExitCode {
     let cli = flags::Cli::parse();
-    if let flags::Command::Stress(stress) = &cli.command {
+    if let Command::Stress(stress) = &cli.command {
         if let Err(wrong) = stress.load.check() {
             flags::Cli::command().error(ErrorKind::ArgumentConflict, wrong).exit();
         }
     }
     run::watch_for_signals();
     let result = match cli.command {
-        flags::Command::Fetch(flags) => fetch::fetch(&flags),
-        flags::Command::Build(flags) => build::build(&flags),
-        flags::Command::Stress(flags) => stress::stress(&flags),
-        flags::Command::Bench(flags) => bench::bench(&flags),
-        flags::Command::Preload(flags) => preload::preload(&flags),
-        flags::Command::Image(flags) => image::image(&flags),
-        flags::Command::Package(flags) => package::package(&flags),
-        flags::Command::Nix(flags) => nix::nix(&flags),
-        flags::Command::Reproduce(flags) => reproduce::reproduce(&flags),
-        flags::Command::Doctor(flags) => doctor::doctor(&flags),
-        flags::Command::Test(flags) => test::test(&flags),
-        flags::Command::Prove(flags) => prove::prove(&flags),
+        Command::Fetch(flags) => commands::fetch::run(&flags),
+        Command::Build(flags) => commands::build::run(&flags),
+        Command::Stress(flags) => commands::stress::run(&flags),
+        Command::Bench(flags) => commands::bench::run(&flags),
+        Command::Preload(flags) => commands::preload::run(&flags),
+        Command::Image(flags) => commands::image::run(&flags),
+        Command::Package(flags) => commands::package::run(&flags),
+        Command::Nix(flags) => commands::nix::run(&flags),
+        Command::Reproduce(flags) => commands::reproduce::run(&flags),
+        Command::Doctor(flags) => commands::doctor::run(&flags),
+        Command::Test(flags) => commands::test::run(&flags),
+        Command::Prove(flags) => commands::prove::run(&flags),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

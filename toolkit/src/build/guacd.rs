@@ -1,0 +1,413 @@
+//! How does a source become a prefix? In steps that are skipped while their inputs stay the same.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use duct::Expression;
+use rustix::fs::{FlockOperation, Mode};
+
+use crate::build::manifest::{self, Manifest, SCHEMA_VERSION};
+use crate::build::steps::{Done, Steps};
+use crate::build::{prefix as install, sbom, tls_rs};
+use crate::host::digest::Hasher;
+use crate::host::tools::{self, Need};
+use crate::host::{digest, layout, run};
+use crate::source::fetch::{self, Access};
+use crate::source::release::Release;
+use crate::source::series::{self, Patch};
+use crate::ui;
+
+/// What configure is given, with the user's own flags behind it, which therefore win.
+const FLAGS: [(&str, &str); 4] = [
+    // Newer OpenSSL, FreeRDP and FFmpeg deprecate what 1.6.0 calls, and upstream compiles with -Werror. FORTIFY is undefined
+    // first, as some distributions' compilers define another level of it; and a C library that has no level 3 warns (cpp)
+    // and takes 2. Make, not configure, fills in the work directory, which debug information would otherwise name.
+    (
+        "CPPFLAGS",
+        "-Wno-error=deprecated-declarations -Wno-error=cpp -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 \
+         -ffile-prefix-map=$(abs_top_builddir:build=)=",
+    ),
+    // Position-independent executables are every distribution's default: -pie would break the linking of libraries.
+    ("CFLAGS", "-g -O2 -fstack-protector-strong -fstack-clash-protection"),
+    ("LDFLAGS", "-Wl,-z,relro,-z,now,-z,noexecstack"),
+    // Static libraries without times and users, which not every distribution's binutils leave out by themselves.
+    ("AR_FLAGS", "crD"),
+];
+
+/// What configure is given besides for a build that watches itself. FORTIFY would come before the sanitizer's own checks;
+/// and gcc defines what a shift into the sign does, which upstream uses.
+pub const SANITIZERS: [&str; 3] = [
+    "CPPFLAGS=-Wno-error=deprecated-declarations -Wno-error=cpp -U_FORTIFY_SOURCE",
+    "CFLAGS=-g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=shift -fno-sanitize-recover=all",
+    "LDFLAGS=-fsanitize=address,undefined",
+];
+
+/// The group of patches that the variant `keys` has.
+const KEYS: &str = "keys";
+
+/// What `--install` brings besides: a guacd without RDP is not what users expect.
+pub const PROTOCOLS: &[Need] = &[Need::Ssh, Need::Optional];
+
+/// Variables that configure and the compilers heed.
+const ENVIRONMENT: [&str; 15] = [
+    "AR",
+    "AR_FLAGS",
+    "CC",
+    "CFLAGS",
+    "CONFIG_SITE",
+    "CPATH",
+    "CPPFLAGS",
+    "LD",
+    "LDFLAGS",
+    "LIBRARY_PATH",
+    "LIBS",
+    "PKG_CONFIG",
+    "PKG_CONFIG_LIBDIR",
+    "PKG_CONFIG_PATH",
+    "SOURCE_DATE_EPOCH",
+];
+
+/// A guacd as upstream made it, or with our patches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// With all patches.
+    Patched,
+    /// With the patches of the group `keys` alone.
+    Keys,
+    /// As upstream made it.
+    Stock,
+}
+
+impl Variant {
+    /// As the command line and the manifest have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Variant::Patched => "patched",
+            Variant::Keys => "keys",
+            Variant::Stock => "stock",
+        }
+    }
+}
+
+/// What a build may do to get what it needs.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// From where the source may be taken.
+    pub source: Access,
+    /// Whether missing tools and libraries may be installed.
+    pub install: bool,
+}
+
+/// What may differ between two builds of the same variant.
+#[derive(Default)]
+pub struct Options<'a> {
+    /// Where to install it, if not below the work directory.
+    pub prefix: Option<&'a Path>,
+    /// How many compilers run at once, if not one per core.
+    pub jobs: Option<usize>,
+    /// Further arguments of upstream's configure.
+    pub configure_args: &'a [String],
+}
+
+/// Builds what is not built yet of `variant`, and returns its prefix.
+pub fn build(release: &Release, variant: Variant, setup: &Setup, options: &Options<'_>) -> Result<PathBuf> {
+    let versions = tools::preflight(&[Need::Build], PROTOCOLS, setup.install)?;
+    // What is installed is for everybody to read, and the same whoever builds it.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    let build = Build::new(release, variant, options)?;
+    let _lock = build.lock()?;
+    ui::heading(format!("guacd {} {} -> {}", release.version, variant.name(), build.prefix.display()));
+    if build.run(setup, options, &versions)? {
+        let protocols = manifest::protocols(&build.prefix)?;
+        ui::note(format!("  protocols: {}", protocols.join(", ")));
+        if !protocols.iter().any(|protocol| protocol == "ssh") {
+            ui::warning("it was built without SSH: `cargo xtask doctor` says what that needs");
+        }
+        if let Some(dir) = freerdp_plugin_dir().filter(|_| protocols.iter().any(|protocol| protocol == "rdp"))
+        {
+            ui::note(format!(
+                "  for RDP's sound, drives and printing, FreeRDP has to find guacd's plugins (once, as root):\n    \
+                 mkdir -p {dir} && ln -sf {}/lib/libguac*-client.so {dir}/",
+                build.prefix.display()
+            ));
+        }
+    } else {
+        ui::note("  nothing has changed: the prefix is up to date");
+    }
+    Ok(build.prefix)
+}
+
+/// The paths and the patches of one build.
+struct Build<'a> {
+    release: &'a Release,
+    variant: Variant,
+    prefix: PathBuf,
+    /// Where everything else of the build lies: sources, objects, logs.
+    work: PathBuf,
+    patches: Vec<Patch>,
+}
+
+impl<'a> Build<'a> {
+    fn new(release: &'a Release, variant: Variant, options: &Options<'_>) -> Result<Build<'a>> {
+        let mut patches = match variant {
+            Variant::Patched | Variant::Keys => series::series(&release.patches_dir())?,
+            Variant::Stock => Vec::new(),
+        };
+        if variant == Variant::Keys {
+            patches.retain(|patch| patch.group == KEYS);
+        }
+        let release_dir = layout::target_dir().join("guacd").join(&release.version);
+        let prefix = options.prefix.map(install::resolve).transpose()?;
+        let work = match (&prefix, options.configure_args) {
+            (None, []) => release_dir.join(variant.name()),
+            // A build with options of its own does not disturb the usual one.
+            (prefix, configure_args) => {
+                let mut hasher = Hasher::default();
+                hasher.add(prefix.as_deref().unwrap_or(Path::new("")).as_os_str().as_encoded_bytes());
+                for argument in configure_args {
+                    hasher.add(argument);
+                }
+                release_dir.join(format!("{}-{}", variant.name(), &hasher.finish()[..8]))
+            }
+        };
+        install::check_characters(&work, "move the checkout, or set CARGO_TARGET_DIR")?;
+        if let Some(prefix) = &prefix {
+            install::check_characters(prefix, "choose another prefix")?;
+            install::check(prefix)?;
+        }
+        fs::create_dir_all(&work).with_context(|| {
+            format!("cannot create {}: set CARGO_TARGET_DIR to where you may write", work.display())
+        })?;
+        let prefix = prefix.unwrap_or_else(|| work.join("prefix"));
+        Ok(Build { release, variant, prefix, work, patches })
+    }
+
+    /// Keeps a second build out of the work directory for as long as the result lives.
+    fn lock(&self) -> Result<File> {
+        let path = self.work.join("lock");
+        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            bail!("another build is at work in {}: wait for it to end, and try again", self.work.display());
+        }
+        Ok(file)
+    }
+
+    /// Runs the steps, and returns whether any had to run.
+    fn run(&self, setup: &Setup, options: &Options<'_>, versions: &[String]) -> Result<bool> {
+        let mut steps = Steps::open(&self.work)?;
+        let source = self.source(&mut steps, setup, versions)?;
+        let tls_rs = match self.variant {
+            Variant::Patched | Variant::Keys => Some(self.tls_rs(&mut steps, setup.source.offline)?),
+            Variant::Stock => None,
+        };
+        let made = self.make(&mut steps, &source, tls_rs.as_ref(), options, versions)?;
+        self.install(&mut steps, &made, options, setup.source.offline)?;
+        Ok(steps.ran)
+    }
+
+    /// The patched source tree, ready for configure.
+    fn source(&self, steps: &mut Steps, setup: &Setup, versions: &[String]) -> Result<Done> {
+        let Build { release, patches, .. } = self;
+        let (pristine, source) = (self.work.join("pristine"), self.work.join("source"));
+        // Even if it is not needed: whoever names a source wants it checked.
+        let named = match setup.source.from {
+            Some(_) => Some(fetch::source(release, &setup.source)?),
+            None => None,
+        };
+        let unpacked = steps.step(
+            "unpack",
+            &[],
+            &[&release.commit],
+            |_| pristine.exists(),
+            |_| {
+                install::check_space(&self.work, install::BYTES_NEEDED)?;
+                let archive = named.map_or_else(|| fetch::source(release, &setup.source), Ok)?;
+                fetch::unpack(&archive, &pristine)?;
+                fs::write(self.work.join("source.pin"), &archive.pin)?;
+                Ok(archive.pin)
+            },
+        )?;
+        let inputs: Vec<&str> = patches.iter().flat_map(|patch| [&*patch.name, &*patch.sha256]).collect();
+        let patched = steps.step(
+            "patch",
+            &[&unpacked],
+            &inputs,
+            |_| source.exists(),
+            |step| {
+                step.copy_tree(&pristine, &source)?;
+                series::apply(&release.patches_dir(), patches, &source)?;
+                Ok(match patches.len() {
+                    0 => "stock: nothing to apply".to_owned(),
+                    count => format!("{count} patches, no fuzz, no offset"),
+                })
+            },
+        )?;
+        // Not `configure`, which Apache's tarball brings along.
+        let stamp = source.join(".autoreconf");
+        let inputs: Vec<&str> = versions.iter().map(String::as_str).collect();
+        steps.step(
+            "autoreconf",
+            &[&patched],
+            &inputs,
+            |_| stamp.exists(),
+            |step| {
+                step.run("autoreconf", duct::cmd!("autoreconf", "-fi").dir(&source))?;
+                fs::write(&stamp, "")?;
+                Ok(String::new())
+            },
+        )
+    }
+
+    fn tls_rs(&self, steps: &mut Steps, offline: bool) -> Result<Done> {
+        let dir = self.work.join("tls-rs");
+        let archive = dir.join("lib/libtls_rs.a");
+        let rustc = rustc_version();
+        let inputs = [rustc.as_str(), &tls_rs::digest_of_inputs()?];
+        steps.step(
+            "tls-rs",
+            &[],
+            &inputs,
+            |_| archive.exists(),
+            |step| {
+                tls_rs::build(step, &dir, offline)?;
+                Ok(rustc.clone())
+            },
+        )
+    }
+
+    fn make(
+        &self,
+        steps: &mut Steps,
+        source: &Done,
+        tls_rs: Option<&Done>,
+        options: &Options<'_>,
+        versions: &[String],
+    ) -> Result<Done> {
+        let build = self.work.join("build");
+        let (arguments, environment) = (self.configure_arguments(options), environment());
+        let inputs: Vec<&str> =
+            [&arguments, &environment, versions].into_iter().flatten().map(String::as_str).collect();
+        // A work directory that was moved has to be configured again: its Makefiles name it.
+        let here = format!("\nabs_top_builddir = {}\n", build.display());
+        let is_there =
+            |_: &str| fs::read_to_string(build.join("Makefile")).is_ok_and(|text| text.contains(&here));
+        let configured = steps.step("configure", &[source], &inputs, is_there, |step| {
+            // Afresh, as objects that were compiled with other flags must not survive; and in a copy, as upstream's
+            // tests do not compile outside of the source tree.
+            step.copy_tree(&self.work.join("source"), &build)?;
+            let command = [&["./configure".to_owned()], &*arguments].concat();
+            step.run("configure", self.timeless(duct::cmd("sh", command).dir(&build)))?;
+            Ok(String::new())
+        })?;
+        let after: Vec<&Done> = [&configured].into_iter().chain(tls_rs).collect();
+        steps.step(
+            "make",
+            &after,
+            &[],
+            |_| build.join("src/guacd/guacd").exists(),
+            |step| {
+                step.run("make", self.make_command(options, &[]))?;
+                Ok(String::new())
+            },
+        )
+    }
+
+    fn install(&self, steps: &mut Steps, made: &Done, options: &Options<'_>, offline: bool) -> Result<()> {
+        let prefix = &self.prefix;
+        // Another variant may have been installed over it since.
+        let is_there =
+            |digest: &str| Manifest::load(prefix).is_some_and(|manifest| manifest.digest == digest);
+        steps.step("install", &[made], &[], is_there, |step| {
+            let stage = tempfile::TempDir::with_prefix_in("stage-", &self.work)?;
+            let destdir = format!("DESTDIR={}", stage.path().display());
+            step.run("make install", self.make_command(options, &["install", &destdir]))?;
+            let staged = install::staged(stage.path(), prefix)?;
+            let manifest = self.manifest(options, &staged, step.digest)?;
+            manifest.save(&staged)?;
+            let crates = if manifest.tls_rs.is_some() { tls_rs::crates(offline)? } else { BTreeSet::new() };
+            sbom::save(&manifest, self.release, &crates, &staged)?;
+            sbom::save_licenses(&self.work.join("source"), &staged)?;
+            install::install(step, &staged, prefix)?;
+            Ok(prefix.display().to_string())
+        })?;
+        manifest::make_link(prefix)
+    }
+
+    fn make_command(&self, options: &Options<'_>, arguments: &[&str]) -> Expression {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let jobs = format!("-j{}", options.jobs.unwrap_or_else(cores));
+        let arguments = [&[jobs.as_str()], arguments].concat();
+        self.timeless(duct::cmd("make", arguments))
+            .dir(self.work.join("build"))
+            // A make above us speaks of its own job server.
+            .env_remove("MAKEFLAGS")
+            .env_remove("MAKELEVEL")
+    }
+
+    /// Has what a program makes speak of the release's time and not of the build's.
+    fn timeless(&self, command: Expression) -> Expression {
+        match std::env::var_os("SOURCE_DATE_EPOCH") {
+            Some(_) => command,
+            None => command.env("SOURCE_DATE_EPOCH", self.release.epoch.to_string()),
+        }
+    }
+
+    fn configure_arguments(&self, options: &Options<'_>) -> Vec<String> {
+        let prefix = self.prefix.display();
+        let mut arguments = vec![
+            format!("--prefix={prefix}"),
+            // Left alone it would install into the system's directory of FreeRDP.
+            format!("--with-freerdp-plugin-dir={prefix}/lib"),
+        ];
+        for (name, ours) in FLAGS {
+            let users = std::env::var(name).unwrap_or_default();
+            arguments.push(format!("{name}={}", format!("{ours} {users}").trim_end()));
+        }
+        if self.variant != Variant::Stock {
+            // From the build directory, so that the manifest does not depend on where that is.
+            arguments.push("--with-tls-rs=../tls-rs".to_owned());
+        }
+        arguments.extend_from_slice(options.configure_args);
+        arguments
+    }
+
+    fn manifest(&self, options: &Options<'_>, staged: &Path, digest: &str) -> Result<Manifest> {
+        let archive = self.work.join("tls-rs/lib/libtls_rs.a");
+        Ok(Manifest {
+            schema_version: SCHEMA_VERSION,
+            release: self.release.version.clone(),
+            commit: self.release.commit.clone(),
+            source: fs::read_to_string(self.work.join("source.pin"))?,
+            variant: self.variant.name().to_owned(),
+            prefix: self.prefix.clone(),
+            patches: self.patches.clone(),
+            tls_rs: (self.variant != Variant::Stock).then(|| digest::file(&archive)).transpose()?,
+            compiler: run::version_line(&tools::c_compiler(), "--version").unwrap_or_default(),
+            rustc: rustc_version(),
+            configure: self.configure_arguments(options),
+            environment: environment(),
+            protocols: manifest::protocols(staged)?,
+            digest: digest.to_owned(),
+        })
+    }
+}
+
+/// The variables that configure and the compilers heed, as far as they are set.
+fn environment() -> Vec<String> {
+    ENVIRONMENT.iter().filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?))).collect()
+}
+
+/// Where FreeRDP looks for plugins, and nowhere else.
+pub fn freerdp_plugin_dir() -> Option<String> {
+    ["freerdp2", "freerdp3"].into_iter().find_map(|module| {
+        let libdir = duct::cmd!("pkg-config", "--variable=libdir", module).stderr_null().read().ok()?;
+        Some(format!("{libdir}/{module}"))
+    })
+}
+
+fn rustc_version() -> String {
+    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
+    run::version_line(&rustc, "--version").unwrap_or_default()
+}

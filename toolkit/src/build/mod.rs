@@ -1,0 +1,9 @@
+//! From a source to a prefix.
+
+pub mod guacd;
+pub mod manifest;
+pub mod prefix;
+pub mod preload;
+pub mod sbom;
+pub mod steps;
+pub mod tls_rs;

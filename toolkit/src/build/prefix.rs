@@ -1,0 +1,190 @@
+//! How does a prefix appear? Whole, from a staging directory, in place of the one before, or not at all.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::{CWD, FlockOperation, RenameFlags};
+
+use crate::build::manifest::Manifest;
+use crate::build::steps::Running;
+use crate::failure::Failure;
+
+/// What a build and its staged installation take at most, with room to spare: 230 MB were measured.
+pub const BYTES_NEEDED: u64 = 400 << 20;
+
+/// Resolves a prefix that the user named, creating the directory that it is in.
+pub fn resolve(prefix: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(prefix).context("cannot resolve the prefix")?;
+    // Not by the letter, as `a/../b` is not `b` if `a` is a link. A prefix that is a link itself stays one.
+    if let Ok(there) = absolute.canonicalize() {
+        return Ok(there);
+    }
+    let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+        bail!("{} cannot be a prefix", prefix.display());
+    };
+    let refusal =
+        || format!("cannot create {}: choose a prefix that you may write, or become root", parent.display());
+    fs::create_dir_all(parent).with_context(refusal)?;
+    Ok(parent.canonicalize().with_context(refusal)?.join(name))
+}
+
+/// Checks, before anything is built, that `prefix` can be written and holds nothing of somebody else's.
+pub fn check(prefix: &Path) -> Result<()> {
+    let parent = parent(prefix)?;
+    // The one sure way to know whether a file can be created here.
+    tempfile::tempfile_in(parent).with_context(|| {
+        format!("cannot write to {}: choose a prefix that you may write, or become root", parent.display())
+    })?;
+    let is_empty = match fs::read_dir(prefix) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot use the prefix {}", prefix.display()));
+        }
+    };
+    if !is_empty && Manifest::load(prefix).is_none() {
+        bail!(
+            "{} is not empty, and was not made by this toolkit (it holds no manifest): choose a directory of its own for \
+             guacd, or remove it",
+            prefix.display()
+        );
+    }
+    Ok(())
+}
+
+/// Checks that upstream's build system can cope with a path.
+pub fn check_characters(path: &Path, advice: &str) -> Result<()> {
+    let text = path.to_string_lossy();
+    ensure!(
+        !text.contains(|character: char| character.is_whitespace() || ",:$'\"\\#".contains(character)),
+        "upstream's build system cannot cope with a character in {text}: {advice}"
+    );
+    Ok(())
+}
+
+/// Checks that a build in `dir`, which takes so many bytes, will not run out of space.
+pub fn check_space(dir: &Path, needed: u64) -> Result<()> {
+    let stat = rustix::fs::statvfs(dir).with_context(|| format!("cannot examine {}", dir.display()))?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    ensure!(
+        free >= needed,
+        Failure::Preflight(format!(
+            "only {} MB are free in {}, and a build takes up to {}: make room, or set CARGO_TARGET_DIR to another disk",
+            free >> 20,
+            dir.display(),
+            needed >> 20
+        ))
+    );
+    Ok(())
+}
+
+/// Where `make install DESTDIR=stage` puts what belongs into `prefix`. An error if it put anything elsewhere.
+pub fn staged(stage: &Path, prefix: &Path) -> Result<PathBuf> {
+    let staged = stage.join(prefix.strip_prefix("/").unwrap_or(prefix));
+    only_below(stage, &staged, prefix)?;
+    Ok(staged)
+}
+
+/// Makes what is `staged` the new `prefix`.
+pub fn install(step: &Running<'_>, staged: &Path, prefix: &Path) -> Result<()> {
+    let parent = parent(prefix)?;
+    // One at a time: two builds may have the same prefix.
+    let lock = File::open(parent).with_context(|| format!("cannot open {}", parent.display()))?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
+    // Beside the prefix, so that the last move is a rename within one file system.
+    let name = prefix.file_name().unwrap_or_default().to_string_lossy();
+    let beside = parent.join(format!(".{name}.guacd-uncapped"));
+    let remove = |dir: &Path| match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    };
+    // What a run that was killed has left.
+    remove(&beside)?;
+    if fs::rename(staged, &beside).is_err() {
+        // Another file system.
+        step.copy_tree(staged, &beside).inspect_err(|_| drop(remove(&beside)))?;
+    }
+    if prefix.exists() {
+        rustix::fs::renameat_with(CWD, &beside, CWD, prefix, RenameFlags::EXCHANGE).or_else(|_| {
+            // A file system that cannot exchange: there is a moment without the prefix.
+            let old = parent.join(format!(".{name}.guacd-uncapped-old"));
+            fs::rename(prefix, &old)?;
+            fs::rename(&beside, prefix).inspect_err(|_| drop(fs::rename(&old, prefix)))?;
+            fs::rename(&old, &beside)
+        })
+    } else {
+        fs::rename(&beside, prefix)
+    }
+    .with_context(|| format!("cannot create {}", prefix.display()))?;
+    // The one before.
+    remove(&beside)
+}
+
+fn parent(prefix: &Path) -> Result<&Path> {
+    prefix.parent().with_context(|| format!("{} cannot be a prefix", prefix.display()))
+}
+
+/// Refuses an installation that put files outside of its prefix: they would be lost, or land in the system.
+fn only_below(dir: &Path, staged: &Path, prefix: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
+        let path = entry?.path();
+        if path == staged {
+            continue;
+        }
+        if staged.starts_with(&path) {
+            only_below(&path, staged, prefix)?;
+        } else {
+            bail!(
+                "`make install` wants to write outside of the prefix, to {}: give configure a directory below {} for it",
+                path.display(),
+                prefix.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_one_directory_however_it_is_written() {
+        let dir = TempDir::new().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let prefix = dir.join("a/guacd");
+        assert_eq!(resolve(&dir.join("a/guacd/")).unwrap(), prefix);
+        fs::create_dir(dir.join("b")).unwrap();
+        assert_eq!(resolve(&dir.join("b/../a/guacd")).unwrap(), prefix);
+        fs::create_dir(&prefix).unwrap();
+        symlink(&prefix, dir.join("link")).unwrap();
+        assert_eq!(resolve(&dir.join("link")).unwrap(), prefix);
+        assert!(resolve(Path::new("/")).is_ok_and(|root| parent(&root).is_err()));
+    }
+
+    #[test]
+    fn files_outside_of_the_prefix_are_refused() {
+        let stage = TempDir::new().unwrap();
+        let prefix = Path::new("/opt/guacd");
+        fs::create_dir_all(stage.path().join("opt/guacd/lib")).unwrap();
+        assert_eq!(staged(stage.path(), prefix).unwrap(), stage.path().join("opt/guacd"));
+        fs::create_dir_all(stage.path().join("opt/other")).unwrap();
+        assert!(staged(stage.path(), prefix).unwrap_err().to_string().contains("outside of the prefix"));
+    }
+
+    #[test]
+    fn names_that_upstreams_build_cannot_cope_with_are_refused() {
+        assert!(check_characters(Path::new("/opt/guacd-1.6.0_a+b"), "").is_ok());
+        for name in ["/opt/two words", "/opt/a,b", "/opt/$HOME", "/opt/a:b"] {
+            assert!(check_characters(Path::new(name), "choose another").is_err(), "{name}");
+        }
+    }
+}

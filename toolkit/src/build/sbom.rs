@@ -1,0 +1,422 @@
+//! What is in a prefix, for whoever has to know? A software bill of materials, in CycloneDX 1.5, and the licences.
+//!
+//! It lists upstream with its pin, each patch with its digest, what the static Rust library brings along, and the system
+//! libraries that the loader finds on the machine of the build. It holds no time and no path, so that two builds of the
+//! same have the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use crate::build::manifest::{self, Manifest};
+use crate::host::layout;
+use crate::source::release::Release;
+
+/// Where the bill lies in a prefix.
+pub const PATH: &str = "share/guacd-uncapped/sbom.cdx.json";
+
+/// Where the licences lie in a prefix.
+const LICENSES: &str = "share/guacd-uncapped/licenses";
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Bill {
+    bom_format: &'static str,
+    spec_version: &'static str,
+    serial_number: String,
+    version: u32,
+    metadata: Metadata,
+    components: Vec<Component>,
+    dependencies: Vec<Dependency>,
+}
+
+#[derive(Serialize)]
+struct Metadata {
+    tools: Tools,
+    component: Component,
+}
+
+#[derive(Serialize)]
+struct Tools {
+    components: Vec<Component>,
+}
+
+#[derive(Serialize, Default)]
+#[serde(rename_all = "kebab-case")]
+enum Type {
+    Application,
+    File,
+    #[default]
+    Library,
+}
+
+#[derive(Serialize, Default)]
+#[serde(rename_all = "camelCase")]
+struct Component {
+    #[serde(rename = "type")]
+    kind: Type,
+    #[serde(rename = "bom-ref")]
+    reference: String,
+    name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    version: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    description: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    hashes: Vec<Hash>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    licenses: Vec<License>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    purl: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    properties: Vec<Property>,
+}
+
+#[derive(Serialize)]
+struct Hash {
+    alg: &'static str,
+    content: String,
+}
+
+#[derive(Serialize)]
+struct License {
+    expression: &'static str,
+}
+
+#[derive(Serialize)]
+struct Property {
+    name: String,
+    value: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Dependency {
+    #[serde(rename = "ref")]
+    reference: String,
+    depends_on: Vec<String>,
+}
+
+impl Component {
+    fn new(kind: Type, name: &str, version: &str) -> Component {
+        let reference = if version.is_empty() { name.to_owned() } else { format!("{name}@{version}") };
+        Component {
+            kind,
+            reference,
+            name: name.to_owned(),
+            version: version.to_owned(),
+            ..Component::default()
+        }
+    }
+
+    fn sha256(mut self, digest: &str) -> Component {
+        self.hashes.push(Hash { alg: "SHA-256", content: digest.to_owned() });
+        self
+    }
+
+    fn license(mut self, expression: &'static str) -> Component {
+        self.licenses.push(License { expression });
+        self
+    }
+
+    fn property(mut self, name: &str, value: &str) -> Component {
+        self.properties.push(Property { name: format!("guacd-uncapped:{name}"), value: value.to_owned() });
+        self
+    }
+}
+
+/// Writes the bill of what `manifest` describes into the prefix that is `staged`.
+pub fn save(manifest: &Manifest, release: &Release, crates: &BTreeSet<String>, staged: &Path) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(&bill(manifest, release, crates, system_libraries(staged)?))?;
+    text.push('\n');
+    manifest::write(&staged.join(PATH), &text)
+}
+
+/// Copies the licences and notices of the project and of upstream, whose source is at `source`, into what is `staged`.
+pub fn save_licenses(source: &Path, staged: &Path) -> Result<()> {
+    for (name, tree) in [("guacd-uncapped", layout::root()), ("guacamole-server", source.to_owned())] {
+        for file in ["LICENSE", "NOTICE"] {
+            let from = tree.join(file);
+            let text =
+                fs::read_to_string(&from).with_context(|| format!("cannot read {}", from.display()))?;
+            manifest::write(&staged.join(LICENSES).join(name).join(file), &text)?;
+        }
+    }
+    Ok(())
+}
+
+fn bill(manifest: &Manifest, release: &Release, crates: &BTreeSet<String>, system: Vec<Component>) -> Bill {
+    let version = &manifest.release;
+    let own = env!("CARGO_PKG_VERSION");
+    let upstream = Component {
+        purl: format!("pkg:github/apache/guacamole-server@{version}"),
+        ..Component::new(Type::Application, "guacamole-server", version)
+    }
+    .license("Apache-2.0")
+    .property("commit", &manifest.commit)
+    .property("tree", &release.tree);
+    let upstream = match manifest.source.strip_prefix("sha256-") {
+        Some(digest) => upstream.sha256(digest),
+        None => upstream,
+    };
+    let mut components = vec![upstream];
+    for patch in &manifest.patches {
+        let component =
+            Component::new(Type::File, &patch.name, "").sha256(&patch.sha256).license("Apache-2.0");
+        components.push(component.property("kind", "patch to guacamole-server"));
+    }
+    if let Some(digest) = &manifest.tls_rs {
+        let tls_rs = Component {
+            description: "thread-local storage, linked into libguac.so as a static library".to_owned(),
+            ..Component::new(Type::Library, "tls-rs", own)
+        };
+        let others = crates.iter().filter(|one| !one.starts_with("tls-rs ")).collect::<Vec<_>>();
+        let list = if others.is_empty() {
+            "none".to_owned()
+        } else {
+            others.iter().map(|one| one.as_str()).collect::<Vec<_>>().join(", ")
+        };
+        components.push(tls_rs.sha256(digest).license("Apache-2.0").property("crates that it links", &list));
+        for one in others {
+            let (name, version) = one.split_once(" v").unwrap_or((one, ""));
+            let mut component = Component::new(Type::Library, name, version);
+            component.purl = format!("pkg:cargo/{name}@{version}");
+            components.push(component);
+        }
+        let rustc = manifest.rustc.split_whitespace().nth(1).unwrap_or_default();
+        let core = Component::new(Type::Library, "rust-core", rustc).license("MIT OR Apache-2.0");
+        components.push(core.property("compiler", &manifest.rustc));
+    }
+    components.extend(system);
+
+    let mut guacd = Component::new(Type::Application, "guacd-uncapped", &format!("{version}+{own}"));
+    guacd.description = format!("guacd {version}, {}", manifest.variant);
+    let guacd = guacd
+        .license("Apache-2.0")
+        .property("variant", &manifest.variant)
+        .property("protocols", &manifest.protocols.join(" "))
+        .property("c compiler", &manifest.compiler);
+    let dependency = Dependency {
+        reference: guacd.reference.clone(),
+        depends_on: components.iter().map(|component| component.reference.clone()).collect(),
+    };
+    // The digest of the inputs, in the form of a UUID of one's own making (RFC 9562, version 8).
+    let digest = &manifest.digest;
+    let uuid =
+        [&digest[..8], &digest[8..12], &format!("8{}", &digest[13..16]), &format!("8{}", &digest[17..20])];
+    Bill {
+        bom_format: "CycloneDX",
+        spec_version: "1.5",
+        serial_number: format!("urn:uuid:{}-{}", uuid.join("-"), &digest[20..32]),
+        version: 1,
+        metadata: Metadata {
+            tools: Tools { components: vec![Component::new(Type::Application, "xtask", own)] },
+            component: guacd,
+        },
+        components,
+        dependencies: vec![dependency],
+    }
+}
+
+/// The packages that the libraries come from which the loader finds for the programs in `prefix`. Where no package manager
+/// knows them, the libraries themselves.
+fn system_libraries(prefix: &Path) -> Result<Vec<Component>> {
+    let libraries = loaded(prefix)?;
+    let owners = owners(&libraries);
+    let versions = versions(owners.values());
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let field = |name: &str| {
+        let line = release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        line.unwrap_or_default().trim_matches('"').to_owned()
+    };
+    let (id, number) = (field("ID"), field("VERSION_ID"));
+    let mut packages: BTreeMap<&str, Component> = BTreeMap::new();
+    for library in &libraries {
+        let file = library.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let owner = owners.get(library).and_then(|owner| Some((owner, versions.get(owner)?)));
+        let Some((owner, version)) = owner else {
+            let component = Component::new(Type::Library, &file, "");
+            packages
+                .insert(library.to_str().unwrap_or_default(), component.property("kind", "system library"));
+            continue;
+        };
+        let (name, arch) = owner.split_once(':').unwrap_or((owner, ""));
+        let component = packages.entry(owner).or_insert_with(|| Component {
+            purl: format!(
+                "pkg:deb/{id}/{}@{}?arch={arch}&distro={id}-{number}",
+                encoded(name),
+                encoded(version)
+            ),
+            ..Component::new(Type::Library, name, version).property("kind", "system library")
+        });
+        component.properties.push(Property { name: "guacd-uncapped:file".to_owned(), value: file });
+    }
+    Ok(packages.into_values().collect())
+}
+
+/// The shared libraries outside of `prefix` that everything in it is linked with, directly or not.
+fn loaded(prefix: &Path) -> Result<BTreeSet<PathBuf>> {
+    let lib = prefix.join("lib");
+    let mut files = vec![prefix.join("sbin/guacd")];
+    for entry in fs::read_dir(&lib).with_context(|| format!("cannot list {}", lib.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "so") {
+            files.push(path);
+        }
+    }
+    let text = duct::cmd("ldd", &files)
+        .env("LD_LIBRARY_PATH", &lib)
+        .env("LC_ALL", "C")
+        // It would be listed as one of them.
+        .env_remove("LD_PRELOAD")
+        .read()
+        .context("cannot run `ldd` on what was built")?;
+    let missing: BTreeSet<&str> =
+        text.lines().filter(|line| line.contains("not found")).map(str::trim).collect();
+    ensure!(
+        missing.is_empty(),
+        "what was built does not load: {}",
+        missing.into_iter().collect::<Vec<_>>().join(", ")
+    );
+    // `NAME => PATH (ADDRESS)`, or `PATH (ADDRESS)` for the loader itself. The kernel's vdso has no path.
+    let paths = text.lines().filter_map(|line| {
+        let line = line.split_once(" (0x")?.0.trim();
+        Some(PathBuf::from(line.split_once(" => ").map_or(line, |(_, path)| path)))
+    });
+    Ok(paths.filter(|path| path.is_absolute() && !path.starts_with(prefix)).collect())
+}
+
+/// The Debian package of each library, as `NAME:ARCH`.
+fn owners(libraries: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, String> {
+    // With merged directories dpkg knows a file by one of its paths, and the loader by another.
+    let candidates = |library: &Path| {
+        let mut all = vec![library.to_owned()];
+        all.extend(library.strip_prefix("/usr").ok().map(|rest| Path::new("/").join(rest)));
+        all.extend(library.strip_prefix("/lib").ok().map(|rest| Path::new("/usr/lib").join(rest)));
+        all.extend(library.canonicalize());
+        all
+    };
+    let paths: Vec<PathBuf> = libraries.iter().flat_map(|library| candidates(library)).collect();
+    // It fails if it does not know one of them, and prints the others.
+    let answer = duct::cmd("dpkg-query", [PathBuf::from("--search")].iter().chain(&paths))
+        .env("LC_ALL", "C")
+        .stderr_null()
+        .unchecked()
+        .read()
+        .unwrap_or_default();
+    let known: BTreeMap<&str, &str> =
+        answer.lines().filter_map(|line| line.rsplit_once(": ")).map(|(owner, path)| (path, owner)).collect();
+    let owner = |library: &PathBuf| {
+        let owner = candidates(library).iter().find_map(|path| known.get(path.to_str()?).copied())?;
+        Some((library.clone(), owner.to_owned()))
+    };
+    libraries.iter().filter_map(owner).collect()
+}
+
+/// The version of each package.
+fn versions<'a>(packages: impl Iterator<Item = &'a String>) -> BTreeMap<String, String> {
+    let format = "--showformat=${binary:Package} ${Version}\\n";
+    let packages: BTreeSet<&str> = packages.map(String::as_str).collect();
+    if packages.is_empty() {
+        return BTreeMap::new();
+    }
+    let answer = duct::cmd("dpkg-query", ["--show", format].into_iter().chain(packages))
+        .stderr_null()
+        .unchecked()
+        .read()
+        .unwrap_or_default();
+    answer
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .collect()
+}
+
+/// Percent-encoding, as package URLs want it.
+fn encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_~".contains(&byte);
+    text.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::series::Patch;
+
+    fn manifest() -> Manifest {
+        Manifest {
+            schema_version: manifest::SCHEMA_VERSION,
+            release: "1.6.0".to_owned(),
+            commit: "1f66".to_owned(),
+            source: "sha256-8bc4".to_owned(),
+            variant: "patched".to_owned(),
+            prefix: "/opt/guacd".into(),
+            patches: vec![Patch {
+                name: "0001-a.patch".to_owned(),
+                group: "keys".to_owned(),
+                sha256: "aaaa".to_owned(),
+            }],
+            tls_rs: Some("bbbb".to_owned()),
+            compiler: "cc 12".to_owned(),
+            rustc: "rustc 1.85.1 (4eb161250 2025-03-15)".to_owned(),
+            configure: Vec::new(),
+            environment: Vec::new(),
+            protocols: vec!["ssh".to_owned()],
+            digest: "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef".to_owned(),
+        }
+    }
+
+    fn as_json(crates: &[&str]) -> serde_json::Value {
+        let release = Release::load(None).unwrap();
+        let crates: BTreeSet<String> = crates.iter().map(|one| (*one).to_owned()).collect();
+        serde_json::to_value(bill(&manifest(), &release, &crates, Vec::new())).unwrap()
+    }
+
+    #[test]
+    fn the_bill_names_upstream_every_patch_and_every_crate() {
+        let bill = as_json(&["tls-rs v0.1.0", "memchr v2.7.6"]);
+        assert_eq!(bill["serialNumber"], "urn:uuid:01234567-89ab-8def-8123-456789abcdef");
+        let names = |component: &serde_json::Value| component["name"].as_str().unwrap().to_owned();
+        let components = bill["components"].as_array().unwrap();
+        let all: Vec<String> = components.iter().map(names).collect();
+        assert_eq!(all, ["guacamole-server", "0001-a.patch", "tls-rs", "memchr", "rust-core"]);
+        assert_eq!(components[0]["hashes"][0]["content"], "8bc4");
+        assert_eq!(components[1]["hashes"][0]["content"], "aaaa");
+        assert_eq!(components[3]["purl"], "pkg:cargo/memchr@2.7.6");
+        assert_eq!(components[4]["version"], "1.85.1");
+        let references: BTreeSet<&str> =
+            components.iter().map(|component| component["bom-ref"].as_str().unwrap()).collect();
+        assert_eq!(references.len(), components.len(), "a reference stands for two components");
+        let depends = bill["dependencies"][0]["dependsOn"].as_array().unwrap();
+        assert_eq!(depends.len(), components.len());
+    }
+
+    #[test]
+    fn a_library_without_crates_is_said_to_have_none() {
+        let bill = as_json(&["tls-rs v0.1.0"]);
+        assert_eq!(bill["components"][2]["properties"][0]["value"], "none");
+    }
+
+    #[test]
+    fn what_the_loader_finds_is_listed() {
+        // A prefix whose guacd is whatever runs this test.
+        let prefix = tempfile::TempDir::new().unwrap();
+        fs::create_dir_all(prefix.path().join("lib")).unwrap();
+        fs::create_dir(prefix.path().join("sbin")).unwrap();
+        fs::copy(std::env::current_exe().unwrap(), prefix.path().join("sbin/guacd")).unwrap();
+        let libraries = loaded(prefix.path()).unwrap();
+        assert!(libraries.iter().any(|path| path.ends_with("libc.so.6")), "{libraries:?}");
+        assert_eq!(encoded("libstdc++6@1:2~3"), "libstdc%2B%2B6%401%3A2~3");
+        if owners(&libraries).is_empty() {
+            return; // No Debian.
+        }
+        let components = system_libraries(prefix.path()).unwrap();
+        let libc = components.iter().find(|component| component.name == "libc6").unwrap();
+        assert!(libc.purl.starts_with("pkg:deb/") && !libc.version.is_empty(), "{}", libc.purl);
+    }
+}

@@ -1,0 +1,355 @@
+//! What does this machine have of what a build needs, and how does one get the rest?
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+
+use anyhow::{Result, bail, ensure};
+use rustix::process::{Resource, getrlimit};
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::host::layout;
+use crate::host::run::{self, WhenInterrupted};
+use crate::ui;
+
+/// What a tool or a library is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Need {
+    /// Nothing can be built without it.
+    Build,
+    /// The SSH protocol, which `stress` drives.
+    Ssh,
+    /// Another protocol or feature of guacd, which is left out without it.
+    Optional,
+    /// The SSH server behind `stress --target openssh`.
+    OpenSsh,
+    /// The project's tests.
+    Tests,
+    /// The tests of `tls-rs` on other platforms, which are skipped without it.
+    Platforms,
+    /// Sources that come from git or as an unpacked tree.
+    Git,
+    /// `cargo xtask package`.
+    Package,
+    /// `cargo xtask nix`.
+    Nix,
+    /// More ways for the two builds of `cargo xtask reproduce` to differ, and what explains it if their results do.
+    Reproduce,
+}
+
+/// What takes part in a build of guacd.
+pub const OF_A_BUILD: [Need; 3] = [Need::Build, Need::Ssh, Need::Optional];
+
+enum Probe {
+    /// A program, and the argument that makes it print its version.
+    Program(&'static str, &'static str),
+    /// A library under one of these names in pkg-config.
+    Library(&'static [&'static str]),
+}
+
+struct Item {
+    name: &'static str,
+    probe: Probe,
+    need: Need,
+    unlocks: &'static str,
+    /// The packages of Debian and Ubuntu that it comes from. (FreeRDP's are alternatives.)
+    packages: &'static [&'static str],
+}
+
+const fn program(
+    name: &'static str,
+    version: &'static str,
+    need: Need,
+    unlocks: &'static str,
+    packages: &'static [&'static str],
+) -> Item {
+    Item { name, probe: Probe::Program(name, version), need, unlocks, packages }
+}
+
+const fn library(
+    name: &'static str,
+    modules: &'static [&'static str],
+    need: Need,
+    unlocks: &'static str,
+    packages: &'static [&'static str],
+) -> Item {
+    Item { name, probe: Probe::Library(modules), need, unlocks, packages }
+}
+
+/// Everything that matters. Upstream's configure looks for the same libraries.
+const ITEMS: &[Item] = &[
+    program("cc", "--version", Need::Build, "compiling C", &["gcc", "libc6-dev"]),
+    program("make", "--version", Need::Build, "upstream's build", &["make"]),
+    program("autoreconf", "--version", Need::Build, "upstream's build", &["autoconf"]),
+    program("automake", "--version", Need::Build, "upstream's build", &["automake"]),
+    program("libtoolize", "--version", Need::Build, "upstream's build", &["libtool"]),
+    program("pkg-config", "--version", Need::Build, "finding libraries", &["pkg-config"]),
+    program("patch", "--version", Need::Build, "applying the series", &["patch"]),
+    library("cairo", &["cairo"], Need::Build, "drawing", &["libcairo2-dev"]),
+    library("libjpeg", &["libjpeg"], Need::Build, "JPEG images", &["libjpeg-dev"]),
+    library("libpng", &["libpng"], Need::Build, "PNG images", &["libpng-dev"]),
+    library("uuid", &["uuid", "ossp-uuid"], Need::Build, "connection ids", &["uuid-dev"]),
+    library("libssh2", &["libssh2"], Need::Ssh, "SSH, SFTP", &["libssh2-1-dev"]),
+    library("openssl", &["openssl"], Need::Ssh, "SSH, TLS, Kubernetes", &["libssl-dev"]),
+    library("pango", &["pangocairo"], Need::Ssh, "SSH, telnet, Kubernetes", &["libpango1.0-dev"]),
+    library("freerdp", &["freerdp2", "freerdp3"], Need::Optional, "RDP", &["freerdp2-dev", "freerdp3-dev"]),
+    library("libvncclient", &["libvncclient"], Need::Optional, "VNC", &["libvncserver-dev"]),
+    library("libtelnet", &["libtelnet"], Need::Optional, "telnet", &["libtelnet-dev"]),
+    library("libwebsockets", &["libwebsockets"], Need::Optional, "Kubernetes", &["libwebsockets-dev"]),
+    library("libwebp", &["libwebp"], Need::Optional, "WebP images", &["libwebp-dev"]),
+    library("libpulse", &["libpulse"], Need::Optional, "sound over VNC", &["libpulse-dev"]),
+    library("vorbis", &["vorbisenc"], Need::Optional, "Ogg Vorbis in guacd's sound", &["libvorbis-dev"]),
+    program("git", "--version", Need::Git, "`fetch --from` a clone or a tree", &["git"]),
+    library("cunit", &["cunit"], Need::Tests, "upstream's `make check`", &["libcunit1-dev"]),
+    program("g++", "--version", Need::Tests, "the header's test in C++", &["g++"]),
+    program("openssl", "version", Need::Tests, "guacd over TLS", &["openssl"]),
+    program("valgrind", "--version", Need::Tests, "the C tests under memcheck", &["valgrind"]),
+    program("musl-gcc", "--version", Need::Platforms, "the C tests with musl", &["musl-tools"]),
+    program(
+        "aarch64-linux-gnu-gcc",
+        "--version",
+        Need::Platforms,
+        "the C tests on aarch64",
+        &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
+    ),
+    program("qemu-aarch64", "--version", Need::Platforms, "the C tests on aarch64", &["qemu-user"]),
+    // Not gcc-multilib, which Debian does not install beside other cross-compilers.
+    program(
+        "i686-linux-gnu-gcc",
+        "--version",
+        Need::Platforms,
+        "the C tests on a 32-bit architecture",
+        &["gcc-i686-linux-gnu", "libc6-dev-i386-cross"],
+    ),
+    program("dpkg-shlibdeps", "--version", Need::Package, "`cargo xtask package`", &["dpkg-dev"]),
+    program("patchelf", "--version", Need::Package, "`cargo xtask package`", &["patchelf"]),
+    program("strip", "--version", Need::Package, "`cargo xtask package`", &["binutils"]),
+    program("nix", "--version", Need::Nix, "`cargo xtask nix`", &["nix-bin"]),
+    program(
+        "diffoscope",
+        "--version",
+        Need::Reproduce,
+        "explaining what `reproduce` finds",
+        &["diffoscope-minimal"],
+    ),
+    program(
+        "disorderfs",
+        "--version",
+        Need::Reproduce,
+        "`reproduce` in another order of files",
+        &["disorderfs"],
+    ),
+    program("faketime", "--version", Need::Reproduce, "`reproduce` at another time", &["faketime"]),
+    program("sshd", "-V", Need::OpenSsh, "`stress --target openssh`", &["openssh-server"]),
+];
+
+/// What was found of one item.
+#[derive(Serialize)]
+pub struct Finding {
+    /// What it is called.
+    pub name: &'static str,
+    /// Its version, or nothing if it is missing.
+    pub version: Option<String>,
+    /// What needs it.
+    pub need: Need,
+    /// What it makes possible.
+    pub unlocks: &'static str,
+    #[serde(skip)]
+    packages: &'static [&'static str],
+}
+
+/// A resource limit, and how many sessions it allows.
+#[derive(Serialize)]
+pub struct Limit {
+    /// What it is called, and where it is set.
+    pub name: &'static str,
+    /// How much it allows.
+    pub value: u64,
+    /// How many sessions of a stock guacd that is.
+    pub sessions: u64,
+}
+
+/// Checks that what `needs` names is there, installing it first, and what is `welcome` besides, if the flags allow that.
+///
+/// Returns the versions of what takes part in a build, for its digest.
+pub fn preflight(needs: &[Need], welcome: &[Need], may_install: bool) -> Result<Vec<String>> {
+    let mut findings = probe();
+    if may_install && install(&findings, |need| needs.contains(&need) || welcome.contains(&need))? {
+        findings = probe();
+    }
+    let unmet: Vec<&str> = unmet(&findings, needs).map(|finding| finding.name).collect();
+    if !unmet.is_empty() {
+        let packages = missing_packages(&findings, |need| needs.contains(&need));
+        let how = match install_command(&packages) {
+            Some(command) => {
+                format!("install with: {command}\n        or let it be done: add --install to this command")
+            }
+            None => format!(
+                "install them with your distribution's package manager (on Debian: {})",
+                packages.join(" ")
+            ),
+        };
+        bail!(Failure::Preflight(format!("missing here: {}\n{how}", unmet.join(", "))));
+    }
+    // cunit, alone among what is for tests, is something that configure looks for.
+    let in_a_build = |finding: &Finding| OF_A_BUILD.contains(&finding.need) || finding.name == "cunit";
+    let version = |finding: Finding| format!("{}={}", finding.name, finding.version.unwrap_or_default());
+    Ok(findings.into_iter().filter(in_a_build).map(version).collect())
+}
+
+/// The C compiler: what configure takes, too.
+pub fn c_compiler() -> String {
+    std::env::var("CC").unwrap_or_else(|_| "cc".to_owned())
+}
+
+/// Looks for everything that matters.
+pub fn probe() -> Vec<Finding> {
+    let pkg_config = std::env::var("PKG_CONFIG").unwrap_or_else(|_| "pkg-config".to_owned());
+    let look = |item: &Item| match item.probe {
+        Probe::Program("cc", argument) => run::version_line(&c_compiler(), argument),
+        Probe::Program("pkg-config", argument) => run::version_line(&pkg_config, argument),
+        // sshd answers -V since OpenSSH 9.3 only, and lies outside of most users' path.
+        Probe::Program("sshd", argument) => run::version_line("sshd", argument)
+            .or_else(|| fs::exists("/usr/sbin/sshd").unwrap_or(false).then(|| "/usr/sbin/sshd".to_owned())),
+        Probe::Program(program, argument) => run::version_line(program, argument),
+        Probe::Library(modules) => modules
+            .iter()
+            .find_map(|module| duct::cmd!(&pkg_config, "--modversion", module).stderr_null().read().ok()),
+    };
+    // Side by side, as each is a program to wait for.
+    let versions: Vec<Option<String>> = thread::scope(|scope| {
+        let threads: Vec<_> = ITEMS.iter().map(|item| scope.spawn(|| look(item))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or_default()).collect()
+    });
+    ITEMS
+        .iter()
+        .zip(versions)
+        .map(|(item, version)| Finding {
+            name: item.name,
+            version,
+            need: item.need,
+            unlocks: item.unlocks,
+            packages: item.packages,
+        })
+        .collect()
+}
+
+/// What is missing of what `needs` names.
+pub fn unmet<'a>(findings: &'a [Finding], needs: &'a [Need]) -> impl Iterator<Item = &'a Finding> {
+    findings.iter().filter(|finding| finding.version.is_none() && needs.contains(&finding.need))
+}
+
+/// The packages that provide what is missing, each once.
+pub fn missing_packages(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Vec<String> {
+    let mut packages = Vec::new();
+    for finding in findings.iter().filter(|finding| finding.version.is_none() && wanted(finding.need)) {
+        // FreeRDP's package has another name in each generation of Debian; everything else is needed as listed.
+        let names = if finding.name == "freerdp" { available(finding.packages) } else { finding.packages };
+        packages.extend(names.iter().map(|name| (*name).to_owned()));
+    }
+    packages
+}
+
+/// The first of `alternatives` that the package manager knows.
+fn available(alternatives: &'static [&'static str]) -> &'static [&'static str] {
+    let known = |name: &&'static str| {
+        duct::cmd!("apt-cache", "show", "--no-all-versions", *name).stderr_null().stdout_null().run().is_ok()
+    };
+    let index = alternatives.iter().position(known).unwrap_or(0);
+    &alternatives[index..=index]
+}
+
+/// The command that installs `packages` on this distribution, if it is one that we know.
+pub fn install_command(packages: &[String]) -> Option<String> {
+    let release = fs::read_to_string("/etc/os-release").ok()?;
+    let like_debian = release
+        .lines()
+        .filter_map(|line| line.strip_prefix("ID=").or_else(|| line.strip_prefix("ID_LIKE=")))
+        .any(|value| value.split(['"', ' ']).any(|id| id == "debian" || id == "ubuntu"));
+    let sudo = if rustix::process::geteuid().is_root() { "" } else { "sudo " };
+    like_debian.then(|| {
+        format!(
+            "{sudo}apt-get update && {sudo}apt-get install -y --no-install-recommends {}",
+            packages.join(" ")
+        )
+    })
+}
+
+/// Installs what is missing, and returns whether anything was.
+pub fn install(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Result<bool> {
+    if missing_packages(findings, &wanted).is_empty() {
+        return Ok(false);
+    }
+    ensure!(
+        install_command(&[]).is_some(),
+        Failure::Preflight(
+            "--install knows Debian and Ubuntu only: `cargo xtask doctor` lists what to install".into()
+        )
+    );
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        // In the foreground, as it may ask for the password.
+        let sudo = |arguments: &[&str]| {
+            duct::cmd("sudo", arguments).unchecked().run().is_ok_and(|output| output.status.success())
+        };
+        let allowed = sudo(&["-n", "true"]) || sudo(&["-v"]);
+        ensure!(
+            allowed,
+            Failure::Preflight("--install needs root, or sudo: run as root, or install by hand".into())
+        );
+    }
+    let log_dir = layout::target_dir().join("guacd");
+    fs::create_dir_all(&log_dir)?;
+    let log = log_dir.join("install.log");
+    fs::write(&log, "")?;
+    let apt = |arguments: &[&str]| {
+        let (program, first): (&str, &[&str]) = if is_root { ("env", &[]) } else { ("sudo", &["-n", "env"]) };
+        duct::cmd(
+            program,
+            first.iter().chain(&["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]).chain(arguments),
+        )
+    };
+    let progress = ui::Step::start("apt-get");
+    progress.busy_with("update");
+    run::logged(&progress, "apt-get update", apt(&["update"]), &log, WhenInterrupted::Finish)?;
+    // Only now does apt know which packages there are.
+    let packages = missing_packages(findings, &wanted);
+    let mut arguments = vec!["install", "-y", "--no-install-recommends"];
+    arguments.extend(packages.iter().map(String::as_str));
+    run::logged(&progress, "apt-get install", apt(&arguments), &log, WhenInterrupted::Finish)?;
+    progress.done(format!("{} packages: {}", packages.len(), packages.join(" ")));
+    Ok(true)
+}
+
+/// The limits that sessions run into, measured on a stock 1.6.0: 3 descriptors in guacd's parent process and 12 tasks per
+/// session, and 14 MB for a session over SSH. With the patches it is 1, 10 and 4 MB.
+pub fn limits() -> Vec<Limit> {
+    let mut limits = Vec::new();
+    let mut add = |name, value: Option<u64>, base: u64, each: u64| {
+        if let Some(value) = value {
+            limits.push(Limit { name, value, sessions: value.saturating_sub(base) / each });
+        }
+    };
+    // Root is exempt from RLIMIT_NPROC, as long as it has its capabilities.
+    let nproc = getrlimit(Resource::Nproc).current.filter(|_| !rustix::process::geteuid().is_root());
+    let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
+    // This process's group and all above it, from `0::/a/b`.
+    let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = group.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let groups =
+        Path::new(group).ancestors().map(|group| Path::new("/sys/fs/cgroup").join(group).join("pids.max"));
+    let tasks = groups.filter_map(|path| number(&path.to_string_lossy())).min();
+    let memory = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    });
+    // The soft limit is not listed: the harness raises it to the hard one.
+    add("open files (ulimit -Hn)", getrlimit(Resource::Nofile).maximum, 6, 3);
+    add("processes (ulimit -u)", nproc, 100, 12);
+    add("tasks of this control group", tasks, 100, 12);
+    add("kernel.pid_max", number("/proc/sys/kernel/pid_max"), 1000, 12);
+    add("available memory (kB)", memory, 500_000, 14_000);
+    limits
+}

@@ -1,0 +1,278 @@
+//! How is the flake built with Nix? With checks before and answers after, against nixpkgs or against the host's toolchain.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use duct::Expression;
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use crate::build::guacd::Setup;
+use crate::build::prefix as install;
+use crate::failure::Failure;
+use crate::host::run::WhenInterrupted;
+use crate::host::tools::{self, Need};
+use crate::host::{layout, run};
+use crate::source::fetch::{self, Access};
+use crate::source::release::Release;
+use crate::ui;
+
+/// What the store of a stand-in and a build in it take at most, with room to spare.
+const BYTES_NEEDED: u64 = 3 << 30;
+
+/// The first Nix with flakes as they are now.
+const OLDEST: (u32, u32) = (2, 4);
+
+/// What Nix says when something is missing that it cannot do without, and what to do about it.
+const ADVICE: [(&str, &str); 7] = [
+    (
+        "is not in the store:",
+        "the store was not seeded with everything: Cargo.lock or upstream.toml has changed under way",
+    ),
+    (
+        "unable to download",
+        "nixpkgs and its binary cache come from the network: connect it, or use --stand-in",
+    ),
+    ("cannot connect to", "the Nix daemon is not running: sudo systemctl start nix-daemon"),
+    (
+        "changing ownership of path '/nix",
+        "there is no Nix store yet: finish Nix's installation, or use --stand-in",
+    ),
+    ("creating directory '/nix", "there is no Nix store yet: finish Nix's installation, or use --stand-in"),
+    (
+        "unable to start build process",
+        "Nix's sandbox needs Linux namespaces, which this system or its container forbids: allow them",
+    ),
+    ("No space left on device", "make room, or set CARGO_TARGET_DIR to another disk"),
+];
+
+/// What to build, and how to check it.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// The output of the flake.
+    pub output: String,
+    /// Whether to run the flake's checks, and to build the output a second time and compare.
+    pub check: bool,
+    /// Whether the host's own toolchain takes the place of nixpkgs.
+    pub stand_in: bool,
+}
+
+/// Builds an output of the flake, and returns its store path.
+///
+/// # Errors
+///
+/// [`Failure::Preflight`] where Nix or something that it needs is missing; any other where the build or a check fails.
+pub fn build(options: &Options, setup: &Setup) -> Result<PathBuf> {
+    let mut needs = vec![Need::Nix, Need::Git];
+    if options.stand_in {
+        // The host's own tools and libraries do what nixpkgs' would.
+        needs.extend([Need::Build, Need::Ssh, Need::Optional, Need::Tests]);
+    }
+    tools::preflight(&needs, &[], setup.install)?;
+    check_version()?;
+    let _lock = layout::lock("nix")?;
+    ensure!(
+        layout::root().join(".git").exists(),
+        Failure::Preflight(
+            "this is no git checkout: Nix takes the files that git knows of, so clone the repository".into()
+        )
+    );
+    let nix = match options.stand_in {
+        true => Nix::on_the_host(&setup.source)?,
+        false => Nix::new(layout::target_dir().join("guacd/nix"), setup.source.offline)?,
+    };
+    if options.check {
+        nix.run("nix check", &["flake", "check", ".", "--print-build-logs"])?;
+    }
+    let output = format!(".#{}", options.output);
+    let link = nix.dir.join(format!("result-{}", options.output));
+    let out_link = link.to_string_lossy();
+    nix.run("nix build", &["build", &output, "--print-build-logs", "--out-link", &out_link])?;
+    if options.check {
+        // Fails unless it comes out bit by bit as before.
+        nix.run("nix rebuild", &["build", &output, "--rebuild", "--print-build-logs", "--no-link"])?;
+    }
+    let built = fs::read_link(&link).with_context(|| format!("nix left no {}", link.display()))?;
+    Ok(built)
+}
+
+fn check_version() -> Result<()> {
+    let version = run::version_line("nix", "--version").unwrap_or_default();
+    let mut numbers = version.rsplit(' ').next().unwrap_or_default().split(['.', '-']).map(str::parse);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        bail!("cannot understand the version of Nix: {version:?}");
+    };
+    ensure!(
+        (major, minor) >= OLDEST,
+        Failure::Preflight(format!(
+            "{version} has no flakes: install Nix {}.{} or newer",
+            OLDEST.0, OLDEST.1
+        ))
+    );
+    Ok(())
+}
+
+/// A way to run Nix on this checkout's flake.
+struct Nix {
+    /// Where logs and results lie.
+    dir: PathBuf,
+    arguments: Vec<String>,
+    environment: Vec<(&'static str, OsString)>,
+}
+
+impl Nix {
+    /// With the user's own store and settings.
+    fn new(dir: PathBuf, offline: bool) -> Result<Nix> {
+        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        let dir = dir.canonicalize()?;
+        let mut arguments =
+            ["--extra-experimental-features", "nix-command flakes"].map(str::to_owned).to_vec();
+        if offline {
+            arguments.push("--offline".to_owned());
+        }
+        Ok(Nix { dir, arguments, environment: Vec::new() })
+    }
+
+    /// With a store of its own, that holds the sources, and the host's toolchain for nixpkgs.
+    fn on_the_host(access: &Access) -> Result<Nix> {
+        let mut nix = Nix::new(layout::target_dir().join("guacd/nix-stand-in"), true)?;
+        install::check_space(&nix.dir, BYTES_NEEDED)?;
+        let stand_in = layout::root().join("nix/stand-in");
+        nix.arguments.extend(["--override-input".to_owned(), "nixpkgs".to_owned()]);
+        nix.arguments.extend([format!("path:{}", stand_in.display()), "--no-write-lock-file".to_owned()]);
+        // Nix wants to know all of these, so as not to touch the machine's own store.
+        for (name, dir) in [
+            ("NIX_STORE_DIR", "store"),
+            ("NIX_STATE_DIR", "state"),
+            ("NIX_LOG_DIR", "log"),
+            ("NIX_CONF_DIR", "conf"),
+            ("NIX_LOCALSTATE_DIR", "state"),
+            ("HOME", "home"),
+        ] {
+            let dir = nix.dir.join(dir);
+            fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+            nix.environment.push((name, dir.into()));
+        }
+        fs::write(nix.dir.join("conf/nix.conf"), configuration()?)?;
+        nix.seed(access)?;
+        Ok(nix)
+    }
+
+    /// Puts into the store what the flake would fetch: upstream's source, and every crate of Cargo.lock.
+    fn seed(&self, access: &Access) -> Result<()> {
+        let progress = ui::Step::start("nix seed");
+        for release in Release::all()?.into_values() {
+            let unpacked = TempDir::new_in(&self.dir)?;
+            let tree = unpacked.path().join("source");
+            fetch::unpack(&fetch::git_tree(&release, access)?, &tree)?;
+            let hash = self.store(&["nix", "hash", "path"], &[&tree])?;
+            ensure!(
+                hash == release.nar,
+                "the source of {} has the NAR hash {hash}, and upstream.toml pins {}: correct `nar`",
+                release.version,
+                release.nar
+            );
+            self.store(&["nix-store", "--add-fixed", "--recursive", "sha256"], &[&tree])?;
+        }
+        progress.busy_with("crates");
+        let log = self.dir.join("seed.log");
+        fs::write(&log, "")?;
+        let fetch = layout::cargo(&["fetch", "--locked"], access.offline);
+        run::logged(&progress, "cargo fetch", fetch, &log, WhenInterrupted::End)?;
+        let crates = crates()?;
+        self.store(&["nix-store", "--add-fixed", "sha256"], &crates.iter().collect::<Vec<_>>())?;
+        progress.done(format!("{} crates", crates.len()));
+        Ok(())
+    }
+
+    /// Runs a quick command on the store, and returns what it says.
+    fn store(&self, command: &[&str], paths: &[&PathBuf]) -> Result<String> {
+        let arguments = command[1..].iter().map(OsString::from).chain(paths.iter().map(OsString::from));
+        let mut expression = duct::cmd(command[0], arguments).stderr_capture().stdout_capture();
+        if command[0] == "nix" {
+            // (nix-store neither knows nor needs it.)
+            expression = expression.env("NIX_CONFIG", "extra-experimental-features = nix-command");
+        }
+        let output =
+            self.within(expression).unchecked().run().with_context(|| format!("cannot run {command:?}"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`{}` failed:\n{}", command.join(" "), said.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Runs `nix` on the flake, as a step with a log.
+    fn run(&self, title: &str, arguments: &[&str]) -> Result<()> {
+        let progress = ui::Step::start(title);
+        let log = self.dir.join(format!("{}.log", title.replace(' ', "-")));
+        fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
+        let arguments = arguments.iter().copied().chain(self.arguments.iter().map(String::as_str));
+        let command = self.within(duct::cmd("nix", arguments).dir(layout::root()));
+        let ran = run::logged(&progress, title, command, &log, WhenInterrupted::End);
+        run::advise(ran, &log, &ADVICE)?;
+        progress.done("");
+        Ok(())
+    }
+
+    fn within(&self, mut command: Expression) -> Expression {
+        for (name, value) in &self.environment {
+            command = command.env(name, value);
+        }
+        command
+    }
+}
+
+/// The settings of the store of our own: its sandbox, no way around it, and the host's toolchain within.
+fn configuration() -> Result<String> {
+    let sysroot =
+        duct::cmd!("rustc", "--print", "sysroot").dir(layout::root()).read().context("cannot run rustc")?;
+    let mut lines = vec![
+        "build-users-group =".to_owned(),
+        "experimental-features = nix-command flakes".to_owned(),
+        "sandbox = true".to_owned(),
+        "sandbox-fallback = false".to_owned(),
+        "substitute = false".to_owned(),
+    ];
+    let host = ["/bin", "/etc/alternatives", "/lib", "/lib64", "/usr"];
+    let host = host.into_iter().filter(|path| Path::new(path).exists()).collect::<Vec<_>>().join(" ");
+    lines.push(format!("sandbox-paths = {host} /rust={sysroot}\n"));
+    Ok(lines.join("\n"))
+}
+
+/// The files of the crates that Cargo.lock pins, in cargo's own cache.
+fn crates() -> Result<Vec<PathBuf>> {
+    #[derive(Deserialize)]
+    struct Lock {
+        package: Vec<Package>,
+    }
+    #[derive(Deserialize)]
+    struct Package {
+        name: String,
+        version: String,
+        checksum: Option<String>,
+    }
+    let path = layout::root().join("Cargo.lock");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let lock: Lock =
+        toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))?;
+    let home = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))
+        .context("no cargo home: set CARGO_HOME")?;
+    let cache = home.join("registry/cache");
+    let registries: Vec<PathBuf> = fs::read_dir(&cache)
+        .with_context(|| format!("cannot list {}", cache.display()))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_>>()?;
+    let pinned = lock.package.into_iter().filter(|package| package.checksum.is_some());
+    pinned
+        .map(|Package { name, version, .. }| {
+            let file = format!("{name}-{version}.crate");
+            let mut places = registries.iter().map(|registry| registry.join(&file));
+            places
+                .find(|place| place.is_file())
+                .with_context(|| format!("{file} is not below {}", cache.display()))
+        })
+        .collect()
+}

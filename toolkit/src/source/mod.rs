@@ -1,0 +1,5 @@
+//! The releases that are pinned, their sources, and the patches for them.
+
+pub mod fetch;
+pub mod release;
+pub mod series;

@@ -1,0 +1,123 @@
+//! How does the series get into the source? Patch by patch, with no fuzz and no offset.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Failure;
+use crate::host::digest;
+
+/// A patch of a series.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Patch {
+    /// Its file name.
+    pub name: String,
+    /// The group that it belongs to.
+    pub group: String,
+    /// The SHA-256 of the file.
+    pub sha256: String,
+}
+
+/// What a line of a `series` file begins with that names the group of the patches after it. To quilt, it is a comment.
+const GROUP: &str = "# group:";
+
+/// The patches in `dir`, in the order of its `series` file, which lists each of them once, in one group.
+pub fn series(dir: &Path) -> Result<Vec<Patch>> {
+    let path = dir.join("series");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut patches = Vec::new();
+    let mut names = BTreeSet::new();
+    let mut group = None;
+    for name in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if let Some(name) = name.strip_prefix(GROUP) {
+            group = Some(name.trim().to_owned());
+        }
+        if name.starts_with('#') {
+            continue;
+        }
+        if !names.insert(name.to_owned()) {
+            bail!("{} lists {name} twice", path.display());
+        }
+        let Some(group) = group.clone() else {
+            bail!("{} has no line `{GROUP} NAME` above {name}", path.display());
+        };
+        patches.push(Patch { name: name.to_owned(), group, sha256: digest::file(&dir.join(name))? });
+    }
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".patch") && !names.contains(&name) {
+            bail!("{} does not list {name}: list it, or remove the file", path.display());
+        }
+    }
+    Ok(patches)
+}
+
+/// Applies `patches` of the directory `dir` to the tree `source`.
+pub fn apply(dir: &Path, patches: &[Patch], source: &Path) -> Result<()> {
+    for Patch { name, .. } in patches {
+        let file: PathBuf = dir.join(name);
+        let output = duct::cmd!(
+            "patch",
+            "-p1",
+            "--fuzz=0",
+            "--batch",
+            "--no-backup-if-mismatch",
+            "-d",
+            source,
+            "-i",
+            file
+        )
+        .env("LC_ALL", "C")
+        .stdin_null()
+        .stderr_to_stdout()
+        .stdout_capture()
+        .unchecked()
+        .run()
+        .context("cannot run `patch`")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        // `patch` takes an offset in its stride and only mentions it. Ours are for this very source.
+        if !output.status.success() || text.contains("offset") || text.contains("fuzz") {
+            bail!(Failure::Patch(format!(
+                "{} does not apply exactly:\n{}\nrefresh it against the release it is for: CONTRIBUTING.md says how",
+                dir.join(name).display(),
+                text.trim_end()
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn a_series_lists_each_of_its_patches_once() {
+        let dir = TempDir::new().unwrap();
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        write("0001-a.patch", "a");
+        write("0002-b.patch", "b");
+        write("series", "# a comment\n# group: one\n0001-a.patch\n\n# group: two\n0002-b.patch\n");
+        let names: Vec<(String, String)> =
+            series(dir.path()).unwrap().into_iter().map(|patch| (patch.name, patch.group)).collect();
+        assert_eq!(
+            names,
+            [("0001-a.patch", "one"), ("0002-b.patch", "two")].map(|(a, b)| (a.into(), b.into()))
+        );
+
+        let refusal = || format!("{:#}", series(dir.path()).unwrap_err());
+        write("series", "0001-a.patch\n0002-b.patch\n");
+        assert!(refusal().contains("no line `# group: NAME` above 0001-a.patch"));
+        write("series", "# group: one\n0001-a.patch\n");
+        assert!(refusal().contains("does not list 0002-b.patch"));
+        write("series", "# group: one\n0001-a.patch\n0002-b.patch\n0001-a.patch\n");
+        assert!(refusal().contains("lists 0001-a.patch twice"));
+        write("series", "# group: one\n0001-a.patch\n0002-b.patch\n0003-c.patch\n");
+        assert!(refusal().contains("0003-c.patch"));
+    }
+}

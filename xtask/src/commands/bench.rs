@@ -1,0 +1,209 @@
+//! `cargo xtask bench`: is tls-rs as fast as libc's keys? Compiles the program in `bench/`, runs it, and judges its figures.
+
+mod chart;
+mod report;
+mod rounds;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use toolkit::build::guacd::{self, Options, Variant};
+use toolkit::build::steps::{Running, Steps};
+use toolkit::build::tls_rs;
+use toolkit::failure::Failure;
+use toolkit::host::run::{self, WhenInterrupted};
+use toolkit::host::tools::{self, Need};
+use toolkit::host::{digest, layout};
+use toolkit::ui;
+
+use crate::flags;
+
+use report::{Case, Library, Machine, Report};
+use rounds::Verdict;
+
+/// How many samples a round takes of each case, and how long each has to last in nanoseconds.
+const THOROUGH: [&str; 2] = ["9", "10000"];
+const QUICK: [&str; 2] = ["1", "5000"];
+
+/// What the loops are compiled with. Aligned, so that no design is lucky.
+const CFLAGS: [&str; 6] =
+    ["-std=c99", "-O2", "-falign-functions=64", "-falign-loops=64", "-Itls-rs/include", "-Ibench"];
+
+/// Each design: the prefix of its functions, its sources besides the loops, and what else it is compiled with.
+const DESIGNS: [(&str, &[&str]); 5] = [
+    ("pthread", &["-DDESIGN_IS_LIBC"]),
+    ("thread", &["bench/thread.c"]),
+    ("article", &["tls-rs/tests/c/article.c"]),
+    ("article_large", &["tls-rs/tests/c/article.c", "-DKEYS=1000100"]),
+    ("tls_rs", &[]),
+];
+
+/// Measures, prints, and judges.
+pub fn run(flags: &flags::Bench) -> Result<()> {
+    // First of all, as it takes minutes until they are needed.
+    for path in [&flags.json, &flags.chart].into_iter().flatten() {
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        ensure!(dir.is_dir(), "cannot write {}: there is no directory {}", path.display(), dir.display());
+    }
+    if !flags.keys_only {
+        tools::preflight(&[Need::Build], guacd::PROTOCOLS, flags.setup.install)?;
+    }
+    let _lock = layout::lock("bench")?;
+    let libguacs = if flags.keys_only { None } else { Some(libguacs(flags)?) };
+
+    let dir = layout::target_dir().join("bench");
+    ui::heading(format!("benchmark -> {}", dir.display()));
+    let mut steps = Steps::open(&dir)?;
+    let program = compile(&mut steps, &dir, flags.setup.source.offline)?;
+    let looks: &[usize] = if flags.quick { &rounds::QUICK_LOOKS } else { &rounds::LOOKS };
+    let cases = measure(&program, &dir, flags, looks, libguacs.as_ref())?;
+    let library = libguacs.map(|[stock, patched]| Library::compare(&stock, &patched, &dir)).transpose()?;
+    let report = Report::new(machine(), flags.quick, flags.judge.name(), cases, library, looks.len());
+
+    ui::result(&report);
+    if let Some(path) = &flags.json {
+        write(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;
+    }
+    if let Some(path) = &flags.chart {
+        write(path, &chart::draw(&report))?;
+    }
+    let [undecided, missed] =
+        [Verdict::Undecided, Verdict::Missed].map(|verdict| report.thresholds_that_are(verdict));
+    if !undecided.is_empty() {
+        ui::warning(format!(
+            "{} rounds have not decided: {}",
+            looks.last().unwrap_or(&0),
+            undecided.join("; ")
+        ));
+    }
+    if flags.check && !report.passed {
+        let name = flags.judge.name();
+        bail!(Failure::Benchmark(match missed.is_empty() {
+            true => format!("{name} is not shown to reach: {}", undecided.join("; ")),
+            false => format!("{name} missed: {}", missed.join("; ")),
+        }));
+    }
+    Ok(())
+}
+
+/// libguac.so of a stock and of a patched guacd.
+fn libguacs(flags: &flags::Bench) -> Result<[PathBuf; 2]> {
+    let release = flags.release.load()?;
+    let library = |variant| {
+        let prefix = guacd::build(&release, variant, &flags.setup.options(), &Options::default())?;
+        Ok::<_, anyhow::Error>(prefix.join("lib/libguac.so"))
+    };
+    Ok([library(Variant::Stock)?, library(Variant::Patched)?])
+}
+
+/// The benchmark, with each design in a shared library that is linked as libguac is.
+fn compile(steps: &mut Steps, dir: &Path, offline: bool) -> Result<PathBuf> {
+    let program = dir.join("bench");
+    let sources = digest::files(&layout::root(), &["bench", "tls-rs/tests/c/article.c", "tls-rs/include"])?;
+    let compiler = run::version_line(&tools::c_compiler(), "--version").unwrap_or_default();
+    let rustc = run::version_line("rustc", "--version").unwrap_or_default();
+    let inputs =
+        [&*sources, &compiler, &rustc, &tls_rs::digest_of_inputs()?, &format!("{DESIGNS:?} {CFLAGS:?}")];
+    steps.step(
+        "compile",
+        &[],
+        &inputs,
+        |_| program.exists(),
+        |step| {
+            tls_rs::build(step, dir, offline)?;
+            let library = |name: &str| dir.join(format!("libbench_{name}.so"));
+            for (name, more) in DESIGNS {
+                let mut arguments: Vec<String> =
+                    ["-shared", "-fPIC", "bench/loops.c"].map(str::to_owned).into();
+                arguments.extend(more.iter().map(|&argument| argument.to_owned()));
+                arguments.push(format!("-DDESIGN=bench_{name}"));
+                if name == "tls_rs" {
+                    let archive = dir.join("lib/libtls_rs.a");
+                    arguments.extend([format!("-Wl,{}", archive.display()), "-Wl,-z,nodelete".to_owned()]);
+                } else {
+                    // Names of their own, or the first library that has them would serve all.
+                    let functions = ["key_create", "key_delete", "getspecific", "setspecific"];
+                    let rename = |function| format!("-Dguac_thread_local_{function}={name}_{function}");
+                    arguments.extend(functions.map(rename));
+                }
+                cc(step, &library(name), arguments)?;
+            }
+            let mut arguments = vec!["bench/bench.c".to_owned(), "-pthread".to_owned()];
+            arguments.extend(DESIGNS.map(|(name, _)| library(name).display().to_string()));
+            arguments.extend([format!("-Wl,-rpath,{}", dir.display()), "-ldl".to_owned()]);
+            cc(step, &program, arguments)?;
+            Ok(compiler.clone())
+        },
+    )?;
+    Ok(program)
+}
+
+fn cc(step: &Running<'_>, output: &Path, arguments: Vec<String>) -> Result<()> {
+    let compiler = tools::c_compiler();
+    let mut words = compiler.split_whitespace().map(str::to_owned);
+    let program = words.next().context("CC is empty")?;
+    let flags = CFLAGS.map(str::to_owned).into_iter();
+    let arguments =
+        words.chain(flags).chain(arguments).chain(["-o".to_owned(), output.display().to_string()]);
+    step.run(&format!("compiling {}", output.display()), duct::cmd(program, arguments).dir(layout::root()))
+}
+
+/// Runs the benchmark, round by round, and reads what it has written.
+fn measure(
+    program: &Path,
+    dir: &Path,
+    flags: &flags::Bench,
+    looks: &[usize],
+    libguacs: Option<&[PathBuf; 2]>,
+) -> Result<Vec<Case>> {
+    let (samples, log) = (dir.join("samples.jsonl"), dir.join("logs/measure.log"));
+    fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
+    let mut arguments = vec![samples.clone().into_os_string()];
+    arguments.extend(if flags.quick { QUICK } else { THOROUGH }.map(Into::into));
+    arguments.extend(libguacs.into_iter().flatten().map(|path| path.clone().into_os_string()));
+    let progress = ui::Step::start("measure");
+    let mut made = 0;
+    let cases = report::decide(flags.judge.name(), looks, |wanted| {
+        let command = duct::cmd(program, &arguments).stdin_bytes(wanted.join("\n"));
+        run::logged(&progress, "measuring", command, &log, WhenInterrupted::End)?;
+        made += 1;
+        let text =
+            fs::read_to_string(&samples).with_context(|| format!("cannot read {}", samples.display()))?;
+        let cases = text.lines().map(serde_json::from_str).collect::<Result<_, _>>();
+        cases.with_context(|| format!("cannot understand {}", samples.display()))
+    })?;
+    progress.done(format!("{} cases, {made} rounds", cases.len()));
+    Ok(cases)
+}
+
+fn machine() -> Machine {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = cpu.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let number = |name| field(name).unwrap_or_default();
+    Machine {
+        cpu: format!("{}, family {} model {}", number("model name"), number("cpu family"), number("model\t")),
+        cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        libc: duct::cmd!("getconf", "GNU_LIBC_VERSION").stderr_null().read().unwrap_or_default(),
+        compiler: run::version_line(&tools::c_compiler(), "--version").unwrap_or_default(),
+        rustc: run::version_line("rustc", "--version").unwrap_or_default(),
+    }
+}
+
+/// Writes a file, whole or not at all.
+fn write(path: &Path, text: &str) -> Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let written = tempfile::NamedTempFile::new_in(dir).and_then(|mut file| {
+        file.write_all(text.as_bytes())?;
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        file.as_file().set_permissions(permissions)?;
+        Ok(file.persist(path)?)
+    });
+    written.map(drop).with_context(|| format!("cannot write {}", path.display()))
+}

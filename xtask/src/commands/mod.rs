@@ -1,0 +1,14 @@
+//! One file per command, each with a function `run`.
+
+pub mod bench;
+pub mod build;
+pub mod doctor;
+pub mod fetch;
+pub mod image;
+pub mod nix;
+pub mod package;
+pub mod preload;
+pub mod prove;
+pub mod reproduce;
+pub mod stress;
+pub mod test;

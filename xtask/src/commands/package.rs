@@ -1,0 +1,20 @@
+//! `cargo xtask package`: makes a tarball that runs from any directory, and a Debian package.
+
+use anyhow::Result;
+use toolkit::ship::package::{self, Options};
+use toolkit::ui;
+
+use crate::flags;
+
+/// Makes the packages, and prints where they are.
+pub fn run(flags: &flags::Package) -> Result<()> {
+    let release = flags.release.load()?;
+    let options = Options { output: flags.output.clone(), suite: flags.suite.clone(), check: flags.check };
+    let made = package::build(&release, &flags.setup.options(), &options)?;
+    if flags.json {
+        ui::result(serde_json::to_string_pretty(&made)?);
+    } else {
+        made.packages.iter().for_each(|package| ui::result(package.path.display()));
+    }
+    Ok(())
+}
