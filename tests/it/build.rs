@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
+use toolkit::build::guacd::KEYS;
+use toolkit::source::series::Patch;
 
-use crate::support::{self, Checkout, Mark, SMALL, SmallDisk, xtask};
+use crate::support::{self, Checkout, Descendants, SMALL, SmallDisk, release, xtask};
 
 crate::tests! {
     Nothing:
@@ -29,9 +31,6 @@ crate::tests! {
         nothing_to_do_is_said_in_under_a_second,
         an_interruption_leaves_nothing_and_the_next_run_goes_on;
 }
-
-/// The first patch that the variant `keys` leaves out.
-const FIRST_OF_SESSIONS: &str = "0007-libguac-connect-with-poll.patch";
 
 fn without_a_c_compiler_it_says_what_to_install() -> Result<()> {
     let target = TempDir::new()?;
@@ -66,7 +65,10 @@ fn a_disk_without_room_is_refused() -> Result<()> {
     let disk = SmallDisk::mount()?;
     let build = xtask(["build"]).env("CARGO_TARGET_DIR", disk.path());
     build.run()?.expect(3, &["MB are free in", "make room"])?;
-    ensure!(!disk.path().join("guacd/1.6.0/patched/prefix").exists(), "there is a prefix");
+    ensure!(
+        !disk.path().join(format!("guacd/{}/patched/prefix", release().version)).exists(),
+        "there is a prefix"
+    );
     Ok(())
 }
 
@@ -80,38 +82,57 @@ fn a_prefix_of_somebody_else_is_refused() -> Result<()> {
 }
 
 fn a_patch_that_needs_an_offset_is_refused() -> Result<()> {
-    refuses_the_patch(|text| text.replacen("@@ -317,3 +317,3 @@", "@@ -316,3 +316,3 @@", 1))
+    refuses_the_patch(|text| {
+        // `@@ -317,3 +317,3 @@`, of a hunk that does not begin at the first line.
+        let header = |line: &&str| {
+            line.starts_with("@@ -") && !line.starts_with("@@ -0,") && !line.starts_with("@@ -1,")
+        };
+        let header = text.lines().find(header)?;
+        let (before, rest) = header.strip_prefix("@@ -")?.split_once(',')?;
+        let (length, rest) = rest.split_once(" +")?;
+        let (after, rest) = rest.split_once(',')?;
+        let [before, after] = [before, after].map(|line| line.parse::<u32>().unwrap_or_default() - 1);
+        Some(text.replacen(header, &format!("@@ -{before},{length} +{after},{rest}"), 1))
+    })
 }
 
 fn a_patch_that_needs_fuzz_is_refused() -> Result<()> {
-    refuses_the_patch(|text| text.replacen(" guac_socket* socket = ", " guac_socket* sock = ", 1))
+    refuses_the_patch(|text| {
+        let (header, hunk) = text.split_once("\n@@ -")?;
+        // A line of context that has something in it.
+        let context = hunk.lines().skip(1).find(|line| line.starts_with(' ') && line.len() > 4)?;
+        let hunk = hunk.replacen(context, &format!("{context} /* changed */"), 1);
+        Some(format!("{header}\n@@ -{hunk}"))
+    })
 }
 
-/// Checks that the series is refused when its last patch is changed by `spoil`, and taken up again when it is mended.
-fn refuses_the_patch(spoil: impl Fn(&str) -> String) -> Result<()> {
+/// Checks that the series is refused when one of its patches is changed by `spoil`, and taken up again when it is mended.
+/// It is the last one that can be spoiled.
+fn refuses_the_patch(spoil: impl Fn(&str) -> Option<String>) -> Result<()> {
     let checkout = Checkout::new()?;
-    let file = checkout.patch("0005-libguac-initialize-nested-sockets.patch");
-    let good = fs::read_to_string(&file)?;
-    let bad = spoil(&good);
-    ensure!(bad != good, "the patch was not spoiled");
+    let series = support::series()?;
+    let spoiled = series.iter().rev().find_map(|Patch { name, .. }| {
+        let good = fs::read_to_string(checkout.series().join(name)).ok()?;
+        let bad = spoil(&good).filter(|bad| *bad != good)?;
+        Some((name, good, bad))
+    });
+    let (name, good, bad) = spoiled.context("no patch can be spoiled")?;
+    let file = checkout.series().join(name);
     fs::write(&file, bad)?;
     let output = checkout.xtask(["build"]).run()?;
-    output.expect(
-        4,
-        &["0005-libguac-initialize-nested-sockets.patch does not apply exactly", "CONTRIBUTING.md"],
-    )?;
+    output.expect(4, &[&format!("{name} does not apply exactly"), "CONTRIBUTING.md"])?;
     ensure!(!checkout.work("patched").join("prefix").exists(), "there is a prefix");
 
     fs::write(&file, good)?;
     let mut next = checkout.xtask(["build"]).start()?;
     let log = checkout.work("patched").join("logs/autoreconf.log");
     next.wait_until("the step after the patches", || log.exists())?;
-    next.interrupt()?.expect(130, &[&format!("{} patches, no fuzz, no offset", support::series()?.len())])
+    next.interrupt()?.expect(130, &[&format!("{} patches, no fuzz, no offset", series.len())])
 }
 
 fn a_patch_that_is_not_listed_is_refused() -> Result<()> {
     let checkout = Checkout::new()?;
-    fs::write(checkout.patch("0099-forgotten.patch"), "")?;
+    fs::write(checkout.series().join("0099-forgotten.patch"), "")?;
     checkout.xtask(["build"]).run()?.expect(1, &["does not list 0099-forgotten.patch"])
 }
 
@@ -152,15 +173,16 @@ fn builds(variant: &str) -> Result<()> {
         .env("LD_LIBRARY_PATH", prefix.join("lib"))
         .output()?;
     let version = String::from_utf8_lossy(&version.stdout).into_owned();
-    ensure!(version.contains("version 1.6.0"), "guacd says {version:?}");
+    let stated = stated_version(&prefix.with_file_name("pristine"))?;
+    ensure!(version.contains(&format!("version {stated}")), "guacd says {version:?}");
 
     let manifest = fs::read(prefix.with_file_name("prefix.manifest.json"))?;
     let manifest: serde_json::Value = serde_json::from_slice(&manifest)?;
-    ensure!(manifest["variant"] == variant && manifest["release"] == "1.6.0", "{manifest:#}");
+    ensure!(manifest["variant"] == variant && manifest["release"] == *release().version, "{manifest:#}");
     let patches = manifest["patches"].as_array().map(Vec::len);
     let expected = match variant {
         "stock" => 0,
-        "keys" => support::series()?.iter().take_while(|patch| *patch != FIRST_OF_SESSIONS).count(),
+        "keys" => support::series()?.iter().filter(|patch| patch.group == KEYS).count(),
         _ => support::series()?.len(),
     };
     ensure!(patches == Some(expected), "{manifest:#}");
@@ -191,6 +213,13 @@ fn builds(variant: &str) -> Result<()> {
     Ok(())
 }
 
+/// The version that an unpacked source gives itself.
+fn stated_version(source: &Path) -> Result<String> {
+    let text = fs::read_to_string(source.join("configure.ac"))?;
+    let stated = text.split_once("AC_INIT([guacamole-server], [").and_then(|(_, rest)| rest.split_once(']'));
+    Ok(stated.context("configure.ac has no AC_INIT")?.0.to_owned())
+}
+
 fn nothing_to_do_is_said_in_under_a_second() -> Result<()> {
     let mut best = Duration::MAX;
     // The machine may be busy with something else.
@@ -210,12 +239,13 @@ fn an_interruption_leaves_nothing_and_the_next_run_goes_on() -> Result<()> {
     let arguments = [&["build", "--prefix", &prefix_argument, "--"][..], SMALL].concat();
     let build = || xtask(&arguments).env("CARGO_TARGET_DIR", &target);
     let log = |step: &str| {
-        let works = fs::read_dir(target.join("guacd/1.6.0")).into_iter().flatten().flatten();
+        let works =
+            fs::read_dir(target.join("guacd").join(&release().version)).into_iter().flatten().flatten();
         works.into_iter().any(|work| work.path().join("logs").join(format!("{step}.log")).exists())
     };
     for step in ["autoreconf", "tls-rs", "configure", "make", "install"] {
-        let mark = Mark::new();
-        let mut running = mark.on(build()).start()?;
+        let started = Descendants::since_now()?;
+        let mut running = build().start()?;
         running.wait_until(step, || log(step))?;
         // Into the middle of it.
         std::thread::sleep(Duration::from_millis(300));
@@ -225,7 +255,7 @@ fn an_interruption_leaves_nothing_and_the_next_run_goes_on() -> Result<()> {
         ensure!(left == ["target"], "left beside the prefix: {left:?}");
         // What make had started takes a moment to end.
         std::thread::sleep(Duration::from_millis(300));
-        ensure!(mark.processes(None).is_empty(), "{step} is still running: {:?}", mark.processes(None));
+        started.ensure_gone().context(step)?;
     }
     let output = build().run()?;
     output.expect(0, &["unpack       unchanged", "configure    unchanged", "protocols: ssh\n"])?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-use crate::support::{self, Output, RELEASE, Xtask, xtask};
+use crate::support::{self, Output, Xtask, release, xtask};
 
 crate::tests! {
     Nothing:
@@ -48,7 +48,7 @@ impl Cache {
     /// The archive of the release in it.
     fn archive(&self) -> Result<PathBuf> {
         let is_archive =
-            |file: &PathBuf| file.to_string_lossy().contains(&format!("guacamole-server-{RELEASE}.tar"));
+            |file: &PathBuf| file.to_string_lossy().contains(&format!("{}.tar", release().source_name()));
         self.files()?.into_iter().find(is_archive).context("there is no archive in the cache")
     }
 
@@ -99,7 +99,13 @@ fn a_git_clone_without_the_commit_is_refused() -> Result<()> {
     git(&["add", "README"])?;
     git(&["-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "one"])?;
     let output = cache.fetch_from(clone.path())?;
-    output.expect(1, &["git cannot get commit 1f664e08", "tag 1.6.0", "fetch https://github.com/apache"])?;
+    output.expect(
+        1,
+        &[
+            &format!("git cannot get commit {}", release().commit),
+            &format!("git -C {} fetch {}", clone.path().display(), release().git),
+        ],
+    )?;
     ensure!(cache.files()?.is_empty(), "left behind: {:?}", cache.files()?);
     Ok(())
 }
@@ -129,7 +135,7 @@ fn an_unpacked_tree_is_checked_byte_by_byte() -> Result<()> {
     let file = tree.join("src/libguac/rwlock.c");
     let text = fs::read_to_string(&file)?.replacen("count + 1", "count + 2", 1);
     fs::write(&file, text)?;
-    let refused = ["its git tree is", "2d7ad5663f6cd1980c41e6bb6d35bf062bc94456", "was changed"];
+    let refused = ["its git tree is", &*release().tree, "was changed"];
     cache.fetch_from(&tree)?.expect(1, &refused)?;
     ensure!(cache.files()?.is_empty(), "left behind: {:?}", cache.files()?);
     Ok(())
@@ -165,7 +171,7 @@ fn damage_in_the_cache_is_noticed() -> Result<()> {
     let dir = TempDir::new()?;
     cache.fetch_from(&tarball(dir.path())?)?.expect(0, &[])?;
     let archive =
-        cache.files()?.into_iter().find(|file| file.ends_with(format!("guacamole-server-{RELEASE}.tar.gz")));
+        cache.files()?.into_iter().find(|file| file.ends_with(format!("{}.tar.gz", release().source_name())));
     let archive = archive.ok_or_else(|| anyhow::anyhow!("no archive in {:?}", cache.files()))?;
     let mut bytes = fs::read(&archive)?;
     bytes[1000] ^= 1;
@@ -181,18 +187,13 @@ fn without_a_network_every_way_to_supply_the_source_is_named() -> Result<()> {
     let fetch =
         cache.fetch(&[]).env("ALL_PROXY", "http://127.0.0.1:9").env("HTTPS_PROXY", "http://127.0.0.1:9");
     let output = fetch.run()?;
-    output.expect(
-        3,
-        &[
-            "the cache",
-            "https://archive.apache.org/dist/guacamole/1.6.0/source/guacamole-server-1.6.0.tar.gz: ",
-            "https://downloads.apache.org/guacamole/1.6.0/source/guacamole-server-1.6.0.tar.gz: ",
-            "https://github.com/apache/guacamole-server/archive/refs/tags/1.6.0.tar.gz: ",
-            "curl -LO",
-            "git clone --depth 1 --branch 1.6.0",
-            "cargo xtask fetch --release 1.6.0 --from DIRECTORY",
-        ],
-    )?;
+    let version = &release().version;
+    let origins = release().origins.iter().map(|origin| format!("{}: ", origin.url));
+    let others =
+        ["the cache".to_owned(), "curl -LO".to_owned(), format!("git clone --depth 1 --branch {version}")];
+    let import = format!("cargo xtask fetch --release {version} --from DIRECTORY");
+    let words: Vec<String> = origins.chain(others).chain([import]).collect();
+    output.expect(3, &words.iter().map(String::as_str).collect::<Vec<_>>())?;
     ensure!(cache.files()?.is_empty(), "left behind: {:?}", cache.files()?);
     Ok(())
 }
@@ -201,15 +202,14 @@ fn offline_asks_nobody() -> Result<()> {
     let cache = Cache::new()?;
     let output = cache.fetch(&["--offline"]).run()?;
     output.expect(3, &["not tried, because of --offline"])?;
-    let output =
-        cache.fetch(&["--offline", "--from", "https://localhost/guacamole-server-1.6.0.tar.gz"]).run()?;
+    let output = cache.fetch(&["--offline", "--from", "https://localhost/guacamole-server.tar.gz"]).run()?;
     output.expect(1, &["--offline forbids it"])
 }
 
 fn a_stalled_download_can_be_interrupted_and_leaves_nothing() -> Result<()> {
     let cache = Cache::new()?;
     let server = TcpListener::bind("127.0.0.1:0")?;
-    let url = format!("http://{}/guacamole-server-1.6.0.tar.gz", server.local_addr()?);
+    let url = format!("http://{}/guacamole-server.tar.gz", server.local_addr()?);
     let running = cache.fetch(&["--from", &url]).env("NO_PROXY", "127.0.0.1").start()?;
     let (mut client, _) = server.accept()?;
     client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nthe beginning")?;
@@ -224,7 +224,7 @@ fn a_stalled_download_can_be_interrupted_and_leaves_nothing() -> Result<()> {
 
 fn an_unknown_release_is_answered_with_those_that_are_known() -> Result<()> {
     let output = Cache::new()?.fetch(&["--release", "0.9.9"]).run()?;
-    output.expect(1, &["0.9.9 is not pinned in upstream.toml", "known releases: 1.6.0"])
+    output.expect(1, &["0.9.9 is not pinned in upstream.toml", "known releases: ", &release().version])
 }
 
 /// The release as an unpacked tree.

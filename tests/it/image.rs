@@ -4,10 +4,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-use crate::support::{self, Mark, Output, SmallDisk, xtask};
+use crate::support::{self, Descendants, Output, SmallDisk, xtask};
 
 crate::tests! {
     Nothing:
@@ -101,12 +101,14 @@ fn what_a_build_misses_is_said_with_what_to_do() -> Result<()> {
 fn a_daemon_of_its_own_leaves_nothing_when_interrupted() -> Result<()> {
     let target = TempDir::new()?;
     for moment in ["mmdebstrap", "docker build"] {
-        let mark = Mark::new();
+        let started = Descendants::since_now()?;
         let run = xtask(["image", "--offline", "--own-daemon"]).env("CARGO_TARGET_DIR", target.path());
-        let mut run = mark.on(run).start()?;
+        let mut run = run.start()?;
         let log = target.path().join("guacd/image/build.log");
         match moment {
-            "mmdebstrap" => run.wait_until(moment, || !mark.processes(Some("dpkg")).is_empty())?,
+            "mmdebstrap" => {
+                run.wait_until(moment, || started.called(Some("dpkg")).is_ok_and(|found| !found.is_empty()))?
+            }
             // Within the first command of the build.
             _ => run.wait_until(moment, || {
                 fs::read_to_string(&log).is_ok_and(|log| log.contains("Setting up gcc"))
@@ -116,8 +118,7 @@ fn a_daemon_of_its_own_leaves_nothing_when_interrupted() -> Result<()> {
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         let mounts = mounts.lines().filter(|line| line.contains(&*target.path().to_string_lossy()));
         ensure!(mounts.count() == 0, "{moment}: file systems are still mounted");
-        let left = mark.processes(None);
-        ensure!(left.is_empty(), "{moment}: {left:?} still run");
+        started.ensure_gone().context(moment)?;
         for entry in fs::read_dir(target.path().join("guacd/image"))? {
             let path = entry?.path();
             ensure!(!path.is_dir(), "{moment}: {} is left", path.display());

@@ -50,6 +50,7 @@ fn main() -> Result<ExitCode> {
     let mut arguments = Arguments::from_args();
     // One at a time: they share the build, and load the machine.
     arguments.test_threads = Some(1);
+    support::adopt_orphans()?;
     support::compile_xtask()?;
     let has_source = support::has_source();
     if !has_source {

@@ -8,6 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
+use toolkit::build::tls_rs;
+use toolkit::stress::PACKAGES;
 
 use crate::support::{self, Checkout, Xtask, root, xtask};
 
@@ -17,10 +19,10 @@ crate::tests! {
         a_nix_without_flakes_is_refused,
         what_nix_misses_is_said_with_what_to_do,
         outside_of_a_git_checkout_it_says_so,
-        cargos_flags_are_those_of_xtask,
+        cargos_flags_are_those_of_the_toolkit,
         the_lock_file_locks_what_the_flake_names;
     Source:
-        configures_flags_are_those_of_xtask;
+        configures_flags_are_those_of_the_toolkit;
 }
 
 fn without_nix_it_says_what_to_install() -> Result<()> {
@@ -58,7 +60,7 @@ fn outside_of_a_git_checkout_it_says_so() -> Result<()> {
     nix.before(checkout.xtask(["nix"])).run()?.expect(3, &["no git checkout", "clone the repository"])
 }
 
-fn cargos_flags_are_those_of_xtask() -> Result<()> {
+fn cargos_flags_are_those_of_the_toolkit() -> Result<()> {
     let flags = |file: &str, from: &str, to: &str| -> Result<BTreeSet<String>> {
         let text = fs::read_to_string(root().join(file))?;
         let part = text.split_once(from).and_then(|(_, rest)| rest.split_once(to));
@@ -67,18 +69,17 @@ fn cargos_flags_are_those_of_xtask() -> Result<()> {
         Ok(words.filter(|word| word.starts_with('-')).map(str::to_owned).collect())
     };
     let tls_rs = flags("nix/tls-rs.nix", "cargo rustc", "runHook postBuild")?;
-    let xtasks = flags("toolkit/src/build/tls_rs.rs", "let mut arguments = vec![", "step.run(")?;
-    ensure!(tls_rs == xtasks && tls_rs.len() > 3, "tls-rs: {tls_rs:?} and {xtasks:?}");
+    let toolkits = tls_rs::cargo_arguments(true).into_iter().filter(|argument| argument.starts_with('-'));
+    let toolkits: BTreeSet<String> = toolkits.map(str::to_owned).collect();
+    ensure!(tls_rs == toolkits, "tls-rs: {tls_rs:?} and {toolkits:?}");
 
     let stress = flags("nix/guac-stress.nix", "cargoBuildFlags = [", "];")?;
-    let mut xtasks = flags("toolkit/src/stress.rs", "let packages = [", "];")?;
-    // buildRustPackage gives them by itself.
-    ensure!(xtasks.remove("--locked") && xtasks.remove("--release"), "{xtasks:?}");
-    ensure!(stress == xtasks && stress.len() > 1, "guac-stress: {stress:?} and {xtasks:?}");
+    let toolkits = BTreeSet::from(PACKAGES.map(str::to_owned));
+    ensure!(stress == toolkits, "guac-stress: {stress:?} and {toolkits:?}");
     Ok(())
 }
 
-fn configures_flags_are_those_of_xtask() -> Result<()> {
+fn configures_flags_are_those_of_the_toolkit() -> Result<()> {
     let prefix = support::built("patched")?;
     let manifest = fs::read(prefix.with_file_name("prefix.manifest.json"))?;
     let manifest: serde_json::Value = serde_json::from_slice(&manifest)?;

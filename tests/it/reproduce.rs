@@ -16,12 +16,12 @@ fn a_date_that_a_patch_plants_is_found() -> Result<()> {
     let checkout = Checkout::new()?;
     let name = "0099-tell-when-it-was-built.patch";
     fs::write(
-        checkout.patch(name),
+        checkout.series().join(name),
         "--- a/src/libguac/id.c\n+++ b/src/libguac/id.c\n@@ -18,2 +18,3 @@\n  */\n+const char guac_built[] = \"built on \" __DATE__ \" \" \
          __TIME__;\n \n",
     )?;
-    let series = fs::read_to_string(checkout.patch("series"))? + name + "\n";
-    fs::write(checkout.patch("series"), series)?;
+    let series = fs::read_to_string(checkout.series().join("series"))? + name + "\n";
+    fs::write(checkout.series().join("series"), series)?;
     // A compiler that does not know SOURCE_DATE_EPOCH.
     let cc = checkout.path().join("cc");
     fs::write(&cc, "#!/bin/sh\nunset SOURCE_DATE_EPOCH\nexec cc \"$@\"\n")?;

@@ -1,6 +1,5 @@
 //! `cargo xtask stress`: real guacds under real load, and what goes wrong around them.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -17,7 +16,7 @@ use guac_stress::report::{Failure, Report, Run};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::support::{self, Mark, Output, Running, xtask};
+use crate::support::{self, Descendants, Output, Running, SERVER_VARIABLE, xtask};
 
 crate::tests! {
     Nothing:
@@ -45,14 +44,12 @@ crate::tests! {
 /// A run of `cargo xtask stress` with a report.
 pub struct Stress {
     dir: TempDir,
-    mark: Mark,
-    /// sshd writes its title over its environment: these are told by their name, and were there before.
-    sshds: BTreeSet<i32>,
+    started: Descendants,
 }
 
 impl Stress {
     pub fn new() -> Result<Stress> {
-        Ok(Stress { dir: TempDir::new()?, mark: Mark::new(), sshds: sshds() })
+        Ok(Stress { dir: TempDir::new()?, started: Descendants::since_now()? })
     }
 
     fn json(&self) -> PathBuf {
@@ -62,21 +59,19 @@ impl Stress {
     fn start(&self, arguments: &[&str]) -> Result<Running> {
         let json = self.json();
         let json = json.to_string_lossy();
-        self.mark.on(xtask(["stress", "--json", &json].iter().chain(arguments))).start()
+        xtask(["stress", "--json", &json].iter().chain(arguments)).start()
     }
 
     /// The report, once the run is over: nothing of it may be left.
     fn report(&self, output: &Output) -> Result<Report> {
-        let mut left = self.mark.processes(None);
-        left.extend(sshds().difference(&self.sshds));
-        ensure!(left.is_empty(), "still running: {left:?}\n{}", output.stderr);
+        self.started.ensure_gone().with_context(|| output.stderr.clone())?;
         let json = fs::read(self.json()).with_context(|| format!("no report\n{}", output.stderr))?;
         Report::parse(&mut serde_json::Deserializer::from_slice(&json)).map_err(anyhow::Error::msg)
     }
 
     /// The guacds that this run has started, the parent first.
     fn guacds(&self) -> Vec<i32> {
-        self.mark.processes(Some("guacd")).into_iter().collect()
+        self.started.called(Some("guacd")).unwrap_or_default()
     }
 
     pub fn run(&self, code: i32, arguments: &[&str]) -> Result<Report> {
@@ -85,10 +80,6 @@ impl Stress {
         output.expect(code, &[])?;
         Ok(report)
     }
-}
-
-fn sshds() -> BTreeSet<i32> {
-    support::processes_called("sshd")
 }
 
 fn stock_carries_58_sessions_of_128_keys_and_patched_all_300() -> Result<()> {
@@ -188,6 +179,7 @@ struct Inetd {
 
 impl Inetd {
     fn start(mut program: Command) -> Result<Inetd> {
+        program.env(SERVER_VARIABLE, "1");
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let port = listener.local_addr()?.port();
         let stop = Arc::new(AtomicBool::new(false));

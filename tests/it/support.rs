@@ -7,15 +7,25 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, waitpid};
 use tempfile::TempDir;
+use toolkit::source::release::Release;
+use toolkit::source::series::{self, Patch};
 
-/// The release that is built.
-pub const RELEASE: &str = "1.6.0";
+/// The variable that names the release that all runs of xtask are for, as `--release` does.
+pub const RELEASE_VARIABLE: &str = "GUACD_RELEASE";
+
+/// The release that is tested: the one that the environment names, or xtask's default.
+pub fn release() -> &'static Release {
+    static RELEASE: OnceLock<Release> = OnceLock::new();
+    RELEASE.get_or_init(|| {
+        let named = std::env::var(RELEASE_VARIABLE).ok();
+        Release::load(named.as_deref()).unwrap_or_else(|error| panic!("{error:#}"))
+    })
+}
 
 /// What makes upstream's configure leave out most of guacd, for when it is built over and over.
 pub const SMALL: &[&str] =
@@ -26,10 +36,9 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
 }
 
-/// The names of the patches, in the order of their series.
-pub fn series() -> Result<Vec<String>> {
-    let text = fs::read_to_string(root().join("patches").join(RELEASE).join("series"))?;
-    Ok(text.lines().filter(|line| line.ends_with(".patch")).map(str::to_owned).collect())
+/// The patches of the release, in the order of their series.
+pub fn series() -> Result<Vec<Patch>> {
+    series::series(&release().patches_dir())
 }
 
 /// Cargo's output directory: the one that this test lies in.
@@ -41,7 +50,7 @@ pub fn target_dir() -> PathBuf {
 
 /// The installation prefix of a variant.
 pub fn prefix(variant: &str) -> PathBuf {
-    target_dir().join("guacd").join(RELEASE).join(variant).join("prefix")
+    target_dir().join("guacd").join(&release().version).join(variant).join("prefix")
 }
 
 /// The installation prefix of a variant, once it is up to date.
@@ -225,47 +234,70 @@ impl Drop for Running {
     }
 }
 
-/// A mark in the environment that everything inherits which a run of xtask starts.
-pub struct Mark(String);
+/// Makes this process the parent of those whose own parent ends, so that [`Descendants`] misses none.
+pub fn adopt_orphans() -> Result<()> {
+    set_child_subreaper(Some(getpid())).context("become the parent of orphans")
+}
 
-impl Mark {
-    const NAME: &str = "GUACD_UNCAPPED_TEST";
+/// The processes that descend from this one, from some moment on. Those of anybody else on the machine do not count.
+pub struct Descendants {
+    before: BTreeSet<i32>,
+}
 
-    pub fn new() -> Mark {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        Mark(format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)))
+impl Descendants {
+    /// From now on.
+    pub fn since_now() -> Result<Descendants> {
+        Ok(Descendants { before: descendants()?.into_iter().map(|(pid, _)| pid).collect() })
     }
 
-    /// Marks a run.
-    pub fn on(&self, xtask: Xtask) -> Xtask {
-        xtask.env(Self::NAME, &self.0)
+    /// Those that have come since and live, with this name or with any. The oldest first.
+    pub fn called(&self, name: Option<&str>) -> Result<Vec<i32>> {
+        let mut found = descendants()?;
+        found.retain(|(pid, comm)| {
+            // Dead orphans are ours to bury.
+            let is_dead =
+                waitpid(Pid::from_raw(*pid), WaitOptions::NOHANG).is_ok_and(|status| status.is_some());
+            !is_dead && !self.before.contains(pid) && !is_server(*pid) && name.is_none_or(|name| comm == name)
+        });
+        Ok(found.into_iter().map(|(pid, _)| pid).collect())
     }
 
-    /// The living processes that bear the mark and are called `name`, or whatever they are called.
-    pub fn processes(&self, name: Option<&str>) -> BTreeSet<i32> {
-        let mark = format!("{}={}", Self::NAME, self.0);
-        let is_marked =
-            |environment: &[u8]| environment.split(|byte| *byte == 0).any(|one| one == mark.as_bytes());
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        entries
-            // The dead that nobody has asked after have no environment.
-            .filter(|entry| fs::read(entry.path().join("environ")).is_ok_and(|bytes| is_marked(&bytes)))
-            .filter(|entry| {
-                let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-                name.is_none_or(|name| comm.trim() == name)
-            })
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .collect()
+    /// Checks that none is left.
+    pub fn ensure_gone(&self) -> Result<()> {
+        let left = self.called(None)?;
+        ensure!(left.is_empty(), "still running: {left:?}");
+        Ok(())
     }
 }
 
-/// The processes that are called `name`, whoever started them.
-pub fn processes_called(name: &str) -> BTreeSet<i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter(|entry| fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim() == name))
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect()
+/// The variable that a test sets for servers of its own, which are no part of the run that is tested.
+pub const SERVER_VARIABLE: &str = "GUACD_TEST_SERVER";
+
+/// Whether a process was started as a server of the test, or by one.
+fn is_server(pid: i32) -> bool {
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    environment.split(|byte| *byte == 0).any(|entry| entry.starts_with(SERVER_VARIABLE.as_bytes()))
+}
+
+/// The process ids and names of all descendants, the oldest first.
+fn descendants() -> Result<Vec<(i32, String)>> {
+    let all = procfs::process::all_processes()?;
+    // A process may be gone by the time that it is looked at.
+    let stats: Vec<_> = all.filter_map(|process| process.ok()?.stat().ok()).collect();
+    let mut family = BTreeSet::from([getpid().as_raw_pid()]);
+    loop {
+        let before = family.len();
+        family.extend(
+            stats.iter().filter(|stat| family.contains(&stat.ppid)).map(|stat| stat.pid).collect::<Vec<_>>(),
+        );
+        if family.len() == before {
+            break;
+        }
+    }
+    family.remove(&getpid().as_raw_pid());
+    let mut found: Vec<_> = stats.into_iter().filter(|stat| family.contains(&stat.pid)).collect();
+    found.sort_by_key(|stat| (stat.starttime, stat.pid));
+    Ok(found.into_iter().map(|stat| (stat.pid, stat.comm)).collect())
 }
 
 /// A checkout whose patches can be spoiled: the rest of it is this checkout's own.
@@ -280,22 +312,24 @@ impl Checkout {
                 symlink(root().join(&name), dir.path().join(&name))?;
             }
         }
-        let series = Path::new("patches").join(RELEASE);
-        fs::create_dir_all(dir.path().join(&series))?;
-        for entry in fs::read_dir(root().join(&series))? {
+        let checkout = Checkout(dir);
+        let series = checkout.series();
+        fs::create_dir_all(&series)?;
+        for entry in fs::read_dir(release().patches_dir())? {
             let path = entry?.path();
-            fs::copy(&path, dir.path().join(&series).join(path.file_name().unwrap_or_default()))?;
+            fs::copy(&path, series.join(path.file_name().unwrap_or_default()))?;
         }
-        Ok(Checkout(dir))
+        Ok(checkout)
     }
 
     pub fn path(&self) -> &Path {
         self.0.path()
     }
 
-    /// A file of the series.
-    pub fn patch(&self, name: &str) -> PathBuf {
-        self.0.path().join("patches").join(RELEASE).join(name)
+    /// The directory of the release's series.
+    pub fn series(&self) -> PathBuf {
+        let series = release().patches_dir();
+        self.0.path().join(series.strip_prefix(root()).unwrap_or(&series))
     }
 
     /// Prepares a run of xtask that takes this for its checkout, and builds below it.
@@ -307,6 +341,6 @@ impl Checkout {
 
     /// Where the build of a variant works.
     pub fn work(&self, variant: &str) -> PathBuf {
-        self.0.path().join("target/guacd").join(RELEASE).join(variant)
+        self.0.path().join("target/guacd").join(&release().version).join(variant)
     }
 }

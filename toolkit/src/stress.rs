@@ -39,13 +39,16 @@ pub fn load(address: &str, count: u32, offline: bool) -> Result<()> {
     hand_over(command)
 }
 
+/// The packages that a load test consists of. Those of `nix/guac-stress.nix` are the same.
+pub const PACKAGES: [&str; 2] = ["--package=guac-stress", "--package=key-limit"];
+
 /// Compiles `guac-stress` and its preload library, and returns the former, beside which the latter lies.
 pub fn compile(logs: &Path, offline: bool) -> Result<PathBuf> {
     let progress = ui::Step::start("guac-stress");
-    let packages = ["build", "--locked", "--release", "--package=guac-stress", "--package=key-limit"];
+    let arguments = [&["build", "--locked", "--release"], &PACKAGES[..]].concat();
     let log = logs.join("compile.log");
     std::fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
-    let cargo = layout::cargo(&packages, offline);
+    let cargo = layout::cargo(&arguments, offline);
     run::logged(&progress, "compiling guac-stress", cargo, &log, WhenInterrupted::End)?;
     progress.done("");
     Ok(layout::target_dir().join("release/guac-stress"))

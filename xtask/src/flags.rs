@@ -421,7 +421,7 @@ pub enum Check {
 #[derive(Args)]
 pub struct Release {
     /// Which guacamole-server release, of those that upstream.toml pins [default: the newest supported one].
-    #[arg(long, value_name = "RELEASE")]
+    #[arg(long, value_name = "RELEASE", env = "GUACD_RELEASE", hide_env_values = true)]
     pub release: Option<String>,
 }
 

@@ -45,7 +45,7 @@ pub const SANITIZERS: [&str; 3] = [
 ];
 
 /// The group of patches that the variant `keys` has.
-const KEYS: &str = "keys";
+pub const KEYS: &str = "keys";
 
 /// What `--install` brings besides: a guacd without RDP is not what users expect.
 pub const PROTOCOLS: &[Need] = &[Need::Ssh, Need::Optional];

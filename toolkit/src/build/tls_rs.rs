@@ -24,22 +24,21 @@ pub fn digest_of_inputs() -> Result<String> {
     Ok(hasher.finish())
 }
 
-/// Compiles the static library, and lays it out as `dir/lib` and `dir/include`.
-pub fn build(step: &Running<'_>, dir: &Path, offline: bool) -> Result<()> {
-    let mut arguments = vec![
-        "rustc",
-        "--locked",
-        "--package=tls-rs",
-        "--profile=staticlib",
-        "--crate-type=staticlib",
-        "--features=staticlib",
-    ];
+/// The arguments of cargo that compile the static library. Those of `nix/tls-rs.nix` are the same.
+pub fn cargo_arguments(offline: bool) -> Vec<&'static str> {
+    let mut arguments = vec!["rustc", "--locked", "--package=tls-rs", "--profile=staticlib"];
+    arguments.extend(["--crate-type=staticlib", "--features=staticlib"]);
     if offline {
         arguments.push("--offline");
     }
     // See tls-rs/Cargo.toml.
     arguments.extend(["--", "-Cllvm-args=-align-all-functions=6"]);
-    step.run("compiling tls-rs", layout::cargo(&arguments, false))?;
+    arguments
+}
+
+/// Compiles the static library, and lays it out as `dir/lib` and `dir/include`.
+pub fn build(step: &Running<'_>, dir: &Path, offline: bool) -> Result<()> {
+    step.run("compiling tls-rs", layout::cargo(&cargo_arguments(offline), false))?;
     let target = layout::target_dir();
     copy(&target.join("staticlib/libtls_rs.a"), &dir.join("lib/libtls_rs.a"))?;
     let headers = layout::root().join("tls-rs/include");

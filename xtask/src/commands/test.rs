@@ -40,14 +40,22 @@ pub fn run(flags: &flags::Test) -> Result<()> {
         return Ok(());
     }
     loom(offline)?;
-    if let Err(error) = fetch::source(&flags.release.load()?, &flags.setup.source.access()) {
+    let release = flags.release.load()?;
+    if let Err(error) = fetch::source(&release, &flags.setup.source.access()) {
         run::check_interrupted()?;
         if flags.setup.source.from.is_some() {
             return Err(error);
         }
         ui::warning(format!("NO SOURCE: THE TESTS THAT NEED IT ARE SKIPPED\n{error:#}"));
     }
-    cargo("integration", &["test", "--locked", "--package", "tests"], "cargo test -p tests", offline)
+    let arguments = ["test", "--locked", "--package", "tests"];
+    let command = layout::cargo(&arguments, offline).env("GUACD_RELEASE", &release.version);
+    show(
+        "integration",
+        &arguments,
+        command,
+        &format!("GUACD_RELEASE={} cargo test -p tests", release.version),
+    )
 }
 
 /// Has loom try every interleaving of `tls-rs`'s registry, and shows that it would notice bugs.
