@@ -10,7 +10,9 @@ use tempfile::TempDir;
 use toolkit::build::guacd::KEYS;
 use toolkit::source::series::Patch;
 
-use crate::support::{self, Checkout, Descendants, SMALL, SmallDisk, release, xtask};
+use crate::support::checkout::Checkout;
+use crate::support::processes::Descendants;
+use crate::support::{self, SMALL, SmallDisk, release, xtask};
 
 crate::tests! {
     Nothing:

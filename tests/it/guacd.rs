@@ -1,23 +1,25 @@
 //! Does a patched guacd do what its patches are for? Each is shown beside stock, which does not.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::abi::run_c;
-use crate::support;
+use crate::support::guacd::{Daemon, Guacd, free_port, left_on, processes_on, wait_until_it_listens};
+use crate::support::processes::{children, cpu_time, descriptors, is_alive, kill, wait_for_the_end_of};
+use crate::support::user::{Instructions, User, instruction};
+use crate::support::{self, SOON};
 
 crate::tests! {
     Source:
@@ -42,9 +44,6 @@ crate::tests! {
         without_processes_users_are_told_and_then_served,
         without_its_fork_server_users_are_told;
 }
-
-/// How long it may take until something happens that has to.
-const SOON: Duration = Duration::from_secs(5);
 
 fn a_connection_is_tried_at_every_address_and_with_any_descriptor() -> Result<()> {
     let told = run_c("connect", "patched")?;
@@ -329,11 +328,11 @@ fn who_joins_within_an_instruction_receives_none_of_it() -> Result<()> {
 
 fn users_who_come_and_go_disturb_nobody() -> Result<()> {
     ensure!(
-        Whole::default().take(b"4.sync,1.5,1.1;3.nop;").is_ok(),
+        Instructions::default().take(b"4.sync,1.5,1.1;3.nop;").is_ok(),
         "whole instructions are taken for torn ones"
     );
     for torn in [&b"1.5;"[..], b".nop;", b"4.sync,5;", b"4.sync1.5;"] {
-        ensure!(Whole::default().take(torn).is_err(), "{} is torn", String::from_utf8_lossy(torn));
+        ensure!(Instructions::default().take(torn).is_err(), "{} is torn", String::from_utf8_lossy(torn));
     }
 
     let guacd = Guacd::start("patched")?;
@@ -409,7 +408,7 @@ impl Watcher {
         let (frames, leave) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         let (seen, left) = (Arc::clone(&frames), Arc::clone(&leave));
         let reading = thread::spawn(move || {
-            let mut whole = Whole::default();
+            let mut whole = Instructions::default();
             while !left.load(Ordering::Relaxed) {
                 for instruction in whole.take(std::mem::take(&mut user.heard).as_bytes())? {
                     if instruction[0] == "sync" {
@@ -441,35 +440,6 @@ impl Watcher {
     fn leave(self) -> Result<()> {
         self.leave.store(true, Ordering::Relaxed);
         self.reading.join().ok().context("panicked")?
-    }
-}
-
-/// Takes a stream apart into instructions, and finds those that are torn.
-#[derive(Default)]
-struct Whole(Vec<u8>);
-
-impl Whole {
-    fn take(&mut self, bytes: &[u8]) -> Result<Vec<Vec<String>>> {
-        self.0.extend_from_slice(bytes);
-        let mut instructions = Vec::new();
-        let (mut parts, mut at, mut done) = (Vec::new(), 0, 0);
-        while let Some(dot) = self.0[at..].iter().position(|byte| !byte.is_ascii_digit()) {
-            let torn = || format!("torn: {}", String::from_utf8_lossy(&self.0[done..]));
-            ensure!(self.0[at + dot] == b'.', torn());
-            let length: usize = std::str::from_utf8(&self.0[at..at + dot])?.parse().with_context(torn)?;
-            let (start, end) = (at + dot + 1, at + dot + 1 + length);
-            let Some(last) = self.0.get(end) else { break };
-            parts.push(String::from_utf8(self.0[start..end].to_vec())?);
-            ensure!(matches!(last, b',' | b';'), torn());
-            ensure!(parts[0].bytes().all(|byte| byte.is_ascii_lowercase()), torn());
-            at = end + 1;
-            if *last == b';' {
-                instructions.push(std::mem::take(&mut parts));
-                done = at;
-            }
-        }
-        self.0.drain(..done);
-        Ok(instructions)
     }
 }
 
@@ -651,301 +621,5 @@ impl Shortage {
     fn start(&self, variant: &str) -> Result<Guacd> {
         let dir = self.dir.path().display();
         Guacd::start_with(variant, &format!("export SHORTAGE={dir} LD_PRELOAD={dir}/shortage.so"), "")
-    }
-}
-
-/// A guacd that runs, and ends with this.
-struct Guacd {
-    child: Child,
-    port: u16,
-    dir: TempDir,
-}
-
-impl Guacd {
-    fn start(variant: &str) -> Result<Guacd> {
-        Guacd::start_with(variant, ":", "")
-    }
-
-    /// Starts it after a shell command, such as one that sets limits, and with more options.
-    fn start_with(variant: &str, shell: &str, options: &str) -> Result<Guacd> {
-        let prefix = support::built(variant)?;
-        let dir = TempDir::new()?;
-        let port = free_port()?;
-        let log = File::create(dir.path().join("log"))?;
-        let child = Command::new("sh")
-            .args(["-c", &format!("{shell} && exec \"$0\" -f -L info -b 127.0.0.1 -l {port} {options}")])
-            .arg(prefix.join("sbin/guacd"))
-            .env("LD_LIBRARY_PATH", prefix.join("lib"))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()?;
-        let guacd = Guacd { child, port, dir };
-        wait_until_it_listens(port).with_context(|| guacd.log().unwrap_or_default())?;
-        Ok(guacd)
-    }
-
-    fn pid(&self) -> i32 {
-        self.child.id() as i32
-    }
-
-    fn log(&self) -> Result<String> {
-        Ok(fs::read_to_string(self.dir.path().join("log"))?)
-    }
-
-    /// A user who has selected a protocol or a connection, and got its arguments.
-    fn user(&self, selected: &str) -> Result<User> {
-        User::select(self.port, selected)
-    }
-
-    /// All processes that it started, and those that they started.
-    fn processes(&self) -> Vec<i32> {
-        let mut all = children(self.pid());
-        for i in 0.. {
-            let Some(&pid) = all.get(i) else { break };
-            all.extend(children(pid));
-        }
-        all
-    }
-
-    /// The processes of connections.
-    fn connections(&self) -> Vec<i32> {
-        let has_plugin = |pid: &i32| {
-            fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("libguac-client-"))
-        };
-        self.processes().into_iter().filter(has_plugin).collect()
-    }
-
-    /// The number of the socket at guacd's end of a user's connection.
-    fn inode(&self, user: &User) -> Result<String> {
-        let (ours, theirs) =
-            (format!(":{:04X}", self.port), format!(":{:04X}", user.stream.local_addr()?.port()));
-        for line in fs::read_to_string("/proc/net/tcp")?.lines() {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            if fields.len() > 9 && fields[1].ends_with(&ours) && fields[2].ends_with(&theirs) {
-                return Ok(fields[9].to_owned());
-            }
-        }
-        bail!("no such connection")
-    }
-
-    fn wait(&mut self, timeout: Duration) -> Result<()> {
-        let deadline = Instant::now() + timeout;
-        while self.child.try_wait()?.is_none() {
-            ensure!(Instant::now() < deadline, "guacd does not end");
-            sleep(Duration::from_millis(10));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Guacd {
-    fn drop(&mut self) {
-        let processes = self.processes();
-        kill(self.pid(), Signal::TERM);
-        if self.wait(SOON).is_err() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-        for pid in processes {
-            kill(pid, Signal::KILL);
-        }
-    }
-}
-
-/// A guacd that went to the background. What is left of it ends with this.
-struct Daemon {
-    port: u16,
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        for pid in processes_on(self.port) {
-            kill(pid, Signal::KILL);
-        }
-    }
-}
-
-/// A user's end of a connection to guacd.
-struct User {
-    stream: TcpStream,
-    heard: String,
-    /// How many arguments the protocol has, its version included.
-    arguments: usize,
-}
-
-impl User {
-    fn connect(port: u16) -> Result<User> {
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-        stream.set_read_timeout(Some(Duration::from_millis(50)))?;
-        Ok(User { stream, heard: String::new(), arguments: 0 })
-    }
-
-    /// A user who has selected a protocol or a connection, and got its arguments.
-    fn select(port: u16, selected: &str) -> Result<User> {
-        let mut user = User::connect(port)?;
-        user.send(&["select", selected])?;
-        user.arguments = user.expect("4.args,")?.split(',').count() - 1;
-        Ok(user)
-    }
-
-    fn send(&mut self, parts: &[&str]) -> Result<()> {
-        Ok(self.stream.write_all(instruction(parts).as_bytes())?)
-    }
-
-    /// Sends the rest of the handshake, and returns the ID of the connection.
-    fn finish_handshake(&mut self) -> Result<String> {
-        self.connect_ssh("127.0.0.1", "1")?;
-        self.expect_id()
-    }
-
-    /// The ID of the connection, once guacd tells it.
-    fn expect_id(&mut self) -> Result<String> {
-        let ready = self.expect("5.ready,")?;
-        let id = ready.split_once('$').and_then(|(_, id)| id.split_once(';')).context("no ID")?.0;
-        Ok(format!("${id}"))
-    }
-
-    /// Sends the rest of the handshake of a connection with SSH, whose first arguments are a host and a port.
-    fn connect_ssh(&mut self, host: &str, port: &str) -> Result<()> {
-        self.handshake(&[host, "", port, "user", "password"])
-    }
-
-    /// Sends the rest of the handshake, with the first of the arguments.
-    fn handshake(&mut self, arguments: &[&str]) -> Result<()> {
-        let mut connect = [&["connect", "VERSION_1_5_0"], arguments].concat();
-        connect.resize(self.arguments + 1, "");
-        self.send(&["size", "800", "600", "96"])?;
-        self.send(&["audio"])?;
-        self.send(&["video"])?;
-        self.send(&["image", "image/png"])?;
-        self.send(&connect)
-    }
-
-    /// Waits for an instruction with these words, and returns all that was heard since the last one.
-    fn expect(&mut self, words: &str) -> Result<String> {
-        self.expect_one_of(&[words])?;
-        Ok(std::mem::take(&mut self.heard))
-    }
-
-    /// Waits for an instruction with any of these words, and returns which it was.
-    fn expect_one_of(&mut self, words: &[&str]) -> Result<usize> {
-        let deadline = Instant::now() + SOON;
-        loop {
-            let is_whole = self.heard.ends_with(';');
-            if let Some(found) = words.iter().position(|words| is_whole && self.heard.contains(words)) {
-                return Ok(found);
-            }
-            ensure!(Instant::now() < deadline, "{words:?} was not heard, but {:?}", self.heard);
-            ensure!(self.hear()?, "the connection ended before {words:?}, after {:?}", self.heard);
-        }
-    }
-
-    /// Reads until the end of the connection.
-    fn read_to_end(&mut self, timeout: Duration) -> Result<()> {
-        let deadline = Instant::now() + timeout;
-        while self.hear().unwrap_or_default() {
-            ensure!(Instant::now() < deadline, "the connection is still open");
-        }
-        Ok(())
-    }
-
-    /// Reads what is there, and returns whether there can be more.
-    fn hear(&mut self) -> Result<bool> {
-        let mut buffer = [0; 4096];
-        match self.stream.read(&mut buffer) {
-            Ok(0) => Ok(false),
-            Ok(length) => {
-                self.heard.push_str(&String::from_utf8_lossy(&buffer[..length]));
-                Ok(true)
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(true),
-            Err(error) => Err(error.into()),
-        }
-    }
-}
-
-fn instruction(parts: &[&str]) -> String {
-    let parts: Vec<String> = parts.iter().map(|part| format!("{}.{part}", part.chars().count())).collect();
-    format!("{};", parts.join(","))
-}
-
-fn wait_until_it_listens(port: u16) -> Result<()> {
-    let deadline = Instant::now() + SOON;
-    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-        ensure!(Instant::now() < deadline, "guacd does not listen");
-        sleep(Duration::from_millis(20));
-    }
-    Ok(())
-}
-
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-}
-
-/// The living processes of the guacd that was told to listen on a port: all of them have its command line.
-fn processes_on(port: u16) -> Vec<i32> {
-    let words = format!("\0-l\0{port}\0");
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter(|entry| {
-            fs::read_to_string(entry.path().join("cmdline")).is_ok_and(|line| line.contains(&words))
-        })
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect()
-}
-
-/// Those of them that do not end in time, with those that are only forked meanwhile.
-fn left_on(port: u16, timeout: Duration) -> Vec<i32> {
-    let deadline = Instant::now() + timeout;
-    loop {
-        let left = processes_on(port);
-        if left.is_empty() || Instant::now() >= deadline {
-            return left;
-        }
-        sleep(Duration::from_millis(20));
-    }
-}
-
-fn children(pid: i32) -> Vec<i32> {
-    // Of every thread, as each may fork.
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    tasks
-        .flat_map(|task| {
-            let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()
-        })
-        .collect()
-}
-
-/// What a process has open: `socket:[123]`, or a path.
-fn descriptors(pid: i32) -> Vec<String> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let target = |path: PathBuf| Some(fs::read_link(path).ok()?.to_string_lossy().into_owned());
-    entries.filter_map(|entry| target(entry.path())).collect()
-}
-
-fn cpu_time(pid: i32) -> Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-    Ok(Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second()))
-}
-
-fn is_alive(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
-}
-
-fn wait_for_the_end_of(processes: &[i32], timeout: Duration) {
-    let deadline = Instant::now() + timeout;
-    while Instant::now() < deadline && processes.iter().any(|pid| is_alive(*pid)) {
-        sleep(Duration::from_millis(20));
-    }
-}
-
-fn kill(pid: i32, signal: Signal) {
-    if let Some(pid) = Pid::from_raw(pid) {
-        let _ = kill_process(pid, signal);
     }
 }

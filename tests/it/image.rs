@@ -7,7 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-use crate::support::{self, Descendants, Output, SmallDisk, xtask};
+use crate::support::processes::Descendants;
+use crate::support::{self, Output, SmallDisk, xtask};
 
 crate::tests! {
     Nothing:
@@ -71,6 +72,14 @@ fn a_docker_without_room_is_refused() -> Result<()> {
     let info = format!("echo {}", disk.path().display());
     let dir = docker("echo 20.10.24", "echo 20.10.24", &info, "exit 9")?;
     image(dir.path()).run()?.expect(3, &["MB are free in", "docker system prune"])
+}
+
+/// Checks that a run of `image` gives the image and its build the name of a release.
+pub fn is_built_as(image: support::Xtask, release: &str) -> Result<()> {
+    let dir = docker("echo 20.10.24", "echo 20.10.24", "echo /nowhere", "echo \"$*\"; exit 100")?;
+    let path = std::env::join_paths([dir.path(), Path::new("/usr/bin"), Path::new("/bin")])?;
+    let words = [format!("--tag=guacd-uncapped:{release} "), format!("--build-arg=RELEASE={release} ")];
+    image.env("PATH", path).run()?.expect(1, &words.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 /// A run whose `docker build` says these words, and fails.

@@ -15,6 +15,7 @@ mod image;
 mod nix;
 mod preload;
 mod project;
+mod releases;
 mod reproduce;
 mod stress;
 mod support;
@@ -50,7 +51,7 @@ fn main() -> Result<ExitCode> {
     let mut arguments = Arguments::from_args();
     // One at a time: they share the build, and load the machine.
     arguments.test_threads = Some(1);
-    support::adopt_orphans()?;
+    support::processes::adopt_orphans()?;
     support::compile_xtask()?;
     let has_source = support::has_source();
     if !has_source {
@@ -75,6 +76,7 @@ fn main() -> Result<ExitCode> {
     }
     let tests = [
         project::TESTS,
+        releases::TESTS,
         fetch::TESTS,
         build::TESTS,
         abi::TESTS,

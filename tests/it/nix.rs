@@ -11,7 +11,8 @@ use tempfile::TempDir;
 use toolkit::build::tls_rs;
 use toolkit::stress::PACKAGES;
 
-use crate::support::{self, Checkout, Xtask, root, xtask};
+use crate::support::checkout::Checkout;
+use crate::support::{self, Xtask, root, xtask};
 
 crate::tests! {
     Nothing:

@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::support::{Checkout, SMALL};
+use crate::support::SMALL;
+use crate::support::checkout::Checkout;
 
 crate::tests! {
     Minutes:

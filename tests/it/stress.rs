@@ -16,7 +16,8 @@ use guac_stress::report::{Failure, Report, Run};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::support::{self, Descendants, Output, Running, SERVER_VARIABLE, xtask};
+use crate::support::processes::{Descendants, SERVER_VARIABLE};
+use crate::support::{self, Output, Running, xtask};
 
 crate::tests! {
     Nothing:

@@ -13,6 +13,7 @@ use crate::flags;
 
 /// Runs the checks, and stops at the first that fails.
 pub fn run(flags: &flags::Test) -> Result<()> {
+    let release = flags.release.load()?;
     let needs: &[Need] = match flags.quick {
         true => &[Need::Tests],
         false => &[Need::Build, Need::Ssh, Need::Git, Need::Tests, Need::OpenSsh],
@@ -40,7 +41,6 @@ pub fn run(flags: &flags::Test) -> Result<()> {
         return Ok(());
     }
     loom(offline)?;
-    let release = flags.release.load()?;
     if let Err(error) = fetch::source(&release, &flags.setup.source.access()) {
         run::check_interrupted()?;
         if flags.setup.source.from.is_some() {

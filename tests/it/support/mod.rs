@@ -1,19 +1,25 @@
 //! What the tests share: running xtask, looking at processes, and a checkout to spoil.
 
-use std::collections::BTreeSet;
+pub mod checkout;
+pub mod guacd;
+pub mod processes;
+pub mod user;
+
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, waitpid};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use toolkit::source::release::Release;
 use toolkit::source::series::{self, Patch};
+
+/// How long it may take until something happens that has to.
+pub const SOON: Duration = Duration::from_secs(5);
 
 /// The variable that names the release that all runs of xtask are for, as `--release` does.
 pub const RELEASE_VARIABLE: &str = "GUACD_RELEASE";
@@ -166,6 +172,11 @@ impl Xtask {
         self
     }
 
+    pub fn without(mut self, name: &str) -> Xtask {
+        self.0.env_remove(name);
+        self
+    }
+
     /// Runs it to its end.
     pub fn run(self) -> Result<Output> {
         self.start()?.wait()
@@ -231,116 +242,5 @@ impl Drop for Running {
             let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
             let _ = self.child.wait();
         }
-    }
-}
-
-/// Makes this process the parent of those whose own parent ends, so that [`Descendants`] misses none.
-pub fn adopt_orphans() -> Result<()> {
-    set_child_subreaper(Some(getpid())).context("become the parent of orphans")
-}
-
-/// The processes that descend from this one, from some moment on. Those of anybody else on the machine do not count.
-pub struct Descendants {
-    before: BTreeSet<i32>,
-}
-
-impl Descendants {
-    /// From now on.
-    pub fn since_now() -> Result<Descendants> {
-        Ok(Descendants { before: descendants()?.into_iter().map(|(pid, _)| pid).collect() })
-    }
-
-    /// Those that have come since and live, with this name or with any. The oldest first.
-    pub fn called(&self, name: Option<&str>) -> Result<Vec<i32>> {
-        let mut found = descendants()?;
-        found.retain(|(pid, comm)| {
-            // Dead orphans are ours to bury.
-            let is_dead =
-                waitpid(Pid::from_raw(*pid), WaitOptions::NOHANG).is_ok_and(|status| status.is_some());
-            !is_dead && !self.before.contains(pid) && !is_server(*pid) && name.is_none_or(|name| comm == name)
-        });
-        Ok(found.into_iter().map(|(pid, _)| pid).collect())
-    }
-
-    /// Checks that none is left.
-    pub fn ensure_gone(&self) -> Result<()> {
-        let left = self.called(None)?;
-        ensure!(left.is_empty(), "still running: {left:?}");
-        Ok(())
-    }
-}
-
-/// The variable that a test sets for servers of its own, which are no part of the run that is tested.
-pub const SERVER_VARIABLE: &str = "GUACD_TEST_SERVER";
-
-/// Whether a process was started as a server of the test, or by one.
-fn is_server(pid: i32) -> bool {
-    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    environment.split(|byte| *byte == 0).any(|entry| entry.starts_with(SERVER_VARIABLE.as_bytes()))
-}
-
-/// The process ids and names of all descendants, the oldest first.
-fn descendants() -> Result<Vec<(i32, String)>> {
-    let all = procfs::process::all_processes()?;
-    // A process may be gone by the time that it is looked at.
-    let stats: Vec<_> = all.filter_map(|process| process.ok()?.stat().ok()).collect();
-    let mut family = BTreeSet::from([getpid().as_raw_pid()]);
-    loop {
-        let before = family.len();
-        family.extend(
-            stats.iter().filter(|stat| family.contains(&stat.ppid)).map(|stat| stat.pid).collect::<Vec<_>>(),
-        );
-        if family.len() == before {
-            break;
-        }
-    }
-    family.remove(&getpid().as_raw_pid());
-    let mut found: Vec<_> = stats.into_iter().filter(|stat| family.contains(&stat.pid)).collect();
-    found.sort_by_key(|stat| (stat.starttime, stat.pid));
-    Ok(found.into_iter().map(|stat| (stat.pid, stat.comm)).collect())
-}
-
-/// A checkout whose patches can be spoiled: the rest of it is this checkout's own.
-pub struct Checkout(TempDir);
-
-impl Checkout {
-    pub fn new() -> Result<Checkout> {
-        let dir = TempDir::new()?;
-        for entry in fs::read_dir(root())? {
-            let name = entry?.file_name();
-            if ![".git", "patches", "target"].map(OsStr::new).contains(&name.as_os_str()) {
-                symlink(root().join(&name), dir.path().join(&name))?;
-            }
-        }
-        let checkout = Checkout(dir);
-        let series = checkout.series();
-        fs::create_dir_all(&series)?;
-        for entry in fs::read_dir(release().patches_dir())? {
-            let path = entry?.path();
-            fs::copy(&path, series.join(path.file_name().unwrap_or_default()))?;
-        }
-        Ok(checkout)
-    }
-
-    pub fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    /// The directory of the release's series.
-    pub fn series(&self) -> PathBuf {
-        let series = release().patches_dir();
-        self.0.path().join(series.strip_prefix(root()).unwrap_or(&series))
-    }
-
-    /// Prepares a run of xtask that takes this for its checkout, and builds below it.
-    pub fn xtask<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Xtask {
-        xtask(arguments)
-            .env("CARGO_MANIFEST_DIR", self.0.path().join("xtask"))
-            .env("CARGO_TARGET_DIR", self.0.path().join("target"))
-    }
-
-    /// Where the build of a variant works.
-    pub fn work(&self, variant: &str) -> PathBuf {
-        self.0.path().join("target/guacd").join(&release().version).join(variant)
     }
 }

@@ -1,0 +1,142 @@
+//! A user's end of a connection to guacd.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::SOON;
+
+/// A user's end of a connection to guacd.
+pub struct User {
+    pub stream: TcpStream,
+    pub heard: String,
+    /// How many arguments the protocol has, its version included.
+    pub arguments: usize,
+}
+
+impl User {
+    pub fn connect(port: u16) -> Result<User> {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        stream.set_read_timeout(Some(Duration::from_millis(50)))?;
+        Ok(User { stream, heard: String::new(), arguments: 0 })
+    }
+
+    /// A user who has selected a protocol or a connection, and got its arguments.
+    pub fn select(port: u16, selected: &str) -> Result<User> {
+        let mut user = User::connect(port)?;
+        user.send(&["select", selected])?;
+        user.arguments = user.expect("4.args,")?.split(',').count() - 1;
+        Ok(user)
+    }
+
+    pub fn send(&mut self, parts: &[&str]) -> Result<()> {
+        Ok(self.stream.write_all(instruction(parts).as_bytes())?)
+    }
+
+    /// Sends the rest of the handshake, and returns the ID of the connection.
+    pub fn finish_handshake(&mut self) -> Result<String> {
+        self.connect_ssh("127.0.0.1", "1")?;
+        self.expect_id()
+    }
+
+    /// The ID of the connection, once guacd tells it.
+    pub fn expect_id(&mut self) -> Result<String> {
+        let ready = self.expect("5.ready,")?;
+        let id = ready.split_once('$').and_then(|(_, id)| id.split_once(';')).context("no ID")?.0;
+        Ok(format!("${id}"))
+    }
+
+    /// Sends the rest of the handshake of a connection with SSH, whose first arguments are a host and a port.
+    pub fn connect_ssh(&mut self, host: &str, port: &str) -> Result<()> {
+        self.handshake(&[host, "", port, "user", "password"])
+    }
+
+    /// Sends the rest of the handshake, with the first of the arguments.
+    pub fn handshake(&mut self, arguments: &[&str]) -> Result<()> {
+        let mut connect = [&["connect", "VERSION_1_5_0"], arguments].concat();
+        connect.resize(self.arguments + 1, "");
+        self.send(&["size", "800", "600", "96"])?;
+        self.send(&["audio"])?;
+        self.send(&["video"])?;
+        self.send(&["image", "image/png"])?;
+        self.send(&connect)
+    }
+
+    /// Waits for an instruction with these words, and returns all that was heard since the last one.
+    pub fn expect(&mut self, words: &str) -> Result<String> {
+        self.expect_one_of(&[words])?;
+        Ok(std::mem::take(&mut self.heard))
+    }
+
+    /// Waits for an instruction with any of these words, and returns which it was.
+    pub fn expect_one_of(&mut self, words: &[&str]) -> Result<usize> {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let is_whole = self.heard.ends_with(';');
+            if let Some(found) = words.iter().position(|words| is_whole && self.heard.contains(words)) {
+                return Ok(found);
+            }
+            ensure!(Instant::now() < deadline, "{words:?} was not heard, but {:?}", self.heard);
+            ensure!(self.hear()?, "the connection ended before {words:?}, after {:?}", self.heard);
+        }
+    }
+
+    /// Reads until the end of the connection.
+    pub fn read_to_end(&mut self, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        while self.hear().unwrap_or_default() {
+            ensure!(Instant::now() < deadline, "the connection is still open");
+        }
+        Ok(())
+    }
+
+    /// Reads what is there, and returns whether there can be more.
+    pub fn hear(&mut self) -> Result<bool> {
+        let mut buffer = [0; 4096];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => Ok(false),
+            Ok(length) => {
+                self.heard.push_str(&String::from_utf8_lossy(&buffer[..length]));
+                Ok(true)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+pub fn instruction(parts: &[&str]) -> String {
+    let parts: Vec<String> = parts.iter().map(|part| format!("{}.{part}", part.chars().count())).collect();
+    format!("{};", parts.join(","))
+}
+
+/// Takes a stream apart into instructions, and finds those that are torn.
+#[derive(Default)]
+pub struct Instructions(Vec<u8>);
+
+impl Instructions {
+    pub fn take(&mut self, bytes: &[u8]) -> Result<Vec<Vec<String>>> {
+        self.0.extend_from_slice(bytes);
+        let mut instructions = Vec::new();
+        let (mut parts, mut at, mut done) = (Vec::new(), 0, 0);
+        while let Some(dot) = self.0[at..].iter().position(|byte| !byte.is_ascii_digit()) {
+            let torn = || format!("torn: {}", String::from_utf8_lossy(&self.0[done..]));
+            ensure!(self.0[at + dot] == b'.', torn());
+            let length: usize = std::str::from_utf8(&self.0[at..at + dot])?.parse().with_context(torn)?;
+            let (start, end) = (at + dot + 1, at + dot + 1 + length);
+            let Some(last) = self.0.get(end) else { break };
+            parts.push(String::from_utf8(self.0[start..end].to_vec())?);
+            ensure!(matches!(last, b',' | b';'), torn());
+            ensure!(parts[0].bytes().all(|byte| byte.is_ascii_lowercase()), torn());
+            at = end + 1;
+            if *last == b';' {
+                instructions.push(std::mem::take(&mut parts));
+                done = at;
+            }
+        }
+        self.0.drain(..done);
+        Ok(instructions)
+    }
+}
