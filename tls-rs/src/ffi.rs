@@ -10,9 +10,6 @@ use crate::table;
 /// `guac_thread_local_key_t`.
 pub type Key = usize;
 
-/// How many of a key's bits are in use.
-pub(crate) const KEY_BITS: u32 = Key::BITS;
-
 /// `guac_thread_local_destructor_t`; `None` is NULL.
 pub type Destructor = Option<unsafe extern "C" fn(*mut c_void)>;
 

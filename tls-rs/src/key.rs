@@ -8,7 +8,7 @@
 //! The index says which cell of the registry the key is, the generation how often that cell has been created
 //! and deleted. Only an odd generation is alive, so no key is 0, and a key value is never issued twice.
 
-use crate::ffi::KEY_BITS;
+use crate::config::KEY_BITS;
 
 /// Bits of a key that hold its index.
 pub(crate) const INDEX_BITS: u32 = if KEY_BITS == 64 { 32 } else { 20 };

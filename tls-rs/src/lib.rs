@@ -71,6 +71,7 @@
 #[cfg(any(test, miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
 extern crate std;
 
+mod config;
 mod key;
 mod posix;
 mod registry;
@@ -84,10 +85,6 @@ mod error;
 mod exit;
 #[cfg(not(all(test, loom)))]
 pub mod ffi;
-#[cfg(all(test, loom))]
-mod ffi {
-    pub(crate) const KEY_BITS: u32 = usize::BITS;
-}
 #[cfg(not(all(test, loom)))]
 mod root;
 #[cfg(not(all(test, loom)))]

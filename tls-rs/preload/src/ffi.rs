@@ -13,10 +13,6 @@ use crate::table;
 /// What a key may be created with; `None` is NULL.
 pub type Destructor = Option<unsafe extern "C" fn(*mut c_void)>;
 
-/// How many of a key's bits are in use: 11 for its generation, 20 for its index. Not the highest, as programs keep
-/// keys in an `int`: CPython's `PyThread_create_key` fails if the key does not fit.
-pub(crate) const KEY_BITS: u32 = 31;
-
 /// `thrd_error` of C11's threads.h, the same in glibc and in musl.
 const THRD_ERROR: c_int = 2;
 

@@ -22,6 +22,7 @@
 #[cfg(any(test, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
 extern crate std;
 
+mod config;
 pub mod ffi;
 mod sys;
 
