@@ -1,10 +1,10 @@
-//! Where libguac's `guac_error` and `guac_error_message` are kept: plain thread-local variables.
+//! The storage of libguac's `guac_error` and `guac_error_message`: plain thread-local variables.
 //!
-//! They need no key and no allocation, so they are there from a thread's first instruction to its last, and
-//! guacd may report the error that it has run out of memory. The C side is `thread-local-error.h`. Hidden, so
-//! that they are libguac's own and not a part of its ABI.
+//! They need neither key nor allocation. So they are valid from a thread's first instruction to its last, and guacd can
+//! report that memory has run out. `thread-local-error.h` declares them for C. They are hidden, and so no part of
+//! libguac's ABI.
 
-// One `guac_status`, an enum and so as large as an int, and one `const char*`. Zero is GUAC_STATUS_SUCCESS.
+// A `guac_status`, which is an enum of the size of an int, and a `const char*`. Zero is GUAC_STATUS_SUCCESS.
 core::arch::global_asm!(
     ".pushsection .tbss,\"awT\",%nobits",
     ".globl guac_thread_local_error_status",

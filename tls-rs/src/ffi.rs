@@ -2,10 +2,10 @@
 
 use core::ffi::{c_int, c_void};
 
+use crate::lookup;
 use crate::registry::REGISTRY;
 use crate::spare;
 use crate::sys::{EINVAL, Errno};
-use crate::table;
 
 /// `guac_thread_local_key_t`.
 pub type Key = usize;
@@ -32,7 +32,7 @@ pub unsafe extern "C" fn guac_thread_local_key_create(key: *mut Key, destructor:
     0
 }
 
-/// Creates a key for a thread that has no cell of its own.
+/// Creates a key for a thread that has no spare cell.
 ///
 /// # Safety
 ///
@@ -59,13 +59,13 @@ pub extern "C" fn guac_thread_local_key_delete(key: Key) -> c_int {
 /// Sets this thread's value, as `pthread_setspecific` does. `ENOMEM`, or `EINVAL` if `key` is not alive.
 #[unsafe(no_mangle)]
 pub extern "C" fn guac_thread_local_setspecific(key: Key, value: *const c_void) -> c_int {
-    status(table::set(key, value.cast_mut()))
+    status(lookup::set(key, value.cast_mut()))
 }
 
 /// This thread's value, as `pthread_getspecific` gives it. NULL if there is none or `key` is not alive.
 #[unsafe(no_mangle)]
 pub extern "C" fn guac_thread_local_getspecific(key: Key) -> *mut c_void {
-    table::get(key)
+    lookup::get(key)
 }
 
 fn status(result: Result<(), Errno>) -> c_int {

@@ -5,28 +5,29 @@
 //! 32 bits   generation 12 | index 20
 //! ```
 //!
-//! The index says which cell of the registry the key is, the generation how often that cell has been created
-//! and deleted. Only an odd generation is alive, so no key is 0, and a key value is never issued twice.
+//! The index says which cell of the registry the key has. The generation counts how often keys of that cell have been
+//! created and deleted. It is odd while a key is alive, so no key is 0, and no number is issued twice.
+//!
+//! The keys of the preload library have 31 bits, 11 of them for the generation.
 
 use crate::config::KEY_BITS;
 
 /// Bits of a key that hold its index.
 pub(crate) const INDEX_BITS: u32 = if KEY_BITS == 64 { 32 } else { 20 };
 
-/// A mask of those.
+/// The mask of those bits.
 const INDEX_MASK: u32 = u32::MAX >> (32 - INDEX_BITS);
 
-/// The highest index: one more would not do, for the registry adds 32. Index 0 stands for "none" and is never
-/// issued.
+/// The highest index. The registry adds 32 to an index, and the sum must fit as well. Index 0 is never issued.
 pub(crate) const LAST_INDEX: u32 = INDEX_MASK - 32;
 
-/// The generation, an even one, at which a cell is used up.
+/// The generation, an even one, at which a cell is retired.
 pub(crate) const LAST_GENERATION: u32 = (u32::MAX >> (32 + INDEX_BITS - KEY_BITS)) - 1;
 
 /// A number that is no key.
 pub(crate) const NONE: usize = 1;
 
-/// What takes a key to the one with the next generation.
+/// The difference between a key and the number with the next generation.
 pub(crate) const GENERATION: usize = 1 << INDEX_BITS;
 
 /// The key of cell `index` in its `generation`.
@@ -39,7 +40,7 @@ pub(crate) fn generation(key: usize) -> u32 {
     (key >> INDEX_BITS) as u32
 }
 
-/// The cell that `key` is made from.
+/// The index of the cell that `key` has.
 pub(crate) fn index(key: usize) -> u32 {
     key as u32 & INDEX_MASK
 }

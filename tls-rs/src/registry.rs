@@ -1,9 +1,9 @@
 //! Which keys exist: one registry for the process, lock-free, so that a forked child never inherits a lock.
 //!
-//! A key is a cell. After the first 32, cells lie in buckets of 64, 128, ... that are allocated when they are first
-//! needed and never move or go, so a reader needs no protection from reclamation. Deleted cells form a stack (Treiber's):
-//! its head is the number that the top cell has in place of its key, index and generation. A generation never comes
-//! back, so a head that looks unchanged is unchanged: the ABA problem needs no tag of its own.
+//! Each key has a cell. The first 32 cells lie in the registry, the others in buckets of 64, 128, ... cells. A bucket is
+//! allocated when it is first needed, and is never moved or freed, so readers need no protection from reclamation. The
+//! free cells form a Treiber stack, the free list. Its head is the `key` of the top cell: index and generation. A
+//! generation never comes back, so a head that looks unchanged is unchanged. That solves the ABA problem without a tag.
 
 use core::mem;
 use core::ptr;
@@ -14,21 +14,21 @@ use crate::sync::{self, AtomicPtr, AtomicU32, AtomicUsize};
 use crate::sys::{Destructor, EAGAIN, EINVAL, ENOMEM, Errno};
 
 #[cfg(all(test, loom))]
-#[path = "registry/loom_models.rs"] // from here, in whichever crate this file is
+#[path = "registry/loom_models.rs"] // relative to this file, which two crates compile
 mod loom_models;
 
 /// The keys of this process.
 #[cfg(not(all(test, loom)))]
 pub(crate) static REGISTRY: Registry = Registry::new();
 
-/// One key. All zero is a valid cell: one that was never used.
+/// What the process knows of one key. Zeroes are a valid cell, one that was never used.
 #[repr(C)]
 #[cfg_attr(all(test, loom), derive(Default))]
 pub(crate) struct KeyCell {
-    /// The key while it lives, and in between the number with the generation after that. Only ever grows.
+    /// The key while it is alive, and the number with the next generation while there is none. It only ever grows.
     key: AtomicUsize,
-    /// While the key lives: its `Option<Destructor>`. While the cell is on the free list: the `key` of the cell
-    /// below it, or 0.
+    /// While the key is alive: its `Option<Destructor>`. While the cell is on the free list: the `key` of the cell below
+    /// it, or 0.
     destructor: AtomicPtr<()>,
 }
 
@@ -41,60 +41,60 @@ impl KeyCell {
     /// Whether `key`, which must be one of this cell's keys, has not been deleted yet.
     #[inline]
     pub(crate) fn is_live(&self, key: usize) -> bool {
-        // Relaxed: a caller that knows of the deletion, or of the creation, has synchronised with it.
+        // Relaxed: a caller that knows of the key's creation or deletion has synchronised with it.
         self.key.load(Relaxed) == key
     }
 
-    /// The destructor of `key`, if `key` lives and has one.
+    /// The destructor of `key`, if the key is alive and has one.
     pub(crate) fn destructor(&self, key: usize) -> Option<Destructor> {
-        // A seqlock with the generation as its sequence. Acquire: whoever reads what was written after the key's
-        // end also sees that the generation has moved on.
+        // A seqlock, whose sequence is the generation. Acquire: a thread that reads what was written after the key was
+        // deleted also sees the later generation.
         let destructor = self.destructor.load(Acquire);
         if !self.is_live(key) {
             return None;
         }
-        // SAFETY: both are pointers or NULL, and while a key lives the cell holds what `publish` made of an
-        // `Option<Destructor>`.
+        // SAFETY: both types are a pointer or NULL. While a key is alive, the cell holds the `Option<Destructor>` that
+        // `publish` has written.
         unsafe { mem::transmute::<*mut (), Option<Destructor>>(destructor) }
     }
 }
 
-/// A cell that is no key's.
+/// A cell that never has a key.
 #[cfg(not(all(test, loom)))]
-pub(crate) static NOBODY: KeyCell = KeyCell::new(key::NONE);
+pub(crate) static NO_KEY: KeyCell = KeyCell::new(key::NONE);
 
-/// A cell that is nobody else's.
+/// A cell without a key, which its owner alone may use.
 pub(crate) struct FreeCell(pub(crate) &'static KeyCell);
 
 impl FreeCell {
-    /// Makes a key that no thread has a value for.
+    /// Creates a key from the cell. No thread has a value for it.
     #[inline]
     pub(crate) fn publish(self, destructor: Option<Destructor>) -> usize {
         let FreeCell(cell) = self;
         // Release: see `KeyCell::destructor`.
         cell.destructor.store(destructor.map_or(ptr::null_mut(), |f| f as *mut ()), Release);
         let key = cell.key.load(Relaxed) + key::GENERATION;
-        // A store would do. But the exchange with which the key is deleted soon would have to wait for it.
+        // A store would do. But the key may be deleted soon, and that exchange would have to wait for the store.
         cell.key.swap(key, Release);
         key
     }
 }
 
-/// Cells for as many keys as most processes have, in cache lines of their own.
+/// How many cells lie in the registry itself: more than most processes need. Each has its own cache line.
 const FIRST_CELLS: usize = 1 << FIRST_BITS;
 const FIRST_BITS: u32 = 5;
 
-/// A cell in a cache line of its own.
+/// A cell that has a cache line to itself.
 #[cfg_attr(all(test, loom), derive(Default))]
 #[repr(align(64))]
-struct Apart(KeyCell);
+struct PaddedCell(KeyCell);
 
-/// Each of them has twice as many cells as the one before, the first has twice `FIRST_CELLS`.
+/// How many buckets there can be. The first has twice `FIRST_CELLS`, each other twice as many cells as the one before.
 const BUCKETS: usize = (key::INDEX_BITS - FIRST_BITS - 1) as usize;
 
 /// See the module's documentation.
 pub(crate) struct Registry {
-    first: [Apart; FIRST_CELLS],
+    first: [PaddedCell; FIRST_CELLS],
     buckets: [AtomicPtr<KeyCell>; BUCKETS],
     /// The lowest index that was never used.
     fresh: AtomicU32,
@@ -106,14 +106,15 @@ impl Registry {
     #[cfg(not(all(test, loom)))]
     const fn new() -> Self {
         Registry {
-            first: [const { Apart(KeyCell::new(0)) }; FIRST_CELLS],
+            first: [const { PaddedCell(KeyCell::new(0)) }; FIRST_CELLS],
             buckets: [const { AtomicPtr::new(ptr::null_mut()) }; BUCKETS],
             fresh: AtomicU32::new(1),
             free: AtomicUsize::new(0),
         }
     }
 
-    /// A cell to make a key from, for a thread that has none left. Fails with `EAGAIN` when all indices are in use, and with `ENOMEM`.
+    /// A cell for a new key, for a thread without a spare cell. Fails with `EAGAIN` if all indices are in use, and with
+    /// `ENOMEM`.
     #[cold]
     #[inline(never)]
     pub(crate) fn take(&'static self) -> Result<FreeCell, Errno> {
@@ -123,27 +124,27 @@ impl Registry {
         }
     }
 
-    /// Deletes a key: from here on it is dead in every thread. Fails with `EINVAL` when it is not alive.
+    /// Deletes a key: from then on it is dead in every thread. Fails with `EINVAL` if it is not alive.
     ///
-    /// Returns the cell, unless its generations are used up. It is to be given back, or made a key once more.
+    /// Returns the cell, unless its generations are used up. The caller must give it back, or create another key from it.
     #[inline]
     pub(crate) fn delete(&'static self, key: usize) -> Result<Option<FreeCell>, Errno> {
         let cell = self.cell_of(key).ok_or(EINVAL)?;
-        let dead = key.wrapping_add(key::GENERATION); // for a number that is no key, of the last generation
+        let dead = key.wrapping_add(key::GENERATION); // wraps for a number of the last generation, which is no key
         // Of two threads that delete the same key, one succeeds. Acquire: the cell's next destructor is written after the
-        // key's own, however the thread has learned of the key. (Loom has no model of that: it keeps writes in the order in
-        // which they run.) Release: who finds the key dead sees what was done before.
+        // key's own, however the thread has learned of the key. (Loom cannot show that: it keeps writes in the order in
+        // which they run.) Release: a thread that finds the key dead sees what was done before.
         cell.key.compare_exchange(key, dead, AcqRel, Relaxed).map_err(|_| EINVAL)?;
         Ok((key::generation(dead) < key::LAST_GENERATION).then_some(FreeCell(cell)))
     }
 
-    /// The cell of `key`, if it is a live key.
+    /// The cell of `key`, if the key is alive.
     pub(crate) fn live_cell(&'static self, key: usize) -> Option<&'static KeyCell> {
-        // Acquire: however the thread has learned of the key, from here on it sees the key's destructor.
+        // Acquire: however the thread has learned of the key, it sees the key's destructor from now on.
         self.cell_of(key).filter(|cell| cell.key.load(Acquire) == key)
     }
 
-    /// The cell that has the number `key` if that is a live key.
+    /// The cell that `key` has if it is alive.
     #[inline]
     fn cell_of(&'static self, key: usize) -> Option<&'static KeyCell> {
         let is_odd = key & key::GENERATION != 0;
@@ -154,7 +155,7 @@ impl Registry {
     #[inline]
     fn cell(&'static self, index: u32) -> Option<&'static KeyCell> {
         match self.first.get(index as usize) {
-            Some(Apart(cell)) => Some(cell),
+            Some(PaddedCell(cell)) => Some(cell),
             None => self.later_cell(index),
         }
     }
@@ -166,7 +167,7 @@ impl Registry {
         if bucket.is_null() {
             return None;
         }
-        // SAFETY: a bucket that has been published holds more cells than `place.cell` and is never freed.
+        // SAFETY: a published bucket is never freed, and `place.cell` is less than the number of its cells.
         Some(unsafe { &*bucket.add(place.cell) })
     }
 
@@ -178,8 +179,8 @@ impl Registry {
                 return None;
             }
             let cell = self.cell(key::index(head))?;
-            // If another thread takes this cell in between, then `below` may be nonsense. The head has
-            // changed for good in that case, and the exchange fails.
+            // If another thread takes this cell meanwhile, `below` may be anything. But then the head has changed for
+            // good, and the exchange fails.
             let below = cell.destructor.load(Relaxed).addr();
             match self.free.compare_exchange_weak(head, below, Acquire, Acquire) {
                 Ok(_) => return Some(FreeCell(cell)),
@@ -197,7 +198,7 @@ impl Registry {
         loop {
             // Release: see `KeyCell::destructor`.
             cell.destructor.store(ptr::without_provenance_mut(head), Release);
-            // Release: who pops the cell sees its generation and what it points to.
+            // Release: a thread that pops the cell sees its generation and the link to the cell below.
             match self.free.compare_exchange_weak(head, above, Release, Relaxed) {
                 Ok(_) => return,
                 Err(now) => head = now,
@@ -212,7 +213,7 @@ impl Registry {
             if index > key::LAST_INDEX {
                 return Err(EAGAIN);
             }
-            // The memory first: if there is none, then no index is lost.
+            // The memory comes first, so that no index is lost if there is none.
             let cell = match self.cell(index) {
                 Some(cell) => cell,
                 None => self.add_bucket(index)?,
@@ -236,9 +237,9 @@ impl Registry {
         if cells.is_null() {
             return Err(ENOMEM);
         }
-        // Release: the zeroes that calloc wrote are published too.
+        // Release: the zeroes that calloc wrote are published as well.
         if bucket.compare_exchange(ptr::null_mut(), cells, AcqRel, Acquire).is_err() {
-            // SAFETY: another thread was faster, so nobody has seen ours.
+            // SAFETY: another thread was faster, so no other thread knows of this bucket.
             unsafe { sync::free(cells, 1 << place.bits) };
         }
         self.cell(index).ok_or(ENOMEM)
@@ -254,13 +255,13 @@ struct Place {
 }
 
 impl Place {
-    /// The place of a cell that is not one of the first.
+    /// The place of a cell that is in a bucket.
     fn of(index: u32) -> Place {
-        // Counted from here, the highest bit of a number says which bucket it is.
+        // The position of the highest bit of this sum says which bucket it is.
         let shifted = index as usize + FIRST_CELLS;
         let bits = shifted.ilog2();
         let offset = shifted ^ (1 << bits);
-        // Neighbours lie 64 bytes apart: two threads that make keys in turn would otherwise share cache lines.
+        // Consecutive indices lie 64 bytes apart. Otherwise two threads that create keys in turn would share cache lines.
         let cell = (offset << 2 | offset >> (bits - 2)) & ((1 << bits) - 1);
         Place { bucket: (bits - FIRST_BITS - 1) as usize, bits, cell }
     }
@@ -334,7 +335,7 @@ mod tests {
         let cell = REGISTRY.live_cell(first).unwrap();
         assert_eq!(REGISTRY.delete_and_give_back(first), Ok(()));
 
-        // As if it had been created and deleted until one life was left. The free list knows its generation.
+        // The state after so many keys that the cell has one generation left. The free list holds its generation, too.
         let nearly_used_up = key::new(key::LAST_GENERATION - 2, key::index(first));
         cell.key.store(nearly_used_up, Relaxed);
         REGISTRY.free.store(nearly_used_up, Relaxed);
@@ -419,10 +420,10 @@ mod tests {
     #[test]
     fn of_threads_that_delete_the_same_key_one_succeeds() {
         static REGISTRY: Registry = Registry::new();
-        // Often anew, for the two threads may have been given one core.
+        // Repeated, as both threads may run on one core at first.
         for _ in 0..20 {
             let keys: Vec<_> = (0..ROUNDS / 20).map(|_| REGISTRY.create(None).unwrap()).collect();
-            // Both come to each key at the same time, or one would always be ahead.
+            // The threads wait for each other at each key. Otherwise one would always be ahead.
             let arrived = AtomicUsize::new(0);
             let delete_all = || {
                 let mut deleted = 0;

@@ -1,35 +1,32 @@
-//! Where a thread's storage begins: one variable in thread-local storage, all zero when a thread starts.
+//! Where a thread's storage lies: two variables in static thread-local storage, the root and the pointer to its table.
 //!
-//! Stable Rust without `std` has no thread-local variables, and `std`'s are reached through a function call
-//! that costs more than the rest of a lookup. So the variable is laid out and addressed in assembly, in the
-//! initial-exec model: two instructions on x86_64 and four on aarch64, which also makes an access
-//! async-signal-safe, since nothing is ever allocated for it. A shared library with such variables must be
-//! loaded when the program starts (as libguac is); glibc also lets a few of them be loaded later.
+//! Stable Rust without `std` has no thread-local variables. Access to those of `std` takes a function call, which costs
+//! more than the rest of a lookup. So these are defined and addressed in assembly, in the initial-exec model: two
+//! instructions on x86_64 and four on aarch64. Nothing is ever allocated for them, so an access is async-signal-safe.
+//! A shared library with such variables must be loaded when the program starts, as libguac is. (glibc keeps a little
+//! room for those that are loaded later.)
 
 use core::cell::Cell;
-use core::ptr;
 use core::sync::atomic::Ordering::{Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, compiler_fence};
 
-use crate::exit;
-use crate::spare::Spare;
-use crate::sys::{self, ENOMEM, Errno};
+use crate::registry::{FreeCell, KeyCell};
 use crate::table::{Header, InlineTable, Table};
 
-/// What a thread begins with.
+/// What belongs to one thread. All zero when the thread starts.
 ///
-/// It belongs to one thread. What `get` reads is atomic all the same, in the tables too: a signal handler may call it
-/// between any two instructions of that thread. On this side it costs nothing.
+/// Only its thread uses it. What `get` reads is atomic nevertheless, here and in the tables: a signal handler may call
+/// `get` between any two instructions of that thread. On these architectures, relaxed atomics cost nothing.
 #[repr(C, align(64))]
 pub(crate) struct Root {
-    /// The table that thread exit is walking over, or NULL. It must not be freed or cleared.
+    /// The table that thread exit walks over, if it does. It must not be freed or cleared.
     walked: Cell<Option<Table>>,
-    /// Whether the hook for thread exit is set in this thread.
+    /// Whether the native key for thread exit has a value in this thread.
     armed: Cell<bool>,
-    /// Whether thread exit has been here: it may not come again.
+    /// Whether thread exit has run. It may not run again.
     ended: Cell<bool>,
-    /// A cell for the next key that the thread makes.
-    pub(crate) spare: Spare,
+    /// The cell of a key that the thread has deleted, for the next key that it creates.
+    spare: Cell<Option<&'static KeyCell>>,
     /// The first table, so that a thread with few values allocates nothing.
     inline: InlineTable,
 }
@@ -49,7 +46,7 @@ impl Root {
         unsafe { Table::from_raw(variable::table()) }
     }
 
-    /// Makes `table` this thread's table once it is complete, and before what was the table changes.
+    /// Makes `table`, which must be complete, this thread's table. The old table may be changed afterwards.
     pub(crate) fn exchange_table(table: Table) {
         compiler_fence(Release);
         // SAFETY: the variable lives as long as the thread that asks.
@@ -62,65 +59,73 @@ impl Root {
         self.inline.table()
     }
 
-    /// Whether thread exit is walking over `table`.
+    /// Whether thread exit walks over `table`.
     pub(crate) fn is_walked(&self, table: Table) -> bool {
         self.walked.get() == Some(table)
     }
 
-    /// Notes which table thread exit is walking over.
+    /// Records which table thread exit walks over.
     pub(crate) fn set_walked(&self, table: Option<Table>) {
         self.walked.set(table);
     }
 
-    /// Frees `table`, which is the thread's no more, unless it is inline or still needed by thread exit.
+    /// Frees `table`, which the thread no longer uses, unless it is inline or thread exit still walks over it.
     pub(crate) fn release(&self, table: Table) {
         if table != Table::none() && table != self.inline() && !self.is_walked(table) {
-            // SAFETY: it is neither of the others, so it came from `Table::allocate`; nothing refers to it any more.
+            // SAFETY: all other tables come from `Table::allocate`, and nothing refers to this one any more.
             unsafe { table.free() };
         }
     }
 
-    /// Whether `exit::thread_exit` is going to be called when this thread ends.
+    /// Whether libc will call `exit::thread_exit` when this thread ends.
+    #[inline]
     pub(crate) fn is_armed(&self) -> bool {
         self.armed.get()
     }
 
-    /// Has it called. Fails with `ENOMEM`.
-    pub(crate) fn arm(&self) -> Result<(), Errno> {
-        if self.is_armed() {
-            return Ok(());
-        }
-        let hook = exit::hook().ok_or(ENOMEM)?;
-        // SAFETY: the hook is a native key, and stays one.
-        if unsafe { sys::pthread_setspecific(hook, ptr::from_ref(self).cast()) } != 0 {
-            return Err(ENOMEM);
-        }
-        self.armed.set(true);
-        Ok(())
+    /// Records whether it will.
+    #[inline]
+    pub(crate) fn set_armed(&self, armed: bool) {
+        self.armed.set(armed);
     }
 
-    /// Notes that libc has taken the hook out again, as it does before it calls a destructor.
-    pub(crate) fn disarm(&self) {
-        self.armed.set(false);
-    }
-
-    /// Notes that this thread is at its end, so that nothing is kept for later.
-    pub(crate) fn end(&self) {
-        self.ended.set(true);
-    }
-
+    /// Whether thread exit has run in this thread. It may not run again, so the thread keeps nothing for later.
+    #[inline]
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.get()
     }
+
+    /// Records that thread exit has run.
+    pub(crate) fn set_ended(&self) {
+        self.ended.set(true);
+    }
+
+    /// Takes the thread's spare cell, if it has one.
+    #[inline]
+    pub(crate) fn take_spare(&self) -> Option<FreeCell> {
+        self.spare.take().map(FreeCell)
+    }
+
+    /// Whether the thread has a spare cell.
+    #[inline]
+    pub(crate) fn has_spare(&self) -> bool {
+        self.spare.get().is_some()
+    }
+
+    /// Keeps a cell as the thread's spare, of which there must be none.
+    #[inline]
+    pub(crate) fn keep_spare(&self, FreeCell(cell): FreeCell) {
+        self.spare.set(Some(cell));
+    }
 }
 
-/// The variables, in assembly.
+/// The variables, defined in assembly.
 #[cfg(all(not(miri), any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod variable {
     use super::{AtomicPtr, Header, Root};
     use crate::table::NO_TABLE;
 
-    // The table is apart from the rest, all of which begins with zeroes, a valid Root.
+    // The pointer to the table is a variable of its own, as its first value is not zero. Zeroes are a valid Root.
     core::arch::global_asm!(
         ".pushsection .tdata,\"awT\",%progbits",
         ".globl guac_thread_local_table",
@@ -145,10 +150,10 @@ mod variable {
         align = const align_of::<Root>(),
     );
 
-    // SAFETY (of what follows): the sequences of the psABIs for the initial-exec model. What they read, but for the
-    // table itself, is fixed before the thread's first instruction.
+    // SAFETY of the functions below: these are the psABIs' sequences for the initial-exec model. All that they read, but
+    // for the pointer to the table, is fixed before the thread's first instruction.
 
-    /// What `table_address` leads to. Read at once, this takes an instruction less.
+    /// The pointer at `table_address`. A direct read takes one instruction less.
     #[inline(always)]
     pub(super) fn table() -> *mut Header {
         let table;
@@ -213,7 +218,7 @@ mod variable {
     }
 }
 
-/// The variables, from `std`: slower, for other architectures and for Miri.
+/// The variables, defined with `std`: slower, for Miri and for all other architectures.
 #[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
 mod variable {
     use super::{AtomicPtr, Header, Relaxed, Root};

@@ -1,4 +1,4 @@
-//! What the registry is made of: `core`'s atomics and libc's memory, or loom's while models of it are checked.
+//! The atomics and the memory that the registry uses: those of `core` and libc, or loom's in its models.
 
 #[cfg(not(all(test, loom)))]
 pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
@@ -6,7 +6,7 @@ pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
 #[cfg(all(test, loom))]
 pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize};
 
-/// Memory for `count` of something for which zeroes are valid, or NULL.
+/// Zeroed memory for `count` values of a type for which zeroes are valid, or NULL.
 #[cfg(not(all(test, loom)))]
 pub(crate) fn allocate_zeroed<T>(count: usize) -> *mut T {
     // SAFETY: calloc may be called at any time, in a forked child too: glibc and musl (since 1.2.2) reset its
@@ -14,7 +14,7 @@ pub(crate) fn allocate_zeroed<T>(count: usize) -> *mut T {
     unsafe { crate::sys::calloc(count, size_of::<T>()) }.cast()
 }
 
-/// Gives memory back.
+/// Frees memory.
 ///
 /// # Safety
 ///
@@ -25,7 +25,7 @@ pub(crate) unsafe fn free<T>(memory: *mut T, _count: usize) {
     unsafe { crate::sys::free(memory.cast()) };
 }
 
-/// Loom's atomics are not zeroes, so they are made one by one.
+/// Zeroes are no valid loom atomics, so they are made one by one.
 #[cfg(all(test, loom))]
 pub(crate) fn allocate_zeroed<T: Default>(count: usize) -> *mut T {
     let all: std::boxed::Box<[T]> = (0..count).map(|_| T::default()).collect();
@@ -34,6 +34,6 @@ pub(crate) fn allocate_zeroed<T: Default>(count: usize) -> *mut T {
 
 #[cfg(all(test, loom))]
 pub(crate) unsafe fn free<T>(memory: *mut T, count: usize) {
-    // SAFETY: `allocate_zeroed` made it of a box.
+    // SAFETY: `allocate_zeroed` has made it from a box.
     drop(unsafe { std::boxed::Box::from_raw(core::ptr::slice_from_raw_parts_mut(memory, count)) });
 }

@@ -1,16 +1,17 @@
-//! Libc's functions for keys, under every name that glibc and musl export them by.
+//! Libc's functions for keys, under every name that glibc and musl export.
 //!
-//! What POSIX leaves undefined is as it is with glibc: a key that is not alive is answered with EINVAL, and reads
-//! NULL. In the program of a unit test they have no such names, for it needs libc's.
+//! Where POSIX leaves the behaviour undefined, it is that of glibc: with a key that is not alive, `pthread_getspecific`
+//! returns NULL and the other functions return EINVAL. Unit tests do not export these names, as the test program needs
+//! libc's functions.
 
 use core::ffi::{c_int, c_void};
 
+use crate::lookup;
 use crate::registry::REGISTRY;
 use crate::spare;
 use crate::sys::{EINVAL, Errno, pthread_key_t};
-use crate::table;
 
-/// What a key may be created with; `None` is NULL.
+/// A destructor; `None` is NULL.
 pub type Destructor = Option<unsafe extern "C" fn(*mut c_void)>;
 
 /// `thrd_error` of C11's threads.h, the same in glibc and in musl.
@@ -45,16 +46,16 @@ pub extern "C" fn pthread_key_delete(key: pthread_key_t) -> c_int {
 /// `pthread_setspecific(3)`. `ENOMEM`, or `EINVAL` if the key is not alive.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub extern "C" fn pthread_setspecific(key: pthread_key_t, value: *const c_void) -> c_int {
-    table::set(key as usize, value.cast_mut()).map_or_else(Errno::get, |()| 0)
+    lookup::set(key as usize, value.cast_mut()).map_or_else(Errno::get, |()| 0)
 }
 
 /// `pthread_getspecific(3)`. NULL if there is no value or the key is not alive.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub extern "C" fn pthread_getspecific(key: pthread_key_t) -> *mut c_void {
-    table::get(key as usize)
+    lookup::get(key as usize)
 }
 
-/// What glibc calls `pthread_key_create`, too.
+/// glibc's other name for `pthread_key_create`.
 ///
 /// # Safety
 ///
@@ -65,19 +66,19 @@ pub unsafe extern "C" fn __pthread_key_create(key: *mut pthread_key_t, destructo
     unsafe { pthread_key_create(key, destructor) }
 }
 
-/// What glibc calls `pthread_setspecific`, too, for programs from before version 2.34.
+/// glibc's other name for `pthread_setspecific`, for programs linked with versions before 2.34.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub extern "C" fn __pthread_setspecific(key: pthread_key_t, value: *const c_void) -> c_int {
     pthread_setspecific(key, value)
 }
 
-/// What glibc calls `pthread_getspecific`, too, for programs from before version 2.34.
+/// glibc's other name for `pthread_getspecific`, for programs linked with versions before 2.34.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub extern "C" fn __pthread_getspecific(key: pthread_key_t) -> *mut c_void {
     pthread_getspecific(key)
 }
 
-/// C11's `tss_create`: `thrd_success`, or `thrd_error` whatever is wrong.
+/// C11's `tss_create`: `thrd_success`, or `thrd_error` on any error.
 ///
 /// # Safety
 ///
@@ -94,7 +95,7 @@ pub extern "C" fn tss_delete(key: pthread_key_t) {
     pthread_key_delete(key);
 }
 
-/// C11's `tss_set`: `thrd_success`, or `thrd_error` whatever is wrong.
+/// C11's `tss_set`: `thrd_success`, or `thrd_error` on any error.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub extern "C" fn tss_set(key: pthread_key_t, value: *mut c_void) -> c_int {
     thrd(pthread_setspecific(key, value))
@@ -106,7 +107,7 @@ pub extern "C" fn tss_get(key: pthread_key_t) -> *mut c_void {
     pthread_getspecific(key)
 }
 
-/// What C11 says where POSIX has an error number.
+/// C11's status for a POSIX error number.
 fn thrd(status: c_int) -> c_int {
     if status == 0 { 0 } else { THRD_ERROR }
 }

@@ -1,4 +1,4 @@
-//! What the storage needs: memory, which comes from the kernel, and libc's own keys, which are found by `dlsym`.
+//! What the storage needs of the system: memory from the kernel, and libc's functions for native keys through `dlsym`.
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::mem;
@@ -10,10 +10,10 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 pub(crate) use crate::posix::*;
 
-/// Before each piece of memory lies its length. As long as a cache line, so that what follows is aligned to one.
+/// Bytes in front of each block of memory, which hold its length. A whole cache line, so that blocks are aligned to one.
 const PREFIX: usize = 64;
 
-/// Zeroed memory, or NULL. Not by way of `calloc`: allocators create keys, and the first one's memory is theirs.
+/// Zeroed memory, or NULL. Not from libc's `calloc`: an allocator may create a key before it can allocate anything.
 pub(crate) unsafe fn calloc(count: usize, size: usize) -> *mut c_void {
     let Some(length) = count.checked_mul(size).and_then(|length| length.checked_add(PREFIX)) else {
         return ptr::null_mut();
@@ -22,7 +22,7 @@ pub(crate) unsafe fn calloc(count: usize, size: usize) -> *mut c_void {
     // SAFETY: the kernel chooses the address, so nothing is replaced.
     match unsafe { mmap_anonymous(ptr::null_mut(), length, access, MapFlags::PRIVATE) } {
         Ok(memory) => {
-            // SAFETY: it is as long as PREFIX at least, and begins with a page.
+            // SAFETY: the memory has at least PREFIX bytes and is aligned to a page.
             unsafe {
                 memory.cast::<usize>().write(length);
                 memory.byte_add(PREFIX)
@@ -32,9 +32,9 @@ pub(crate) unsafe fn calloc(count: usize, size: usize) -> *mut c_void {
     }
 }
 
-/// Gives memory back that came from `calloc`.
+/// Frees memory that came from `calloc`.
 pub(crate) unsafe fn free(memory: *mut c_void) {
-    // SAFETY: that is where `calloc` has written the length of what it had mapped.
+    // SAFETY: `calloc` has written the length of the mapping there.
     let _ = unsafe {
         let mapped = memory.byte_sub(PREFIX);
         munmap(mapped, mapped.cast::<usize>().read())
@@ -45,10 +45,10 @@ unsafe extern "C" {
     fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
 }
 
-/// Of `dlsym`'s handles, the one for "the next that comes after who asks". The same in glibc and in musl.
+/// `dlsym`'s handle for the libraries after the calling one. It has the same value in glibc and musl.
 const RTLD_NEXT: *mut c_void = ptr::without_provenance_mut(usize::MAX);
 
-/// A function of libc's, or of a library that is preloaded after this one.
+/// A function of libc, or of a library that is preloaded after this one.
 struct Native {
     name: &'static CStr,
     found: AtomicPtr<c_void>,
@@ -63,40 +63,41 @@ impl Native {
         Native { name, found: AtomicPtr::new(ptr::null_mut()) }
     }
 
-    /// Looks it up, for which the dynamic linker takes a lock.
+    /// Looks the function up. The dynamic linker takes a lock for that.
     fn find(&self) {
-        // SAFETY: the name is a C string. It knows who asks by the return address, which is here, as its result
-        // is still to be stored.
+        // SAFETY: the name is a C string. `dlsym` tells the calling library from the return address, which is in this
+        // one: this is no tail call, as the result is stored afterwards.
         let found = unsafe { dlsym(RTLD_NEXT, self.name.as_ptr()) };
         self.found.store(found, Relaxed);
     }
 
-    /// Where it is, or NULL if it was not found.
+    /// The function's address, or NULL if it was not found.
     fn get(&self) -> *mut c_void {
         self.found.load(Relaxed)
     }
 }
 
-/// Takes a native key. This happens once, when the library is loaded, and then there is no lock to inherit.
+/// Creates a native key. The library does so once, when it is loaded, when there is no other thread whose lock a child
+/// could inherit.
 pub(crate) unsafe fn pthread_key_create(key: *mut pthread_key_t, destructor: Option<Destructor>) -> c_int {
     for native in [&SETSPECIFIC, &KEY_DELETE, &KEY_CREATE] {
         native.find();
     }
     type Create = unsafe extern "C" fn(*mut pthread_key_t, Option<Destructor>) -> c_int;
-    // SAFETY: libc's function of that name has this type, or there is none.
+    // SAFETY: libc's function of that name has this type, or the pointer is NULL.
     match unsafe { mem::transmute::<*mut c_void, Option<Create>>(KEY_CREATE.get()) } {
-        // SAFETY: the caller keeps POSIX's terms.
+        // SAFETY: the caller's promise, which is POSIX's contract.
         Some(create) => unsafe { create(key, destructor) },
         None => EAGAIN.get(),
     }
 }
 
-/// Gives a native key back.
+/// Deletes a native key.
 pub(crate) unsafe fn pthread_key_delete(key: pthread_key_t) -> c_int {
     type Delete = unsafe extern "C" fn(pthread_key_t) -> c_int;
-    // SAFETY: libc's function of that name has this type, or there is none.
+    // SAFETY: libc's function of that name has this type, or the pointer is NULL.
     match unsafe { mem::transmute::<*mut c_void, Option<Delete>>(KEY_DELETE.get()) } {
-        // SAFETY: the caller keeps POSIX's terms.
+        // SAFETY: the caller's promise, which is POSIX's contract.
         Some(delete) => unsafe { delete(key) },
         None => EINVAL.get(),
     }
@@ -105,9 +106,9 @@ pub(crate) unsafe fn pthread_key_delete(key: pthread_key_t) -> c_int {
 /// Sets the value of a native key.
 pub(crate) unsafe fn pthread_setspecific(key: pthread_key_t, value: *const c_void) -> c_int {
     type Set = unsafe extern "C" fn(pthread_key_t, *const c_void) -> c_int;
-    // SAFETY: libc's function of that name has this type, or there is none.
+    // SAFETY: libc's function of that name has this type, or the pointer is NULL.
     match unsafe { mem::transmute::<*mut c_void, Option<Set>>(SETSPECIFIC.get()) } {
-        // SAFETY: the caller keeps POSIX's terms.
+        // SAFETY: the caller's promise, which is POSIX's contract.
         Some(set) => unsafe { set(key, value) },
         None => EINVAL.get(),
     }

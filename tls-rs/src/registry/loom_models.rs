@@ -19,7 +19,7 @@ use super::*;
 loom::lazy_static! {
     /// New in each run of a model.
     pub(crate) static ref REGISTRY: Registry = Registry {
-        first: array::from_fn(|_| Apart::default()),
+        first: array::from_fn(|_| PaddedCell::default()),
         buckets: array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
         fresh: AtomicU32::new(1),
         free: AtomicUsize::new(0),

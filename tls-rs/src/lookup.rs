@@ -1,0 +1,330 @@
+//! From a key to this thread's value: `get` and `set`.
+//!
+//! Both read the slot where the search for the key begins. If the value is there, that is all. Everything else is in
+//! functions of their own that are marked `#[cold]`.
+
+use core::ffi::c_void;
+use core::iter;
+use core::mem::MaybeUninit;
+use core::ptr;
+
+use crate::exit;
+use crate::registry::{KeyCell, REGISTRY};
+use crate::root::Root;
+use crate::sys::{EINVAL, ENOMEM, Errno};
+use crate::table::{
+    COLLISION_FREE_KEYS, COLLISION_FREE_SLOTS, FIRST_MULTIPLIER, INLINE_KEYS, INLINE_SLOTS, InlineTable,
+    Slot, Table, multiplier_for,
+};
+
+/// The value of `key` in this thread, or NULL. Neither allocates nor locks; async-signal-safe.
+#[inline]
+pub(crate) fn get(key: usize) -> *mut c_void {
+    match Root::current_table().at_home(key) {
+        Some(slot) => slot.value(),
+        None => get_slow(key),
+    }
+}
+
+/// The value of a key that is not in its home slot.
+#[cold]
+#[inline(never)]
+fn get_slow(key: usize) -> *mut c_void {
+    Root::current_table().find(key).map_or(ptr::null_mut(), Slot::value)
+}
+
+/// Sets the value of `key` in this thread. Fails with `EINVAL` if the key is not alive, and with `ENOMEM`. No value has
+/// changed then.
+#[inline]
+pub(crate) fn set(key: usize, value: *mut c_void) -> Result<(), Errno> {
+    match Root::current_table().at_home(key) {
+        Some(slot) => {
+            slot.set_value(value);
+            Ok(())
+        }
+        None => set_slow(key, value),
+    }
+}
+
+/// Sets the value of a key that is not in its home slot.
+#[cold]
+#[inline(never)]
+fn set_slow(key: usize, value: *mut c_void) -> Result<(), Errno> {
+    let table = Root::current_table();
+    if table == Table::none() {
+        return set_first(key, value);
+    }
+    if let Some(slot) = table.find(key) {
+        slot.set_value(value);
+        return Ok(());
+    }
+    let root = Root::current();
+    let Some(cell) = cell_for(root, key, value)? else { return Ok(()) };
+    let table = if table.has_place_for(key) { table } else { rebuild(root, table, key)? };
+    table.add(key, value, cell);
+    Ok(())
+}
+
+/// Sets the first value of a thread. Most threads have no other, so this must be quick.
+fn set_first(key: usize, value: *mut c_void) -> Result<(), Errno> {
+    let root = Root::current();
+    let Some(cell) = cell_for(root, key, value)? else { return Ok(()) };
+    let inline = root.inline();
+    inline.reset(FIRST_MULTIPLIER);
+    let slot = inline.home(key);
+    slot.fill(key, value, cell);
+    inline.note_used(slot);
+    Root::exchange_table(inline);
+    Ok(())
+}
+
+/// The cell for a new entry, once libc is sure to call thread exit if the key has a destructor. None if `value` is NULL:
+/// the key reads NULL without an entry.
+#[inline]
+fn cell_for(root: &Root, key: usize, value: *mut c_void) -> Result<Option<&'static KeyCell>, Errno> {
+    let cell = REGISTRY.live_cell(key).ok_or(EINVAL)?;
+    if value.is_null() {
+        return Ok(None);
+    }
+    if cell.destructor(key).is_some() {
+        exit::arm(root)?;
+    }
+    Ok(Some(cell))
+}
+
+/// Moves this thread's values to a table that has room for `key`, too: the same with another multiplier, or a larger or
+/// smaller one.
+#[cold]
+#[inline(never)]
+fn rebuild(root: &Root, old: Table, key: usize) -> Result<Table, Errno> {
+    // An entry with NULL is kept, as another value may follow it, but memory is not allocated for it.
+    let with_nulls = old.live().count() < old.room();
+    let kept = |table: Table| table.live().filter(move |(_, value, _)| with_nulls || !value.is_null());
+    let count = kept(old).count() + 1;
+    let mut slots = (count * 2).next_power_of_two().max(INLINE_SLOTS);
+    let mut multiplier = old.multiplier();
+    if count <= COLLISION_FREE_KEYS {
+        let mut keys = [key; COLLISION_FREE_KEYS];
+        // Counted again, as other threads may delete keys meanwhile.
+        let others = keys.iter_mut().skip(1).zip(kept(old)).map(|(place, (key, ..))| *place = key).count();
+        let keys = keys.get(..=others).unwrap_or_default();
+        let largest = if count <= INLINE_KEYS { slots } else { COLLISION_FREE_SLOTS };
+        let sizes =
+            iter::successors(Some(slots), |slots| Some(slots * 2)).take_while(|slots| *slots <= largest);
+        let found = sizes.filter_map(|slots| Some((slots, multiplier_for(keys, slots, multiplier)?))).next();
+        match found {
+            Some(found) => (slots, multiplier) = found,
+            None if old.has_room() => return Ok(old),
+            None => {}
+        }
+    }
+
+    let inline = root.inline();
+    if slots == INLINE_SLOTS && !root.is_walked(inline) {
+        let mut copy = MaybeUninit::uninit();
+        let mut from = old;
+        if old == inline {
+            from = InlineTable::copy(&mut copy, old);
+            Root::exchange_table(from);
+        }
+        inline.reset(multiplier);
+        kept(from).for_each(|(key, value, cell)| inline.add(key, value, cell));
+        Root::exchange_table(inline);
+        if old != inline {
+            root.release(old);
+        }
+        return Ok(inline);
+    }
+
+    // Thread exit must free it, so it is armed first.
+    let allocated = exit::arm(root).and_then(|()| Table::allocate(slots, multiplier).ok_or(ENOMEM));
+    match allocated {
+        Ok(new) => {
+            kept(old).for_each(|(key, value, cell)| new.add(key, value, cell));
+            Root::exchange_table(new);
+            root.release(old);
+            Ok(new)
+        }
+        Err(_) if old.used() + 1 < old.len() => Ok(old), // slower; a search still ends at the one empty slot
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::thread;
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::spare;
+
+    /// A value made of a small number.
+    fn value(number: usize) -> *mut c_void {
+        ptr::without_provenance_mut(number)
+    }
+
+    fn new_key() -> usize {
+        spare::create(None).unwrap()
+    }
+
+    fn delete(key: usize) {
+        spare::delete(key).unwrap();
+    }
+
+    /// Runs `test` in a new thread, which has no values yet.
+    fn in_a_thread(test: impl FnOnce() + Send + 'static) {
+        thread::spawn(test).join().unwrap();
+    }
+
+    #[test]
+    fn a_thread_with_few_values_needs_no_other_memory() {
+        in_a_thread(|| {
+            let root = Root::current();
+            let keys: Vec<_> = (0..INLINE_KEYS).map(|_| new_key()).collect();
+            assert!(Root::current_table() == Table::none());
+            for key in &keys {
+                set(*key, value(1)).unwrap();
+                assert!(Root::current_table() == root.inline());
+            }
+            let more: Vec<_> = (0..INLINE_SLOTS).map(|_| new_key()).collect();
+            more.iter().for_each(|key| set(*key, value(1)).unwrap());
+            assert!(Root::current_table() != root.inline());
+            keys.into_iter().chain(more).for_each(delete);
+        });
+    }
+
+    #[test]
+    fn each_key_of_a_small_table_is_in_its_home_slot_whatever_the_keys() {
+        let all: Vec<_> = (0..if cfg!(miri) { 60 } else { 20_000 }).map(|_| new_key()).collect();
+        // Neighbours, strides, and keys that share a home with the first multiplier.
+        let mut choices: Vec<Vec<_>> =
+            [1, 2, 7, 16, 24].map(|step| all.iter().copied().step_by(step).take(16).collect()).into();
+        let share_home = |key: usize| {
+            multiplier_for(&[key, all[0]], INLINE_SLOTS, FIRST_MULTIPLIER) != Some(FIRST_MULTIPLIER)
+        };
+        choices.push(all.iter().copied().filter(|key| share_home(*key)).take(INLINE_KEYS).collect());
+        for keys in choices {
+            in_a_thread(move || {
+                for (count, key) in keys.iter().enumerate() {
+                    set(*key, value(1)).unwrap();
+                    let table = Root::current_table();
+                    assert!(keys[..=count].iter().all(|key| table.at_home(*key).is_some()), "{keys:x?}");
+                }
+            });
+        }
+        all.into_iter().for_each(delete);
+    }
+
+    #[test]
+    fn numbers_that_are_no_keys_have_no_value() {
+        in_a_thread(|| {
+            let numbers = [0, 1, crate::key::NONE, 2, usize::MAX];
+            let nothing = |numbers: &[usize]| numbers.iter().all(|number| get(*number).is_null());
+            assert!(nothing(&numbers));
+            assert!(numbers.iter().all(|number| set(*number, value(1)) == Err(EINVAL)));
+            let keys: Vec<_> = (0..if cfg!(miri) { 14 } else { 100 }).map(|_| new_key()).collect();
+            for key in &keys {
+                set(*key, value(1)).unwrap();
+                assert!(nothing(&numbers));
+                assert!(numbers.iter().all(|number| set(*number, value(1)) == Err(EINVAL)));
+            }
+            keys.into_iter().for_each(delete);
+        });
+    }
+
+    #[test]
+    fn a_null_value_takes_no_slot() {
+        in_a_thread(|| {
+            let key = new_key();
+            set(key, ptr::null_mut()).unwrap();
+            assert!(Root::current_table() == Table::none());
+            delete(key);
+            assert_eq!(set(key, ptr::null_mut()), Err(EINVAL));
+        });
+    }
+
+    #[test]
+    fn a_table_does_not_grow_because_of_deleted_keys() {
+        in_a_thread(|| {
+            let kept: Vec<_> = (0..5).map(|_| new_key()).collect();
+            kept.iter().for_each(|key| set(*key, value(1)).unwrap());
+            for _ in 0..if cfg!(miri) { 8 } else { 1000 } {
+                // Several at a time, so that their slots are not the same each time.
+                let keys: Vec<_> = (0..3).map(|_| new_key()).collect();
+                keys.iter().for_each(|key| set(*key, value(2)).unwrap());
+                keys.into_iter().for_each(delete);
+                assert_eq!(Root::current_table().len(), INLINE_SLOTS);
+            }
+            kept.iter().for_each(|key| assert_eq!(get(*key), value(1)));
+            kept.into_iter().for_each(delete);
+        });
+    }
+
+    #[test]
+    fn a_table_shrinks_when_most_values_are_gone() {
+        const MANY: usize = if cfg!(miri) { 49 } else { 500 };
+        in_a_thread(|| {
+            let keys: Vec<_> = (0..MANY).map(|_| new_key()).collect();
+            keys.iter().for_each(|key| set(*key, value(1)).unwrap());
+            assert_eq!(Root::current_table().len(), (MANY * 2).next_power_of_two());
+            keys.iter().for_each(|key| set(*key, ptr::null_mut()).unwrap());
+            let more: Vec<_> = (0..MANY).map(|_| new_key()).collect();
+            for key in &more {
+                set(*key, value(1)).unwrap();
+                set(*key, ptr::null_mut()).unwrap();
+            }
+            assert!(Root::current_table().len() <= COLLISION_FREE_SLOTS);
+            keys.into_iter().chain(more).for_each(delete);
+        });
+    }
+
+    #[test]
+    fn a_table_answers_as_a_map_does() {
+        in_a_thread(|| {
+            let mut random = 1_u32;
+            let mut below = move |limit: usize| {
+                random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (random >> 8) as usize % limit
+            };
+            let mut map = HashMap::new();
+            let (mut live, mut dead) = (Vec::new(), Vec::new());
+            const STEPS: usize = if cfg!(miri) { 200 } else { 300_000 };
+            const STEPS_PER_AIM: usize = if cfg!(miri) { 50 } else { 300 };
+            for step in 1..STEPS {
+                // The number of keys goes up and down, past several sizes of the table.
+                let aim = [3, 200, 12, 40][step / STEPS_PER_AIM % 4];
+                match below(8) {
+                    0 if live.len() < aim => live.push(new_key()),
+                    1 if live.len() > aim / 2 => {
+                        let key = live.swap_remove(below(live.len()));
+                        delete(key);
+                        map.remove(&key);
+                        dead.push(key);
+                    }
+                    2 if !dead.is_empty() => {
+                        let key = dead[below(dead.len())];
+                        assert!(get(key).is_null());
+                        assert_eq!(set(key, value(1)), Err(EINVAL));
+                    }
+                    3 if !live.is_empty() => {
+                        let key = live[below(live.len())];
+                        set(key, ptr::null_mut()).unwrap();
+                        map.remove(&key);
+                    }
+                    4 | 5 if !live.is_empty() => {
+                        let key = live[below(live.len())];
+                        set(key, value(step)).unwrap();
+                        map.insert(key, step);
+                    }
+                    _ if !live.is_empty() => {
+                        let key = live[below(live.len())];
+                        assert_eq!(get(key), value(map.get(&key).copied().unwrap_or(0)), "step {step}");
+                    }
+                    _ => {}
+                }
+            }
+            live.into_iter().for_each(delete);
+        });
+    }
+}
