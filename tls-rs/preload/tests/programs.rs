@@ -227,7 +227,7 @@ impl Platform {
         self.library.get_or_init(|| {
             let dir = Path::new(TMP).join("target");
             let mut cargo = Command::new(env!("CARGO"));
-            cargo.args(["rustc", "--offline", "--quiet", "-p", "preload", "--features", "library"]);
+            cargo.args(["rustc", "--offline", "--quiet", "-p", "guacd-uncapped-preload", "--features", "library"]);
             cargo.args(["--profile", "staticlib", "--crate-type", "cdylib", "--target-dir"]).arg(&dir);
             self.target.map(|(target, linker)| cargo.args(["--target", target, "--config", linker]));
             succeeds(&mut cargo);

@@ -32,7 +32,7 @@ pub fn build(out: Option<&Path>, offline: bool) -> Result<PathBuf> {
     let arguments = [
         "rustc",
         "--locked",
-        "--package=preload",
+        "--package=guacd-uncapped-preload",
         "--profile=staticlib",
         "--crate-type=cdylib",
         "--features=library",
