@@ -376,23 +376,23 @@ pub struct Test {
     pub quick: bool,
 }
 
-/// Put tls-rs through what finds errors that tests do not: loom, valgrind, a fuzzer, sanitizers, and Miri.
+/// Check tls-rs with tools that find errors which tests miss: loom, valgrind, a fuzzer, sanitizers, and Miri.
 ///
-/// Each check also runs on a copy with a bug in it, and fails if it does not report that. What a check needs and is not
-/// installed is said in a line, with the command that installs it, and the check is skipped; if the check was asked for by
-/// name, the exit code is 3. Logs are in target/prove.
+/// Each check also runs on copies of the code with a bug in them, those of tls-rs/bugs, and fails if it does not report the
+/// bug. A check whose tools are not installed is skipped, in a line with the command that installs them. If the check was
+/// named on the command line, the exit code is 3 instead. Logs are in target/prove.
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct Prove {
-    /// Which checks to run [default: all].
+    /// The checks to run [default: all].
     #[arg(value_enum, value_name = "CHECK")]
     pub checks: Vec<Check>,
 
-    /// How long the fuzzer looks for new programs, as `90s` or `2h`.
+    /// How long the fuzzer runs, as `90s` or `2h`.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     pub fuzz_time: std::time::Duration,
 
-    /// How many of Miri's schedules to try.
+    /// How many thread schedules Miri tries.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     pub seeds: u32,
 
@@ -401,20 +401,20 @@ pub struct Prove {
     pub json: bool,
 }
 
-/// A way to look at tls-rs.
+/// A check of tls-rs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Check {
-    /// Every interleaving of small programs on the registry, and 11 bugs that must be seen.
+    /// Every interleaving of small programs on the registry.
     Loom,
-    /// The C tests under memcheck: no error, nothing lost.
+    /// The C tests under memcheck: no error, no leak.
     Valgrind,
-    /// Programs that libFuzzer writes, against the model. Takes a C++ compiler.
+    /// Programs that libFuzzer writes, compared with the model. Needs a C++ compiler.
     Fuzz,
-    /// AddressSanitizer: unit tests, model and C tests. Takes a nightly Rust with rust-src.
+    /// AddressSanitizer: unit tests, model and C tests. Needs a nightly Rust with rust-src.
     Address,
-    /// ThreadSanitizer: unit tests and C tests. Takes a nightly Rust with rust-src.
+    /// ThreadSanitizer: unit tests and C tests. Needs a nightly Rust with rust-src.
     Thread,
-    /// The unit tests under Miri: strict provenance, many schedules. Takes a nightly Rust with miri and rust-src.
+    /// The unit tests under Miri: strict provenance, many schedules. Needs a nightly Rust with miri and rust-src.
     Miri,
 }
 

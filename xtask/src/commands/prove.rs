@@ -1,6 +1,7 @@
-//! `cargo xtask prove`: is `tls-rs` right? The checks that take other tools than `test` does, or more time.
+//! `cargo xtask prove`: is `tls-rs` right? The checks that need other tools than `test`, or more time.
 //!
-//! Each check is shown to see: it also runs on a copy of the checkout with a bug in it, and must report that bug.
+//! Each check is shown to work: it also runs on copies of the checkout, each with a bug of `tls-rs/bugs` in it, and must
+//! report the bug.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use duct::Expression;
+use planted_bugs::Bug;
 use serde::Serialize;
 
 use toolkit::failure::Failure;
@@ -17,30 +19,13 @@ use toolkit::ui;
 
 use crate::flags::{Check, Prove};
 
-/// What cargo-fuzz has rustc do, less what only a nightly Rust can.
+/// The flags that cargo-fuzz gives to rustc, less those that only a nightly Rust has.
 const FUZZING: &str = "--cfg fuzzing -Cdebug-assertions -Ccodegen-units=1 -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares";
 
-/// Seconds in which the fuzzer has to find the bug that is there for it.
+/// Seconds in which the fuzzer must find a bug.
 const TIME_FOR_A_BUG: u64 = 300;
-
-/// A bug, and what is said of it.
-struct Bug {
-    what: &'static str,
-    file: &'static str,
-    from: &'static str,
-    to: &'static str,
-    says: &'static str,
-}
-
-const TABLE_IS_FREED_WHILE_WALKED: Bug = Bug {
-    what: "a table is freed while thread exit walks over it",
-    file: "tls-rs/src/root.rs",
-    from: " && !self.is_walked(table) {",
-    to: " {",
-    says: "",
-};
 
 impl Check {
     const ALL: [Check; 6] =
@@ -57,7 +42,7 @@ impl Check {
         }
     }
 
-    /// What is missing here, and how to get it.
+    /// The command that installs what this machine lacks for the check.
     fn missing(self) -> Option<&'static str> {
         let has = |program| run::version_line(program, "--version").is_some();
         let nightly = |component: &str| {
@@ -78,50 +63,18 @@ impl Check {
         }
     }
 
-    /// The bug that the check must report. Loom's are in `tls-rs/tests/loom.rs`.
-    fn bug(self) -> Option<Bug> {
-        match self {
-            Check::Loom => None,
-            Check::Valgrind => Some(Bug {
-                what: "a thread's table is not freed",
-                file: "tls-rs/src/root.rs",
-                from: "unsafe { table.free() };",
-                to: "let _ = Table::free;",
-                says: "definitely lost",
-            }),
-            Check::Fuzz => Some(Bug {
-                what: "a deleted key comes alive with the next in its cell",
-                file: "tls-rs/src/registry.rs",
-                from: "self.key.load(Relaxed) == key\n",
-                to: "key != 0 && self.key.load(Relaxed) & key::GENERATION != 0\n",
-                says: "Test unit written to",
-            }),
-            Check::Address => {
-                Some(Bug { says: "AddressSanitizer: heap-use-after-free", ..TABLE_IS_FREED_WHILE_WALKED })
-            }
-            Check::Thread => Some(Bug {
-                what: "a bucket is published before its cells",
-                file: "tls-rs/src/registry.rs",
-                from: "compare_exchange(ptr::null_mut(), cells, AcqRel, Acquire)",
-                to: "compare_exchange(ptr::null_mut(), cells, Relaxed, Relaxed)",
-                says: "ThreadSanitizer: data race",
-            }),
-            Check::Miri => Some(Bug { says: "Undefined Behavior", ..TABLE_IS_FREED_WHILE_WALKED }),
-        }
-    }
-
-    /// Where the check keeps what it builds.
+    /// The directory of the check's logs and builds.
     fn dir(self) -> PathBuf {
         layout::target_dir().join("prove").join(self.name())
     }
 
-    /// Cargo's target directory. Not the same with a bug as without: Cargo would take what it has built of one tree for what it is
-    /// to build of the other (it goes by the age of files, and of what Miri runs it does not know the files at all).
+    /// Cargo's target directory. It is another one with a bug than without: Cargo would take builds of one tree for those
+    /// of the other, as it goes by the age of files. (For Miri, it does not know the files at all.)
     fn target_dir(self, with_bug: bool) -> PathBuf {
         if with_bug { self.dir().join("with-bug") } else { self.dir() }
     }
 
-    /// What to run in `tree`, which is the checkout or a copy with a bug.
+    /// The commands to run in `tree`, which is the checkout or a copy with a bug.
     fn commands(self, tree: &Path, flags: &Prove, with_bug: bool) -> Vec<Expression> {
         let stable = |words: &[&str]| {
             let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -148,7 +101,7 @@ impl Check {
                 let build = ["build", "--locked", "--release", "--manifest-path=tls-rs/fuzz/Cargo.toml"];
                 let build = stable(&[&build[..], &["--target", &target]].concat()).env("RUSTFLAGS", FUZZING);
                 let seconds = if with_bug { TIME_FOR_A_BUG } else { flags.fuzz_time.as_secs() };
-                // libFuzzer adds what it finds to the first corpus. With a bug, it starts from nothing.
+                // libFuzzer adds what it finds to the first corpus. With a bug, it starts from an empty one.
                 let found = self.dir().join(if with_bug { "found-with-bug" } else { "found" });
                 let mut corpora = vec![found.clone()];
                 if with_bug {
@@ -156,7 +109,7 @@ impl Check {
                 } else {
                     corpora.push(tree.join("tls-rs/fuzz/corpus/model"));
                 }
-                let _ = fs::create_dir_all(&found); // if not, libFuzzer says so
+                let _ = fs::create_dir_all(&found); // libFuzzer reports it if the directory is missing
                 let program = self.target_dir(with_bug).join(&target).join("release/model");
                 let options = [
                     format!("-max_total_time={seconds}"),
@@ -175,7 +128,7 @@ impl Check {
                     nightly(&[&test[..], what].concat()).env("RUSTFLAGS", format!("-Zsanitizer={name}"))
                 };
                 let mut commands = vec![sanitized(&["--lib"])];
-                // The model's steps run one after the other, so there is no race to be seen.
+                // The model's steps run one after the other, so there is no race for ThreadSanitizer to find.
                 if self == Check::Address && !with_bug {
                     commands.push(sanitized(&["--test=model"]));
                 }
@@ -209,7 +162,7 @@ enum Verdict {
     Skipped,
 }
 
-/// What became of a check.
+/// The result of a check.
 #[derive(Serialize)]
 struct Finding {
     check: &'static str,
@@ -226,7 +179,7 @@ struct Report<'a> {
     checks: &'a [Finding],
 }
 
-/// Runs the checks that were asked for, or all.
+/// Runs the checks that the flags name, or all.
 pub fn run(flags: &Prove) -> Result<()> {
     let _lock = layout::lock("prove")?;
     let named = !flags.checks.is_empty();
@@ -235,7 +188,7 @@ pub fn run(flags: &Prove) -> Result<()> {
         let start = Instant::now();
         let (result, remark) = match check.missing() {
             Some(install) if named => bail!(Failure::Preflight(format!(
-                "`prove {}` takes what is not installed here: {install}",
+                "`prove {}` needs what is not installed here: {install}",
                 check.name()
             ))),
             Some(install) => {
@@ -265,40 +218,51 @@ pub fn run(flags: &Prove) -> Result<()> {
     Ok(())
 }
 
+/// Runs a check on the checkout, then on a copy with each bug that it must see. Loom plants its bugs itself, in
+/// `tls-rs/tests/loom.rs`.
 fn prove_one(check: Check, flags: &Prove) -> Result<()> {
     let dir = check.dir();
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    let run_all = |title: &str, tree: &Path, log: &str, with_bug: bool| -> (PathBuf, Result<()>) {
-        let log = dir.join(log);
-        let _ = fs::remove_file(&log);
-        let step = ui::Step::start(title);
-        let mut commands = check.commands(tree, flags, with_bug).into_iter();
-        let result =
-            commands.try_for_each(|command| run::logged(&step, title, command, &log, WhenInterrupted::End));
-        match &result {
-            Ok(()) => step.done(log.display()),
-            // With a bug it is what should happen.
-            Err(_) if with_bug => step.done(format!("as it should: {}", log.display())),
-            Err(_) => {}
-        }
-        (log, result)
-    };
+    let log = dir.join("log");
+    let step = ui::Step::start(check.name());
+    run_all(&step, check.name(), check.commands(&layout::root(), flags, false), &log)?;
+    step.done(log.display());
+    if check == Check::Loom {
+        return Ok(());
+    }
+    let bugs = planted_bugs::load(&layout::root())?;
+    let bugs: Vec<_> = bugs.iter().filter_map(|bug| Some((bug, bug.seen_by(check.name())?))).collect();
+    ensure!(!bugs.is_empty(), "no bug in tls-rs/bugs shows that {} works: add one", check.name());
+    for (bug, words) in bugs {
+        see(check, flags, bug, words)?;
+    }
+    Ok(())
+}
 
-    run_all(check.name(), &layout::root(), "log", false).1?;
-    let Some(bug) = check.bug() else { return Ok(()) };
-    let tree = copy_with(&bug)?;
-    let (log, result) = run_all(&format!("{} bug", check.name()), &tree, "log-with-bug", true);
+/// Runs a check on a copy of the checkout with a bug in it. It must fail and print these words.
+fn see(check: Check, flags: &Prove, bug: &Bug, words: &str) -> Result<()> {
+    let tree = copy_with(bug)?;
+    let log = check.dir().join(format!("log-with-{}", bug.name));
+    let title = format!("{} bug", check.name());
+    let step = ui::Step::start(&title);
+    let result = run_all(&step, &title, check.commands(&tree, flags, true), &log);
     run::check_interrupted()?;
-    let said = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
-    let seen = result.is_err() && String::from_utf8_lossy(&said).contains(bug.says);
+    let printed = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
     ensure!(
-        seen,
-        "{} does not report a bug that was planted, `{}`: {}",
+        result.is_err() && String::from_utf8_lossy(&printed).contains(words),
+        "{} does not report a bug that was planted, {}: {}",
         check.name(),
-        bug.what,
+        bug.name,
         log.display()
     );
+    step.done(format!("reported, as it must be: {}", log.display()));
     Ok(())
+}
+
+/// Runs commands until one fails. Their output goes to a new `log`.
+fn run_all(step: &ui::Step, title: &str, commands: Vec<Expression>, log: &Path) -> Result<()> {
+    let _ = fs::remove_file(log);
+    commands.into_iter().try_for_each(|command| run::logged(step, title, command, log, WhenInterrupted::End))
 }
 
 /// A copy of the checkout with a bug in it.
@@ -313,15 +277,16 @@ fn copy_with(bug: &Bug) -> Result<PathBuf> {
             duct::cmd!("cp", "-a", &path, &copy).run().context("cannot copy the checkout")?;
         }
     }
-    let file = copy.join(bug.file);
-    let source = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    ensure!(
-        source.matches(bug.from).count() == 1,
-        "{} has changed: look in xtask/src/commands/prove.rs for how `{}` is planted",
-        bug.file,
-        bug.what
-    );
-    fs::write(&file, source.replace(bug.from, bug.to))
-        .with_context(|| format!("cannot write {}", file.display()))?;
+    bug.plant(&copy)?;
     Ok(copy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bugs_name_the_checks_that_there_are() {
+        assert_eq!(Check::ALL.map(Check::name), planted_bugs::CHECKS);
+    }
 }

@@ -33,7 +33,16 @@ pub fn run(flags: &flags::Test) -> Result<()> {
     let clippy = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
     cargo("lints", &clippy, "cargo clippy --workspace --all-targets --fix", offline)?;
     // Package by package: together they would be compiled with each other's features, and xtask all over again.
-    for package in ["toolkit", "xtask", "guac-probe", "tls-rs", "guacd-uncapped-preload", "key-limit", "guac-stress"] {
+    for package in [
+        "toolkit",
+        "xtask",
+        "guac-probe",
+        "tls-rs",
+        "planted-bugs",
+        "guacd-uncapped-preload",
+        "key-limit",
+        "guac-stress",
+    ] {
         let arguments = ["test", "--locked", "--package", package];
         cargo(package, &arguments, &format!("cargo test -p {package}"), offline)?;
     }
