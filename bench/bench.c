@@ -36,18 +36,18 @@ static void give_up(const char* condition, int line) {
     exit(1);
 }
 
-enum { LOW, HIGH, FLOOR, ARTICLE, TLS_RS, DESIGNS };
+enum { LOW, HIGH, FLOOR, MUTEX_ARRAY, TLS_RS, DESIGNS };
 
 static const char* const names[DESIGNS] = {
-    "pthread_low", "pthread_high", "thread", "article", "tls_rs"
+    "pthread_low", "pthread_high", "thread", "mutex_array", "tls_rs"
 };
 
-/* The article's arrays have a fixed size: as large as need be, no larger */
+/* The arrays behind a mutex have a fixed size: as large as necessary, no larger */
 static const design* design_of(int which, int live) {
     switch (which) {
         case LOW: case HIGH: return &bench_pthread;
         case FLOOR: return &bench_thread;
-        case ARTICLE: return live <= 1000 ? &bench_article : &bench_article_large;
+        case MUTEX_ARRAY: return live <= 1000 ? &bench_mutex_array : &bench_mutex_array_large;
         default: return &bench_tls_rs;
     }
 }

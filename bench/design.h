@@ -28,6 +28,6 @@ typedef struct design {
     void (*create_loop)(const uintptr_t* keys, long turns);
 } design;
 
-extern const design bench_pthread, bench_thread, bench_article, bench_article_large, bench_tls_rs;
+extern const design bench_pthread, bench_thread, bench_mutex_array, bench_mutex_array_large, bench_tls_rs;
 
 #endif

@@ -77,8 +77,8 @@ fn of_ten_thousand_forked_children_none_hangs() {
 
 #[test]
 fn a_child_that_inherits_a_lock_would_be_noticed() {
-    let sources = ["tests/c/torture.c", "tests/c/article.c"];
-    let program = link("torture-article", HOST.cc().args(sources).arg("-pthread"));
+    let sources = ["tests/c/torture.c", "tests/c/mutex_array.c"];
+    let program = link("torture-mutex-array", HOST.cc().args(sources).arg("-pthread"));
     for threads in ["2", "4", "8"] {
         let output = Command::new(&program).args([threads, "3000", "1"]).output().expect("it has been built");
         let said = String::from_utf8_lossy(&output.stdout);

@@ -140,39 +140,40 @@ pub struct Preload {
     pub offline: bool,
 }
 
-/// Measure thread-local storage: pthread keys, `__thread`, tls-rs, and an array per thread behind one mutex.
+/// Measure designs of thread-local storage: tls-rs, pthread keys, `__thread`, and two that upstream was offered or took.
 ///
-/// All of them are measured in turn, in rounds, through shared libraries, as libguac calls them. Builds guacd as it is and
-/// patched, and measures both libguacs, too. What is printed are ratios to pthread keys: medians, with the quartiles
-/// in brackets. Each case is held against its limit by the interval that holds its median; cases whose interval also holds the
-/// limit get more rounds, up to 128. The chance of a wrong verdict is 5 % for all cases together.
+/// Those are an array per thread behind one mutex (PR #614), and 16 slots for locks per thread (GUACAMOLE-1998, locks
+/// only). The designs are measured in turn, in rounds, in shared libraries, as libguac calls them. guacd is built stock and
+/// patched, and both libguacs are measured, too. The table has ratios to pthread keys: medians, with quartiles in brackets.
+/// A case meets its limit if the whole confidence interval of its median does, and misses it if none of the interval does.
+/// All other cases get more rounds, up to 128. The chance of a wrong verdict is 5 % for all cases together.
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct Bench {
     #[command(flatten)]
     pub release: Release,
 
-    /// Exit with 5 if a figure misses what it has to reach, or is not shown to reach it by all rounds that there may be.
+    /// Exit with 5 if a figure misses its limit, or if 128 rounds do not show that it meets the limit.
     #[arg(long)]
     pub check: bool,
 
-    /// Whose figures to judge: those of `tls-rs`, or of the `article`'s design, which misses nearly all.
+    /// The design whose figures are compared with the limits. The array behind a mutex misses nearly all.
     #[arg(long, value_enum, default_value_t = Judged::TlsRs)]
     pub judge: Judged,
 
-    /// A short run: enough to see that everything works, and no more.
+    /// Run for a short time, only to see that everything works.
     #[arg(long)]
     pub quick: bool,
 
-    /// Leave libguac out, and so do without a build of guacd.
+    /// Measure no libguac, so that guacd need not be built.
     #[arg(long)]
     pub keys_only: bool,
 
-    /// Write every figure to a file as JSON, as bench/schema/report.v1.json describes it.
+    /// Write every figure to a file as JSON, as bench/schema/report.v2.json describes it.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
-    /// Draw the figures, as SVG.
+    /// Draw the ratios to a file, as SVG.
     #[arg(long, value_name = "FILE")]
     pub chart: Option<PathBuf>,
 
@@ -328,16 +329,18 @@ pub struct Reproduce {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Judged {
+    /// tls-rs.
     TlsRs,
-    Article,
+    /// An array per thread behind one mutex.
+    MutexArray,
 }
 
 impl Judged {
-    /// What the benchmark calls it.
+    /// The design's name in the benchmark.
     pub fn name(self) -> &'static str {
         match self {
             Judged::TlsRs => "tls_rs",
-            Judged::Article => "article",
+            Judged::MutexArray => "mutex_array",
         }
     }
 }

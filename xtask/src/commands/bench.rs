@@ -36,8 +36,8 @@ const CFLAGS: [&str; 6] =
 const DESIGNS: [(&str, &[&str]); 5] = [
     ("pthread", &["-DDESIGN_IS_LIBC"]),
     ("thread", &["bench/thread.c"]),
-    ("article", &["tls-rs/tests/c/article.c"]),
-    ("article_large", &["tls-rs/tests/c/article.c", "-DKEYS=1000100"]),
+    ("mutex_array", &["tls-rs/tests/c/mutex_array.c"]),
+    ("mutex_array_large", &["tls-rs/tests/c/mutex_array.c", "-DKEYS=1000100"]),
     ("tls_rs", &[]),
 ];
 
@@ -102,7 +102,8 @@ fn libguacs(flags: &flags::Bench) -> Result<[PathBuf; 2]> {
 /// The benchmark, with each design in a shared library that is linked as libguac is.
 fn compile(steps: &mut Steps, dir: &Path, offline: bool) -> Result<PathBuf> {
     let program = dir.join("bench");
-    let sources = digest::files(&layout::root(), &["bench", "tls-rs/tests/c/article.c", "tls-rs/include"])?;
+    let sources =
+        digest::files(&layout::root(), &["bench", "tls-rs/tests/c/mutex_array.c", "tls-rs/include"])?;
     let compiler = run::version_line(&tools::c_compiler(), "--version").unwrap_or_default();
     let rustc = run::version_line("rustc", "--version").unwrap_or_default();
     let inputs =

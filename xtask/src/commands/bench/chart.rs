@@ -6,7 +6,7 @@ use super::report::{ROWS, Report};
 
 /// Each design, with its colour on white and on black, and its radius.
 const DESIGNS: [(&str, &str, &str, &str, f64); 4] = [
-    ("article", "one mutex (the article)", "#c2410c", "#fb923c", 5.0),
+    ("mutex_array", "array behind one mutex", "#c2410c", "#fb923c", 5.0),
     ("pthread_high", "pthread key from 32 on", "#6b7280", "#9ca3af", 5.0),
     ("thread", "__thread, the floor", "#0e7490", "#22d3ee", 5.0),
     ("tls_rs", "tls-rs", "#15803d", "#4ade80", 7.0),

@@ -1,8 +1,8 @@
 /*
- * What a first attempt at keys without a cap looks like: an array of values
- * per thread, and one mutex for the process, held during every call. A fork
- * copies the mutex as it is, so a child may wait for a thread which it does
- * not have. torture.c must notice.
+ * Keys as upstream's pull request #614 (GUACAMOLE-1998) proposed them: an array
+ * of values per thread, and one mutex for the process, held during every call.
+ * A fork copies the state of the mutex, so a child may wait for a thread that
+ * it does not have. torture.c must notice that.
  */
 
 #define _POSIX_C_SOURCE 200809L
@@ -24,13 +24,13 @@ static pthread_key_t entries_key;
 /* No key below this one is free */
 static int first_free;
 
-static struct { unsigned life; int used; guac_thread_local_destructor_t destructor; } keys[KEYS];
+static struct { unsigned generation; int used; guac_thread_local_destructor_t destructor; } keys[KEYS];
 
-/* One thread's value, and which of its key's lives it is from */
-typedef struct { unsigned life; void* value; } entry;
+/* One thread's value, and the generation of the key that it was set for */
+typedef struct { unsigned generation; void* value; } entry;
 
 static void* value_of(entry* entries, int key) {
-    int known = entries != NULL && keys[key].used && entries[key].life == keys[key].life;
+    int known = entries != NULL && keys[key].used && entries[key].generation == keys[key].generation;
     return known ? entries[key].value : NULL;
 }
 
@@ -58,7 +58,7 @@ int guac_thread_local_key_create(guac_thread_local_key_t* key, guac_thread_local
         i++;
     first_free = i;
     if (i < KEYS) {
-        keys[i].life++;
+        keys[i].generation++;
         keys[i].used = 1;
         keys[i].destructor = destructor;
         *key = i;
@@ -82,7 +82,7 @@ int guac_thread_local_setspecific(guac_thread_local_key_t key, const void* value
     if (entries == NULL && (entries = calloc(KEYS, sizeof(*entries))) != NULL)
         pthread_setspecific(entries_key, entries);
     if (entries != NULL)
-        entries[key] = (entry) { keys[key].life, (void*) value };
+        entries[key] = (entry) { keys[key].generation, (void*) value };
     pthread_mutex_unlock(&lock);
     return entries != NULL ? 0 : ENOMEM;
 }
