@@ -1,14 +1,12 @@
 /*
- * Measures the designs against each other. Writes one line of JSON for each
- * case: nanoseconds per call (or whatever its unit is), of each design, sample
- * by sample. The samples with the same number were taken right after one
- * another.
+ * Measures the designs of thread-local storage. Writes one line of JSON for
+ * each case, with the samples of each design: nanoseconds per call, or bytes.
+ * Samples with the same index were taken right after one another.
  *
- * Arguments: the file to write, how many samples to take of each case, how
- * long each has to last in nanoseconds, and two libguacs, stock and patched,
- * if there are any. If there is something on standard input, only the cases
- * that it names are measured, one a line, in the words in which what is being
- * measured goes to standard error.
+ * Arguments: the file to write; how many samples to take of each case; how
+ * long a sample must last, in nanoseconds; and, optionally, two libguacs, stock
+ * and patched. Standard input may name the cases to measure, one a line, as
+ * they are printed on standard error. If it is empty, all are measured.
  */
 
 #define _GNU_SOURCE
@@ -28,11 +26,11 @@
 
 #define LENGTH(array) ((int) (sizeof(array) / sizeof(*(array))))
 
-/* Fails loudly: a case that was not set up must not be measured */
+/* Ends the program if something is wrong, as figures would mean nothing then */
 #define CHECK(condition) ((condition) ? (void) 0 : give_up(#condition, __LINE__))
 
 static void give_up(const char* condition, int line) {
-    fprintf(stderr, "bench.c:%i: not so: %s (errno: %s)\n", line, condition, strerror(errno));
+    fprintf(stderr, "bench.c:%i: not true: %s (errno: %s)\n", line, condition, strerror(errno));
     exit(1);
 }
 
@@ -52,7 +50,7 @@ static const design* design_of(int which, int live) {
     }
 }
 
-/* How much is asked for */
+/* Samples of each case, and nanoseconds that each must last */
 static int samples;
 static double sample_ns;
 
@@ -137,7 +135,7 @@ static void end_case(void) {
 #define MOST_LIVE 1000000
 #define MOST_USED 16
 
-/* Live keys of a design, in the order in which they were created */
+/* The live keys of a design, in the order of their creation */
 typedef struct { uintptr_t* keys; int count; } live_keys;
 static live_keys live_of[DESIGNS];
 
@@ -165,7 +163,7 @@ static int collisions(const uintptr_t* keys, int stride, int used) {
     return pairs;
 }
 
-/* The stride at which most keys share their home */
+/* The stride with the most keys that share a home */
 static int unlucky_stride(const live_keys* live, int used) {
     int worst = 1, most = 0;
     for (int stride = 1; stride * used <= live->count && stride <= 4096; stride++) {
@@ -179,9 +177,9 @@ static int unlucky_stride(const live_keys* live, int used) {
 }
 
 /*
- * What who knows the multipliers would choose: of many keys that have the home
- * of the first, again and again the one that leaves the fewest multipliers
- * which keep all keys apart
+ * The choice of an adversary who knows the multipliers: of many keys with the
+ * home of the first one, always the key that leaves the fewest multipliers
+ * without a collision
  */
 static void worst_keys(const live_keys* live, uintptr_t* keys, int used) {
     uint32_t taken[512] = { 0 };
@@ -210,7 +208,7 @@ static void worst_keys(const live_keys* live, uintptr_t* keys, int used) {
     }
 }
 
-/* Which keys the threads use */
+/* The keys that the threads use */
 static uintptr_t chosen[DESIGNS][MOST_USED];
 
 static void choose(const char* choice, int used) {
@@ -230,14 +228,14 @@ static void choose(const char* choice, int used) {
     }
 }
 
-/* Creates as many keys as there are to be, as far as the design has them */
+/* Creates so many keys, or as many as the design can have */
 static void create_keys(int which, int live) {
     const design* d = design_of(which, live);
     uintptr_t* keys = calloc(live, sizeof(*keys));
     int count = 0;
     CHECK(keys != NULL);
     if (which == HIGH) {
-        /* Those below 32 are taken up meanwhile */
+        /* Those below 32 are in use meanwhile */
         uintptr_t low[32];
         int taken = 0;
         for (uintptr_t key = 0; key < 31; low[taken++] = key)
@@ -267,7 +265,7 @@ static void delete_keys(int which, int live) {
 typedef void (*loop)(const uintptr_t* keys, long turns);
 
 static loop loop_of(const design* d, const char* operation) {
-    return strcmp(operation, "get") == 0 || strcmp(operation, "get_beside_churn") == 0 ? d->get_loop
+    return strcmp(operation, "get") == 0 || strcmp(operation, "get_during_churn") == 0 ? d->get_loop
         : strcmp(operation, "set") == 0 ? d->set_loop
         : strcmp(operation, "dependent_get") == 0 ? d->dependent_loop
         : strcmp(operation, "pair") == 0 ? d->pair_loop
@@ -281,7 +279,7 @@ static double measure(loop loop, const uintptr_t* keys, long turns) {
     return (now() - begin) / (turns * CALLS);
 }
 
-/* How often a loop has to turn for a sample to last long enough, judged by the quickest of a few tries */
+/* How many turns make a sample last long enough, from the quickest of a few tries */
 static long calibrate(loop loop, const uintptr_t* keys) {
     double quickest = 1e9;
     for (int i = 0; i < 8; i++) {
@@ -292,7 +290,7 @@ static long calibrate(loop loop, const uintptr_t* keys) {
     return turns > 0 ? turns : 1;
 }
 
-/* A thread's keys: what it uses of each design, repeated to fill a loop */
+/* The keys of each design that a thread uses, repeated to fill a loop */
 typedef struct { uintptr_t keys[DESIGNS][CALLS]; } schedule;
 
 static void use_keys(schedule* schedule, int live, int used) {
@@ -315,7 +313,7 @@ typedef struct {
     int live, used, threads;
 } run;
 
-/* What two threads have in common. Each waits for the other before each sample */
+/* Shared by two threads. Each waits for the other before each sample */
 static atomic_int arrived;
 static atomic_bool finished;
 
@@ -326,7 +324,7 @@ static void meet(int threads, int meeting) {
             sched_yield();
 }
 
-static double results[2][DESIGNS][10000];
+static double results[2][DESIGNS + 1][10000];
 
 static void* measure_thread(void* data, int thread) {
     const run* run = data;
@@ -343,7 +341,7 @@ static void* measure_thread(void* data, int thread) {
         for (int which = 0; which < DESIGNS; which++) {
             loops[which] = loop_of(design_of(which, run->live), *operation);
             turns[which] = calibrate(loops[which], schedule->keys[which]);
-            /* The loop for set leaves the value that the last call has set */
+            /* The loop for set has changed the values */
             use_keys(schedule, run->live, run->used);
         }
         for (int sample = 0; sample < samples; sample++)
@@ -351,7 +349,7 @@ static void* measure_thread(void* data, int thread) {
                 int which = (sample + i) % DESIGNS;
                 if (run->threads > 1)
                     meet(run->threads, ++meetings);
-                measure(loops[which], schedule->keys[which], 2); /* What another design has pushed out comes back */
+                measure(loops[which], schedule->keys[which], 2); /* Fills the caches again */
                 results[thread][which][sample] = measure(loops[which], schedule->keys[which], turns[which]);
             }
         if (run->threads > 1)
@@ -392,7 +390,7 @@ static void measure_loops(run run) {
     CHECK(pthread_join(first, NULL) == 0);
 }
 
-/* One thread reads while another reads, and creates and deletes a key after each 48 reads */
+/* One thread reads while another creates and deletes a key after each 48 reads */
 
 static atomic_int churned;
 static schedule churner_schedule;
@@ -412,7 +410,7 @@ static void* churn(void* data) {
     return NULL;
 }
 
-static void* measure_beside_churn(void* data) {
+static void* measure_during_churn(void* data) {
     const run* run = data;
     static schedule schedule;
     pin(0);
@@ -431,7 +429,7 @@ static void* measure_beside_churn(void* data) {
             results[0][which][sample] = measure(get, schedule.keys[which], turns[which]);
         }
     atomic_store(&finished, 1);
-    begin_case("get_beside_churn", run->live, run->used, run->choice, 2, "ns");
+    begin_case("get_during_churn", run->live, run->used, run->choice, 2, "ns");
     for (int which = 0; which < DESIGNS; which++)
         write_samples(names[which], results[0][which], samples);
     end_case();
@@ -440,12 +438,12 @@ static void* measure_beside_churn(void* data) {
 
 static void measure_churn(run run) {
     pthread_t reader, churner;
-    if (!is_wanted("get_beside_churn", run.live, run.used, run.choice, run.threads))
+    if (!is_wanted("get_during_churn", run.live, run.used, run.choice, run.threads))
         return;
     atomic_store(&arrived, 0);
     atomic_store(&finished, 0);
     CHECK(pthread_create(&churner, NULL, churn, &run) == 0);
-    CHECK(pthread_create(&reader, NULL, measure_beside_churn, &run) == 0);
+    CHECK(pthread_create(&reader, NULL, measure_during_churn, &run) == 0);
     CHECK(pthread_join(reader, NULL) == 0);
     CHECK(pthread_join(churner, NULL) == 0);
 }
@@ -453,10 +451,10 @@ static void measure_churn(run run) {
 /* ---- Threads ---- */
 
 /*
- * A thread sets one value and returns. What this adds to the time until libc
- * has called all destructors is measured within the thread, by a native key
- * whose destructor libc calls last. (Memory that libc frees afterwards, as it
- * does if a native key from 32 on was used, is not counted.)
+ * A thread sets one value and returns. The time that this takes until libc has
+ * called all destructors is measured in the thread itself, with a native key
+ * whose destructor libc calls last. (Libc frees the memory of native keys from
+ * 32 on later. That is not measured.)
  */
 
 static pthread_key_t last;
@@ -481,9 +479,9 @@ static void* live_shortly(void* data) {
     CHECK(pthread_setspecific(last, data) == 0);
     now();
     life->begin = now();
-    if (life->design != NULL)
-        life->design->set(life->key, data);
+    int error = life->design != NULL ? life->design->set(life->key, data) : 0;
     life->touched = now();
+    CHECK(error == 0);
     life->returned = now();
     return NULL;
 }
@@ -515,7 +513,7 @@ static void measure_lives(const char* operation, void (*destructor)(void*)) {
     if (!is_wanted(operation, 1, 1, "contiguous", 1))
         return;
 
-    /* A native key of each block of 32, the last for whoever is called last */
+    /* Native keys from each block of 32, the last for the destructor that is called last */
     pthread_key_t native[64 + 1];
     int taken = 0, high = 0;
     do
@@ -525,25 +523,30 @@ static void measure_lives(const char* operation, void (*destructor)(void*)) {
     while (native[high] < 32)
         high++;
 
-    uintptr_t keys[DESIGNS] = { native[0], native[high] };
-    for (int which = FLOOR; which < DESIGNS; which++)
-        CHECK(design_of(which, 1)->create(&keys[which], destructor) == 0);
+    /* A slot for a lock has no destructor */
+    const design* measured[DESIGNS + 1];
+    uintptr_t keys[DESIGNS + 1] = { native[0], native[high] };
+    int count = destructor == NULL ? DESIGNS + 1 : DESIGNS;
+    for (int which = 0; which < count; which++) {
+        measured[which] = which == DESIGNS ? &bench_slots16 : design_of(which, 1);
+        CHECK(which < FLOOR || measured[which]->create(&keys[which], destructor) == 0);
+    }
 
     for (int sample = 0; sample < samples; sample++)
-        for (int i = 0; i < DESIGNS; i++) {
-            int which = (sample + i) % DESIGNS;
-            /* The time that it takes to do nothing goes off */
-            results[0][which][sample] = live_on_average(design_of(which, 1), keys[which])
+        for (int i = 0; i < count; i++) {
+            int which = (sample + i) % count;
+            /* The time of a thread that sets no value is subtracted */
+            results[0][which][sample] = live_on_average(measured[which], keys[which])
                 - live_on_average(NULL, 0);
         }
     begin_case(operation, 1, 1, "contiguous", 1, "ns");
-    for (int which = 0; which < DESIGNS; which++)
+    for (int which = 0; which < count; which++)
         if (which != FLOOR)
-            write_samples(names[which], results[0][which], samples);
+            write_samples(which == DESIGNS ? "slots16" : names[which], results[0][which], samples);
     end_case();
 
-    for (int which = FLOOR; which < DESIGNS; which++)
-        design_of(which, 1)->delete(keys[which]);
+    for (int which = FLOOR; which < count; which++)
+        measured[which]->delete(keys[which]);
     while (taken > 0)
         pthread_key_delete(native[--taken]);
 
@@ -562,7 +565,7 @@ static void* use_memory(void* data) {
     memory* memory = data;
     const uintptr_t* keys = chosen[memory->which];
     int used = memory->which == FLOOR ? 1 : memory->used;
-    void* volatile first = malloc(1); /* Takes what malloc itself needs for a new thread */
+    void* volatile first = malloc(1); /* So that malloc allocates its own data for a new thread */
     free(first);
     double before = allocated();
     for (int i = 0; i < used; i++)
@@ -587,7 +590,7 @@ static void measure_memory(int live, int used, const char* choice) {
 
 /* ---- libguac ---- */
 
-/* At the start of a cache line, so that neither is lucky */
+/* Each begins a cache line, so that none has a better address */
 typedef struct { _Alignas(64) char bytes[512]; } rwlock;
 
 typedef struct {
@@ -599,6 +602,11 @@ typedef struct {
     const char** (*error_message)(void);
     rwlock lock;
 } libguac;
+
+/* Stock, patched, and the locks with 16 slots per thread */
+enum { STOCK, PATCHED, SLOTS16, LIBGUACS };
+
+static const char* const libguac_names[LIBGUACS] = { "stock", "patched", "slots16" };
 
 static void* symbol(void* library, const char* name) {
     void* address = dlsym(library, name);
@@ -625,6 +633,35 @@ static libguac open_libguac(const char* path) {
         { { 0 } }
     };
     return guac;
+}
+
+/* Locks as libguac's, without the rest of it */
+static libguac slots16(void) {
+    libguac guac = {
+        symbol(RTLD_DEFAULT, "slots16_rwlock_init"),
+        symbol(RTLD_DEFAULT, "slots16_rwlock_acquire_read_lock"),
+        symbol(RTLD_DEFAULT, "slots16_rwlock_acquire_write_lock"),
+        symbol(RTLD_DEFAULT, "slots16_rwlock_release_lock"),
+        NULL, NULL,
+        { { 0 } }
+    };
+    return guac;
+}
+
+/* Locks must have 16 slots per thread, and answer as those of libguac do */
+static void check_slots16(const libguac* guac) {
+    static rwlock locks[17];
+    for (int i = 0; i < 17; i++)
+        guac->init(&locks[i]);
+    for (int i = 0; i < 16; i++)
+        CHECK(guac->acquire_read(&locks[i]) == 0);
+    CHECK(guac->acquire_read(&locks[16]) != 0);
+    CHECK(guac->acquire_write(&locks[3]) == 0 && guac->acquire_read(&locks[3]) == 0);
+    CHECK(guac->release(&locks[3]) == 0 && guac->release(&locks[3]) == 0);
+    for (int i = 0; i < 16; i++)
+        CHECK(guac->release(&locks[i]) == 0);
+    CHECK(guac->release(&locks[0]) != 0);
+    CHECK(guac->acquire_write(&locks[16]) == 0 && guac->release(&locks[16]) == 0);
 }
 
 /* Nanoseconds per turn */
@@ -657,15 +694,20 @@ static double measure_libguac(libguac* guac, const char* operation, long turns) 
 
 static void measure_libguacs(const char* stock, const char* patched) {
     static const char* const operations[] = { "rwlock_read", "rwlock_write", "rwlock_nested", "guac_error" };
-    libguac guacs[2] = { open_libguac(stock), open_libguac(patched) };
+    libguac guacs[LIBGUACS] = { open_libguac(stock), open_libguac(patched), slots16() };
     pin(0);
-    for (int which = 0; which < 2; which++)
+    check_slots16(&guacs[SLOTS16]);
+    for (int which = 0; which < LIBGUACS; which++) {
         guacs[which].init(&guacs[which].lock);
+        CHECK(guacs[which].acquire_write(&guacs[which].lock) == 0);
+        CHECK(guacs[which].release(&guacs[which].lock) == 0);
+    }
     for (int operation = 0; operation < LENGTH(operations); operation++) {
         if (!is_wanted(operations[operation], 1, 1, "contiguous", 1))
             continue;
-        long turns[2];
-        for (int which = 0; which < 2; which++) {
+        int count = strcmp(operations[operation], "guac_error") == 0 ? SLOTS16 : LIBGUACS;
+        long turns[LIBGUACS];
+        for (int which = 0; which < count; which++) {
             double quickest = 1e9;
             for (int i = 0; i < 20; i++) {
                 double ns = measure_libguac(&guacs[which], operations[operation], 100);
@@ -674,13 +716,13 @@ static void measure_libguacs(const char* stock, const char* patched) {
             turns[which] = sample_ns / quickest + 1;
         }
         for (int sample = 0; sample < samples; sample++)
-            for (int i = 0; i < 2; i++) {
-                int which = (sample + i) % 2;
+            for (int i = 0; i < count; i++) {
+                int which = (sample + i) % count;
                 results[0][which][sample] = measure_libguac(&guacs[which], operations[operation], turns[which]);
             }
         begin_case(operations[operation], 1, 1, "contiguous", 1, "ns");
-        write_samples("stock", results[0][0], samples);
-        write_samples("patched", results[0][1], samples);
+        for (int which = 0; which < count; which++)
+            write_samples(libguac_names[which], results[0][which], samples);
         end_case();
     }
 }

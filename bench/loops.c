@@ -1,6 +1,6 @@
 /*
- * The loops. Compiled once for each design, into a shared library with it, so
- * that calls go through the PLT as those of libguac do.
+ * The loops. They are compiled once for each design, into one shared library
+ * with it, so that calls go through the PLT as those of libguac do.
  */
 
 #include "design.h"
@@ -23,7 +23,7 @@ typedef guac_thread_local_key_t native_key;
 #define SET guac_thread_local_setspecific
 #endif
 
-/* Has the compiler believe that the value is used */
+/* Keeps the compiler from removing the call whose result this is */
 #define USE(value) __asm__ volatile("" : : "r" (value))
 
 static int create(uintptr_t* key, void (*destructor)(void*)) {

@@ -1,4 +1,4 @@
-/* The floor: one variable of the thread, in static thread-local storage, behind the same calls */
+/* The floor: one variable in static thread-local storage, behind the same functions */
 
 #include <guacamole/thread-local.h>
 

@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: is tls-rs as fast as libc's keys? Compiles the program in `bench/`, runs it, and judges its figures.
+//! `cargo xtask bench`: is tls-rs as fast as libc's keys? Compiles the program in `bench/`, runs it, and compares its figures
+//! with limits.
 
 mod chart;
 mod report;
@@ -24,15 +25,15 @@ use crate::flags;
 use report::{Case, Library, Machine, Report};
 use rounds::Verdict;
 
-/// How many samples a round takes of each case, and how long each has to last in nanoseconds.
+/// How many samples a round takes of each case, and how many nanoseconds each must last.
 const THOROUGH: [&str; 2] = ["9", "10000"];
 const QUICK: [&str; 2] = ["1", "5000"];
 
-/// What the loops are compiled with. Aligned, so that no design is lucky.
+/// The flags of the C compiler. Functions and loops are aligned, so that no design has better addresses.
 const CFLAGS: [&str; 6] =
     ["-std=c99", "-O2", "-falign-functions=64", "-falign-loops=64", "-Itls-rs/include", "-Ibench"];
 
-/// Each design: the prefix of its functions, its sources besides the loops, and what else it is compiled with.
+/// Each key store: the prefix of its functions, and its sources and flags. The loops are compiled with each.
 const DESIGNS: [(&str, &[&str]); 5] = [
     ("pthread", &["-DDESIGN_IS_LIBC"]),
     ("thread", &["bench/thread.c"]),
@@ -41,9 +42,9 @@ const DESIGNS: [(&str, &[&str]); 5] = [
     ("tls_rs", &[]),
 ];
 
-/// Measures, prints, and judges.
+/// Measures the designs, prints the report, and fails with `--check` if a limit is not met.
 pub fn run(flags: &flags::Bench) -> Result<()> {
-    // First of all, as it takes minutes until they are needed.
+    // Checked at once, as they are written minutes later.
     for path in [&flags.json, &flags.chart].into_iter().flatten() {
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         ensure!(dir.is_dir(), "cannot write {}: there is no directory {}", path.display(), dir.display());
@@ -58,10 +59,10 @@ pub fn run(flags: &flags::Bench) -> Result<()> {
     ui::heading(format!("benchmark -> {}", dir.display()));
     let mut steps = Steps::open(&dir)?;
     let program = compile(&mut steps, &dir, flags.setup.source.offline)?;
-    let looks: &[usize] = if flags.quick { &rounds::QUICK_LOOKS } else { &rounds::LOOKS };
-    let cases = measure(&program, &dir, flags, looks, libguacs.as_ref())?;
+    let checkpoints: &[usize] = if flags.quick { &rounds::QUICK_CHECKPOINTS } else { &rounds::CHECKPOINTS };
+    let cases = measure(&program, &dir, flags, checkpoints, libguacs.as_ref())?;
     let library = libguacs.map(|[stock, patched]| Library::compare(&stock, &patched, &dir)).transpose()?;
-    let report = Report::new(machine(), flags.quick, flags.judge.name(), cases, library, looks.len());
+    let report = Report::new(machine(), flags.quick, flags.judge.name(), cases, library, checkpoints.len());
 
     ui::result(&report);
     if let Some(path) = &flags.json {
@@ -74,15 +75,15 @@ pub fn run(flags: &flags::Bench) -> Result<()> {
         [Verdict::Undecided, Verdict::Missed].map(|verdict| report.thresholds_that_are(verdict));
     if !undecided.is_empty() {
         ui::warning(format!(
-            "{} rounds have not decided: {}",
-            looks.last().unwrap_or(&0),
+            "undecided after {} rounds: {}",
+            checkpoints.last().unwrap_or(&0),
             undecided.join("; ")
         ));
     }
     if flags.check && !report.passed {
         let name = flags.judge.name();
         bail!(Failure::Benchmark(match missed.is_empty() {
-            true => format!("{name} is not shown to reach: {}", undecided.join("; ")),
+            true => format!("{name} is not shown to meet its limits: {}", undecided.join("; ")),
             false => format!("{name} missed: {}", missed.join("; ")),
         }));
     }
@@ -99,7 +100,7 @@ fn libguacs(flags: &flags::Bench) -> Result<[PathBuf; 2]> {
     Ok([library(Variant::Stock)?, library(Variant::Patched)?])
 }
 
-/// The benchmark, with each design in a shared library that is linked as libguac is.
+/// Compiles the benchmark, with each design in a shared library that is linked as libguac is.
 fn compile(steps: &mut Steps, dir: &Path, offline: bool) -> Result<PathBuf> {
     let program = dir.join("bench");
     let sources =
@@ -125,15 +126,18 @@ fn compile(steps: &mut Steps, dir: &Path, offline: bool) -> Result<PathBuf> {
                     let archive = dir.join("lib/libtls_rs.a");
                     arguments.extend([format!("-Wl,{}", archive.display()), "-Wl,-z,nodelete".to_owned()]);
                 } else {
-                    // Names of their own, or the first library that has them would serve all.
+                    // Each library needs other names. Otherwise the first one's functions would be called for all.
                     let functions = ["key_create", "key_delete", "getspecific", "setspecific"];
                     let rename = |function| format!("-Dguac_thread_local_{function}={name}_{function}");
                     arguments.extend(functions.map(rename));
                 }
                 cc(step, &library(name), arguments)?;
             }
+            let slots16 = ["-shared", "-fPIC", "bench/slots16.c", "-pthread"].map(str::to_owned);
+            cc(step, &library("slots16"), slots16.into())?;
             let mut arguments = vec!["bench/bench.c".to_owned(), "-pthread".to_owned()];
-            arguments.extend(DESIGNS.map(|(name, _)| library(name).display().to_string()));
+            let names = DESIGNS.iter().map(|(name, _)| *name).chain(["slots16"]);
+            arguments.extend(names.map(|name| library(name).display().to_string()));
             arguments.extend([format!("-Wl,-rpath,{}", dir.display()), "-ldl".to_owned()]);
             cc(step, &program, arguments)?;
             Ok(compiler.clone())
@@ -152,12 +156,12 @@ fn cc(step: &Running<'_>, output: &Path, arguments: Vec<String>) -> Result<()> {
     step.run(&format!("compiling {}", output.display()), duct::cmd(program, arguments).dir(layout::root()))
 }
 
-/// Runs the benchmark, round by round, and reads what it has written.
+/// Runs the benchmark, round by round, and reads the samples that it writes.
 fn measure(
     program: &Path,
     dir: &Path,
     flags: &flags::Bench,
-    looks: &[usize],
+    checkpoints: &[usize],
     libguacs: Option<&[PathBuf; 2]>,
 ) -> Result<Vec<Case>> {
     let (samples, log) = (dir.join("samples.jsonl"), dir.join("logs/measure.log"));
@@ -167,7 +171,7 @@ fn measure(
     arguments.extend(libguacs.into_iter().flatten().map(|path| path.clone().into_os_string()));
     let progress = ui::Step::start("measure");
     let mut made = 0;
-    let cases = report::decide(flags.judge.name(), looks, |wanted| {
+    let cases = report::decide(flags.judge.name(), checkpoints, |wanted| {
         let command = duct::cmd(program, &arguments).stdin_bytes(wanted.join("\n"));
         run::logged(&progress, "measuring", command, &log, WhenInterrupted::End)?;
         made += 1;

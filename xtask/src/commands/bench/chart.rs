@@ -1,13 +1,14 @@
-//! The figures as a picture: how many times a pthread key's time each design takes, for each operation.
+//! The chart: the time of each design as a multiple of that of a pthread key, for each operation.
 
 use std::fmt::Write;
 
 use super::report::{ROWS, Report};
 
-/// Each design, with its colour on white and on black, and its radius.
-const DESIGNS: [(&str, &str, &str, &str, f64); 4] = [
-    ("mutex_array", "array behind one mutex", "#c2410c", "#fb923c", 5.0),
-    ("pthread_high", "pthread key from 32 on", "#6b7280", "#9ca3af", 5.0),
+/// Each design: its name and title, its colour on white and on black, its radius.
+const DESIGNS: [(&str, &str, &str, &str, f64); 5] = [
+    ("mutex_array", "mutex array", "#c2410c", "#fb923c", 5.0),
+    ("slots16", "16 lock slots", "#7e22ce", "#c084fc", 5.0),
+    ("pthread_high", "pthread from 32 on", "#6b7280", "#9ca3af", 5.0),
     ("thread", "__thread, the floor", "#0e7490", "#22d3ee", 5.0),
     ("tls_rs", "tls-rs", "#15803d", "#4ade80", 7.0),
 ];
@@ -18,12 +19,12 @@ const RIGHT: f64 = 30.0;
 const TOP: f64 = 70.0;
 const ROW: f64 = 30.0;
 
-/// The range of the axis, which is logarithmic.
+/// The range of the logarithmic axis.
 const LEAST: f64 = 0.1;
 const MOST: f64 = 50.0;
 const TICKS: [f64; 9] = [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0];
 
-/// Draws the report, as SVG that can be read on white and on black.
+/// Draws the report as SVG, for white and for black backgrounds.
 pub fn draw(report: &Report) -> String {
     let bottom = TOP + ROWS.len() as f64 * ROW;
     let mut svg = format!(
@@ -57,22 +58,22 @@ pub fn draw(report: &Report) -> String {
     }
     let _ = writeln!(
         svg,
-        "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">time, as a multiple of that of a pthread key below 32: \
-         median and worst case (line); less is better</text>",
+        "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">time divided by that of a pthread key below 32 \
+         (guac_rwlock: by stock's): median and worst case (line); less is better</text>",
         WIDTH / 2.0,
         bottom + 45.0
     );
-    for (row, (title, operation, threads)) in ROWS.iter().enumerate() {
-        let y = TOP + (row as f64 + 0.5) * ROW;
+    for (index, row) in ROWS.iter().enumerate() {
+        let y = TOP + (index as f64 + 0.5) * ROW;
         let _ = writeln!(
             svg,
             "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>",
             LEFT - 15.0,
             y + 5.0,
-            title.replace('&', "&amp;")
+            row.title.replace('&', "&amp;")
         );
         for (design, _, _, _, radius) in DESIGNS {
-            let Some((middle, worst)) = report.range(operation, *threads, design) else { continue };
+            let Some((middle, worst)) = report.range(row, design) else { continue };
             let (from, to) = (across(middle.median), across(worst.median));
             let _ = writeln!(
                 svg,
@@ -84,7 +85,7 @@ pub fn draw(report: &Report) -> String {
     svg + "</svg>\n"
 }
 
-/// Where a ratio lies.
+/// The x coordinate of a ratio.
 fn across(ratio: f64) -> f64 {
     let share = (ratio.clamp(LEAST, MOST) / LEAST).ln() / (MOST / LEAST).ln();
     LEFT + share * (WIDTH - LEFT - RIGHT)

@@ -1,6 +1,6 @@
-//! What came of it, and what it has to reach. Text, JSON and the chart are printers of [`Report`].
+//! The result of a run, and the limits that it is compared with. Text, JSON and the chart are printers of [`Report`].
 //!
-//! JSON is a contract: `bench/schema/report.v2.json` describes it. Fields may be added within a version.
+//! The JSON is a contract, which `bench/schema/report.v2.json` describes. Fields may be added within a version.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,15 +19,15 @@ pub const SCHEMA_VERSION: u32 = 2;
 pub struct Report {
     /// [`SCHEMA_VERSION`].
     pub schema_version: u32,
-    /// Whether the run was a short one, whose figures are not to be quoted.
+    /// Whether this was a short run, whose figures must not be quoted.
     pub quick: bool,
     pub machine: Machine,
-    /// The design that was judged.
+    /// The design whose figures were compared with the limits.
     pub judged: &'static str,
-    /// Whether it has reached everything that was measured.
+    /// Whether it meets every limit for which something was measured.
     pub passed: bool,
     pub thresholds: Vec<Threshold>,
-    /// What tls-rs does to libguac.so, unless guacd was left out.
+    /// What tls-rs adds to libguac.so, unless guacd was left out.
     pub library: Option<Library>,
     pub cases: Vec<Case>,
 }
@@ -42,7 +42,7 @@ pub struct Machine {
     pub rustc: String,
 }
 
-/// What `bench/bench.c` writes of a case.
+/// The line that `bench/bench.c` writes for a case.
 #[derive(Deserialize)]
 pub struct Samples {
     operation: String,
@@ -54,36 +54,36 @@ pub struct Samples {
     samples: BTreeMap<String, Vec<f64>>,
 }
 
-/// Something that was measured of each design.
+/// A measurement, made for each design.
 #[derive(Clone, Serialize)]
 pub struct Case {
     pub operation: String,
-    /// Keys that exist, as far as the design can have so many.
+    /// How many keys exist, if the design can have so many.
     pub live: u32,
-    /// Keys that each thread has values for.
+    /// For how many keys each thread has values.
     pub used: u32,
-    /// Which of the live keys those are.
+    /// Which of the live keys these are.
     pub keys: String,
     pub threads: u32,
-    /// Of `designs`: ns, or bytes.
+    /// The unit of `designs`: ns, or bytes.
     pub unit: String,
     /// Each design's own figure.
     pub designs: BTreeMap<String, Rounds>,
-    /// `A/B`: the figure of A as a share of that of B, sample by sample.
+    /// `A/B`: the figure of A divided by that of B, sample by sample.
     pub ratios: BTreeMap<String, Rounds>,
 }
 
-/// What others are held against.
+/// The designs to which others are compared.
 const BASES: [&str; 4] = ["pthread_low", "pthread_high", "thread", "stock"];
 
 impl Case {
-    /// The case in the words of `bench/bench.c`.
+    /// The case as `bench/bench.c` prints it.
     pub fn name(&self) -> String {
         let Case { operation, live, used, keys, threads, .. } = self;
         format!("{operation} {used} of {live} keys, {keys} {threads} thread(s)")
     }
 
-    /// Adds a round, which counts with the medians of its samples.
+    /// Adds a round: the medians of its samples.
     fn add(&mut self, samples: &BTreeMap<String, Vec<f64>>) {
         let add = |rounds: &mut BTreeMap<String, Rounds>, name: String, values: Vec<f64>| {
             let mut sorted = values;
@@ -96,7 +96,7 @@ impl Case {
             let Some(bases) = samples.get(base) else { continue };
             for (design, values) in samples.iter().filter(|(design, _)| *design != base && self.unit == "ns")
             {
-                // Of a difference that vanishes there is no share.
+                // A base is a difference for some operations, and there is no ratio to zero.
                 let pairs = values.iter().zip(bases).filter(|(_, base)| **base > 0.0);
                 let ratios = pairs.map(|(value, base)| value / base).collect();
                 add(&mut self.ratios, format!("{design}/{base}"), ratios);
@@ -122,17 +122,17 @@ impl Case {
     }
 }
 
-/// libguac.so with tls-rs against libguac.so without.
+/// libguac.so with tls-rs, compared with libguac.so without.
 #[derive(Clone, Serialize)]
 pub struct Library {
-    /// Bytes that it has grown by, stripped.
+    /// By how many bytes it grows, stripped.
     pub growth_bytes: i64,
-    /// Symbols that it exports besides those of stock, other than the API.
+    /// Exported symbols that are neither stock's nor the API's.
     pub foreign_symbols: Vec<String>,
 }
 
 impl Library {
-    /// Compares two libraries; `dir` is for copies of them.
+    /// Compares two libraries. Stripped copies of them go to `dir`.
     pub fn compare(stock: &Path, patched: &Path, dir: &Path) -> Result<Library> {
         let size = |library: &Path| {
             let stripped = dir.join("stripped.so");
@@ -157,7 +157,7 @@ impl Library {
     }
 }
 
-/// Adds what a round has measured.
+/// Adds the samples of a round.
 pub fn add_round(cases: &mut Vec<Case>, round: Vec<Samples>) {
     for Samples { operation, live, used, keys, threads, unit, samples } in round {
         let (designs, ratios) = Default::default();
@@ -172,20 +172,20 @@ pub fn add_round(cases: &mut Vec<Case>, round: Vec<Samples>) {
     }
 }
 
-/// Has rounds made, by a function that is given the names of cases to measure (none means all), until they have decided
-/// about each case or there have been as many as the last of `looks`.
+/// Runs rounds until each case is decided, or until there have been as many as the last of `checkpoints`. `round` gets the
+/// names of the cases to measure; none means all.
 pub fn decide(
     judged: &str,
-    looks: &[usize],
+    checkpoints: &[usize],
     mut round: impl FnMut(&[String]) -> Result<Vec<Samples>>,
 ) -> Result<Vec<Case>> {
     let (mut cases, mut open, mut made) = (Vec::new(), Vec::new(), 0);
-    for look in looks {
-        while made < *look {
+    for checkpoint in checkpoints {
+        while made < *checkpoint {
             add_round(&mut cases, round(&open)?);
             made += 1;
         }
-        let undecided = judge_ratios(&cases, judged, looks.len());
+        let undecided = judge_ratios(&cases, judged, checkpoints.len());
         let undecided = undecided.into_iter().filter(|judgement| judgement.verdict == Verdict::Undecided);
         open = undecided.map(|judgement| judgement.case.name()).collect();
         if open.is_empty() {
@@ -195,20 +195,21 @@ pub fn decide(
     Ok(cases)
 }
 
-/// A figure, and what it has to reach.
+/// A figure and its limit.
 #[derive(Serialize)]
 pub struct Threshold {
     pub what: String,
-    /// What the figure is a share of, or its unit.
+    /// The design that the figure is a ratio to, or its unit.
     pub of: String,
     pub limit: f64,
-    /// The worst of all cases: the first that is missed, or else undecided, or else the median closest to the limit.
+    /// The figure of the worst case: of the cases that miss the limit, or else are undecided, or else meet it, the one with
+    /// the highest median.
     pub worst: f64,
-    /// What holds the true median, unless there is no noise.
+    /// The confidence interval of the median, unless there is no noise.
     pub interval: Option<Interval>,
-    /// How many rounds that is from.
+    /// From how many rounds.
     pub rounds: Option<usize>,
-    /// Which case that is.
+    /// The worst case.
     pub case: String,
     pub verdict: Verdict,
 }
@@ -221,13 +222,13 @@ struct Limit {
     applies: fn(&Case) -> bool,
 }
 
-/// Everything that has to be reached, each number once. (`__thread` needs no keys, and a destructor needs a native one, whose
-/// price comes on top: those are measured, and not judged.)
+/// All limits on ratios. (Two things are measured and have no limit: most of `__thread`'s ratios, as it needs no keys, and
+/// thread exit with a destructor, which adds the cost of a native key.)
 const LIMITS: [Limit; 12] = [
     limit("get", "pthread_low", 1.00, |case| is(case, "get", 1)),
     limit("get, one key", "thread", 1.05, |case| is(case, "get", 1) && case.used == 1),
     limit("get, two threads", "pthread_low", 1.10, |case| is(case, "get", 2)),
-    limit("get, beside creation", "pthread_low", 1.10, |case| is(case, "get_beside_churn", 2)),
+    limit("get, during creation", "pthread_low", 1.10, |case| is(case, "get_during_churn", 2)),
     limit("set", "pthread_low", 0.90, |case| is(case, "set", 1)),
     limit("rwlock's four calls", "pthread_low", 0.97, |case| is(case, "pair", 1)),
     limit("create + delete", "pthread_low", 1.00, |case| is(case, "create_delete", 1)),
@@ -239,7 +240,7 @@ const LIMITS: [Limit; 12] = [
 ];
 
 const MAX_GROWTH: i64 = 24 * 1024;
-/// Bytes of heap with up to 12 keys, and with 16 of a million.
+/// Limits on a thread's heap, in bytes: with up to 12 keys, and with 16 keys of a million.
 const MAX_MEMORY: [(u32, f64); 2] = [(12, 0.0), (16, 2048.0)];
 
 const fn limit(what: &'static str, base: &'static str, limit: f64, applies: fn(&Case) -> bool) -> Limit {
@@ -257,21 +258,21 @@ impl Report {
         judged: &'static str,
         cases: Vec<Case>,
         library: Option<Library>,
-        looks: usize,
+        checkpoints: usize,
     ) -> Report {
-        let thresholds = judge(&cases, library.as_ref(), judged, looks);
+        let thresholds = judge(&cases, library.as_ref(), judged, checkpoints);
         let passed = thresholds.iter().all(|threshold| threshold.verdict == Verdict::Met);
         Report { schema_version: SCHEMA_VERSION, quick, machine, judged, passed, thresholds, library, cases }
     }
 
-    /// What has that verdict, each with a case.
+    /// The thresholds with that verdict, each with its worst case.
     pub fn thresholds_that_are(&self, verdict: Verdict) -> Vec<String> {
         let of_it = self.thresholds.iter().filter(|threshold| threshold.verdict == verdict);
         of_it.map(|threshold| format!("{} ({})", threshold.what, threshold.case)).collect()
     }
 }
 
-/// What is to be said of a case under a limit.
+/// The verdict on a case under a limit.
 struct Judgement<'a> {
     limit: &'static Limit,
     case: &'a Case,
@@ -280,19 +281,19 @@ struct Judgement<'a> {
     verdict: Verdict,
 }
 
-/// Whether a figure reaches a limit. Two decimals are printed, and judged.
+/// Whether a figure meets a limit. Two decimals are printed, and compared.
 fn meets(figure: f64, limit: f64) -> bool {
     (figure * 100.0).round() / 100.0 <= limit
 }
 
-/// Holds each case against each limit that applies to it.
-fn judge_ratios<'a>(cases: &'a [Case], judged: &str, looks: usize) -> Vec<Judgement<'a>> {
+/// Compares each case with each limit that applies to it.
+fn judge_ratios<'a>(cases: &'a [Case], judged: &str, checkpoints: usize) -> Vec<Judgement<'a>> {
     let all = || LIMITS.iter().flat_map(|limit| cases.iter().map(move |case| (limit, case)));
     let ratios = all().filter(|(limit, case)| (limit.applies)(case)).filter_map(|(limit, case)| {
-        let design = if limit.base == "stock" { "patched" } else { judged };
+        let design = design_in(limit.base, judged);
         Some((limit, case, case.ratios.get(&format!("{design}/{}", limit.base))?))
     });
-    let chance = rounds::chance_of_one(ratios.clone().count(), looks);
+    let chance = rounds::chance_of_one(ratios.clone().count(), checkpoints);
     let judgements = ratios.filter_map(|(limit, case, ratio)| {
         let (figure, interval) = (ratio.figure()?, ratio.interval(chance));
         let verdict = interval.verdict(|figure| meets(figure, limit.limit));
@@ -301,10 +302,10 @@ fn judge_ratios<'a>(cases: &'a [Case], judged: &str, looks: usize) -> Vec<Judgem
     judgements.collect()
 }
 
-/// Holds the worst case of each kind against its limit. What was not measured is not judged.
-fn judge(cases: &[Case], library: Option<&Library>, judged: &str, looks: usize) -> Vec<Threshold> {
+/// Compares the worst case with each limit. A limit for which nothing was measured is left out.
+fn judge(cases: &[Case], library: Option<&Library>, judged: &str, checkpoints: usize) -> Vec<Threshold> {
     let mut thresholds = Vec::new();
-    let ratios = judge_ratios(cases, judged, looks);
+    let ratios = judge_ratios(cases, judged, checkpoints);
     for Limit { what, base, limit, .. } in &LIMITS {
         let of_it = ratios.iter().filter(|judgement| judgement.limit.what == *what);
         let worst = of_it.max_by(|one, other| {
@@ -364,24 +365,26 @@ impl fmt::Display for Report {
         if self.quick {
             writeln!(f, "A short run: do not quote its figures.")?;
         }
-        writeln!(f, "\nRatios to pthread keys below 32: median of all cases [quartiles of the worst]\n")?;
         writeln!(
             f,
-            "{:<26} {:>24} {:>20} {:>20} {:>20}",
-            "", "tls-rs", "pthread from 32 on", "__thread", "mutex_array"
+            "\nRatios to pthread keys below 32, of guac_rwlock to stock's: median of all cases [quartiles of the worst]\n"
         )?;
-        for (title, operation, threads) in ROWS {
-            write!(f, "{title:<26}")?;
-            for (design, width) in [("tls_rs", 24), ("pthread_high", 20), ("thread", 20), ("mutex_array", 20)]
-            {
-                write!(f, " {:>width$}", self.cell(operation, threads, design))?;
+        write!(f, "{:<26}", "")?;
+        for (_, title) in COLUMNS {
+            write!(f, " {title:>19}")?;
+        }
+        writeln!(f)?;
+        for row in &ROWS {
+            write!(f, "{:<26}", row.title)?;
+            for (design, _) in COLUMNS {
+                write!(f, " {:>19}", self.cell(row, design))?;
             }
             writeln!(f)?;
         }
         writeln!(
             f,
             "\n{:<29} {:<12} {:>6} {:>7} {:<11} {:>6}  worst case",
-            "what must be reached", "of", "limit", self.judged, "[interval]", "rounds"
+            "limits", "ratio to", "limit", self.judged, "[interval]", "rounds"
         )?;
         for Threshold { what, of, limit, worst, interval, rounds, case, verdict } in &self.thresholds {
             let decimals = if BASES.contains(&of.as_str()) { 2 } else { 0 };
@@ -404,34 +407,66 @@ impl fmt::Display for Report {
     }
 }
 
-/// The rows of the table: a title, an operation, and how many threads do it at once.
-pub const ROWS: [(&str, &str, u32); 10] = [
-    ("get", "get", 1),
-    ("get, two threads", "get", 2),
-    ("get, beside creation", "get_beside_churn", 2),
-    ("get of a key just got", "dependent_get", 1),
-    ("set", "set", 1),
-    ("get, set, get, set", "pair", 1),
-    ("create + delete", "create_delete", 1),
-    ("the same, two threads", "create_delete", 2),
-    ("first value + thread exit", "thread", 1),
-    ("the same, with destructor", "thread_with_destructor", 1),
+/// A row of the table and of the chart.
+pub struct Row {
+    /// What is measured, for readers.
+    pub title: &'static str,
+    operation: &'static str,
+    /// How many threads do it at once.
+    threads: u32,
+    /// The design that the figures are ratios to.
+    base: &'static str,
+}
+
+/// The rows of the table.
+pub const ROWS: [Row; 12] = [
+    row("get", "get", 1),
+    row("get, two threads", "get", 2),
+    row("get, during creation", "get_during_churn", 2),
+    row("get of a key just got", "dependent_get", 1),
+    row("set", "set", 1),
+    row("get, set, get, set", "pair", 1),
+    row("create + delete", "create_delete", 1),
+    row("the same, two threads", "create_delete", 2),
+    row("first value + thread exit", "thread", 1),
+    row("the same, with destructor", "thread_with_destructor", 1),
+    Row { base: "stock", ..row("guac_rwlock, read", "rwlock_read", 1) },
+    Row { base: "stock", ..row("guac_rwlock, write", "rwlock_write", 1) },
+];
+
+const fn row(title: &'static str, operation: &'static str, threads: u32) -> Row {
+    Row { title, operation, threads, base: "pthread_low" }
+}
+
+/// The columns of the table: a design, and its title.
+const COLUMNS: [(&str, &str); 5] = [
+    ("tls_rs", "tls-rs"),
+    ("pthread_high", "pthread from 32 on"),
+    ("thread", "__thread"),
+    ("mutex_array", "mutex array"),
+    ("slots16", "16 lock slots"),
 ];
 
 impl Report {
-    /// The ratios to `pthread_low` of a design, over all cases of an operation: the median one, and the worst.
-    pub fn range(&self, operation: &str, threads: u32, design: &str) -> Option<(Figure, Figure)> {
-        let cases = self.cases.iter().filter(|case| is(case, operation, threads));
-        let mut figures: Vec<_> = cases.filter_map(|case| case.ratio(design, "pthread_low")).collect();
+    /// A design's ratios in a row, over all its cases: the median one, and the worst. None if the design was not measured.
+    pub fn range(&self, row: &Row, design: &str) -> Option<(Figure, Figure)> {
+        let design = design_in(row.base, design);
+        let cases = self.cases.iter().filter(|case| is(case, row.operation, row.threads));
+        let mut figures: Vec<_> = cases.filter_map(|case| case.ratio(design, row.base)).collect();
         figures.sort_by(|one, other| one.median.total_cmp(&other.median));
         Some((*figures.get(figures.len() / 2)?, *figures.last()?))
     }
 
-    fn cell(&self, operation: &str, threads: u32, design: &str) -> String {
-        self.range(operation, threads, design).map_or("-".into(), |(middle, worst)| {
+    fn cell(&self, row: &Row, design: &str) -> String {
+        self.range(row, design).map_or("-".into(), |(middle, worst)| {
             format!("{:.2} [{:.2} {:.2}]", middle.median, worst.lower_quartile, worst.upper_quartile)
         })
     }
+}
+
+/// The name of a design in cases that have this base: in those of libguac, tls-rs is that of the patched one.
+fn design_in<'a>(base: &str, design: &'a str) -> &'a str {
+    if base == "stock" && design == "tls_rs" { "patched" } else { design }
 }
 
 fn thousands(number: u32) -> String {
@@ -446,7 +481,7 @@ fn thousands(number: u32) -> String {
 mod tests {
     use super::*;
     use crate::commands::bench::rounds::tests::Noise;
-    use crate::commands::bench::rounds::{LOOKS, QUICK_LOOKS};
+    use crate::commands::bench::rounds::{CHECKPOINTS, QUICK_CHECKPOINTS};
 
     fn samples(operation: &str, figures: &[(&str, f64)]) -> Samples {
         let samples = figures.iter().map(|(design, value)| ((*design).to_owned(), vec![*value; 3])).collect();
@@ -458,7 +493,7 @@ mod tests {
     /// Without noise.
     fn case(operation: &str, figures: &[(&str, f64)]) -> Case {
         let round = |_: &[String]| Ok(vec![samples(operation, figures)]);
-        decide("tls_rs", &QUICK_LOOKS, round).unwrap().remove(0)
+        decide("tls_rs", &QUICK_CHECKPOINTS, round).unwrap().remove(0)
     }
 
     fn thresholds_that_are(verdict: Verdict, cases: &[Case], library: Option<&Library>) -> Vec<String> {
@@ -494,7 +529,7 @@ mod tests {
     fn each_limit_is_missed_by_what_is_twice_as_slow() {
         for Limit { what, base, .. } in LIMITS {
             let design = if base == "stock" { "patched" } else { "tls_rs" };
-            let found = ["get", "get_beside_churn", "set", "pair", "create_delete", "thread"]
+            let found = ["get", "get_during_churn", "set", "pair", "create_delete", "thread"]
                 .into_iter()
                 .chain(["rwlock_read", "rwlock_write", "guac_error"])
                 .flat_map(|operation| {
@@ -521,7 +556,7 @@ mod tests {
     /// they are judged, and how many cases were measured in all rounds together.
     fn run(medians: &[f64], seed: u64) -> (Vec<Case>, usize) {
         let (mut noise, mut measured) = (Noise::new(seed), 0);
-        let cases = decide("tls_rs", &LOOKS, |open| {
+        let cases = decide("tls_rs", &CHECKPOINTS, |open| {
             let all = medians.iter().zip(1..).map(|(median, live)| {
                 let samples = samples("get", &[("tls_rs", noise.around(*median)), ("pthread_low", 1.0)]);
                 Samples { live, ..samples }
@@ -535,7 +570,10 @@ mod tests {
     }
 
     fn verdicts(cases: &[Case]) -> Vec<Verdict> {
-        judge_ratios(cases, "tls_rs", LOOKS.len()).into_iter().map(|judgement| judgement.verdict).collect()
+        judge_ratios(cases, "tls_rs", CHECKPOINTS.len())
+            .into_iter()
+            .map(|judgement| judgement.verdict)
+            .collect()
     }
 
     #[test]
@@ -550,7 +588,7 @@ mod tests {
                 assert_eq!(verdict, expected, "case {index}, seed {seed}");
             }
             // What is clear is not measured on and on.
-            assert!(measured < 180 * LOOKS[1], "{measured}");
+            assert!(measured < 180 * CHECKPOINTS[1], "{measured}");
         }
     }
 
@@ -558,7 +596,7 @@ mod tests {
     fn a_case_that_rounds_cannot_decide_is_not_called_met() {
         let (cases, _) = run(&[1.005], 1); // up to which the limit goes, as it is printed
         assert_eq!(verdicts(&cases), [Verdict::Undecided]);
-        assert_eq!(cases[0].ratio("tls_rs", "pthread_low").unwrap().rounds, LOOKS[3]);
+        assert_eq!(cases[0].ratio("tls_rs", "pthread_low").unwrap().rounds, CHECKPOINTS[3]);
         assert_eq!(thresholds_that_are(Verdict::Undecided, &cases, None), ["get"]);
         assert!(thresholds_that_are(Verdict::Met, &cases, None).is_empty());
     }

@@ -1,23 +1,23 @@
-//! When have noisy rounds shown whether a ratio reaches its limit?
+//! When have noisy rounds shown whether a ratio meets its limit?
 //!
-//! A round is a process of its own, with its own layout of memory, and measures every case once. Of each case it counts with
-//! one figure, the median of its samples. What is judged is the median over rounds, by the interval between order
-//! statistics that holds it with a certain chance whatever the noise is like: below the true median, a figure falls in
-//! half of all rounds. Cases that an interval leaves open get more rounds, up to a budget.
+//! A round is a process with its own memory layout, and measures every case once. It contributes one figure to each case,
+//! the median of its samples. The limit applies to the median over rounds. Its confidence interval lies between two order
+//! statistics, and is valid for any kind of noise: a round's figure is below the true median with a chance of one half.
+//! Cases whose interval contains the limit get more rounds, up to the last checkpoint.
 
 use serde::Serialize;
 
-/// After how many rounds it is looked at what is still open. The last is the budget.
-pub const LOOKS: [usize; 4] = [16, 32, 64, 128];
+/// After how many rounds the cases are judged. Those that are undecided get more rounds, until the last checkpoint.
+pub const CHECKPOINTS: [usize; 4] = [16, 32, 64, 128];
 
-/// Of a short run, which has to see that everything works.
-pub const QUICK_LOOKS: [usize; 1] = [13];
+/// The only checkpoint of a short run.
+pub const QUICK_CHECKPOINTS: [usize; 1] = [13];
 
-/// The chance that a run has a verdict that is wrong. Each case has its share of it at each look (Bonferroni), so it stays
-/// this small however many cases there are.
+/// The chance that a run has a wrong verdict. It is divided among all cases and checkpoints (Bonferroni), so it stays this
+/// small however many there are.
 const CHANCE_OF_ERROR: f64 = 0.05;
 
-/// One figure for each round.
+/// The figures of a case, one for each round.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(into = "Figure")]
 pub struct Rounds(Vec<f64>);
@@ -31,19 +31,19 @@ pub struct Figure {
     pub rounds: usize,
 }
 
-/// What is sure to hold a median. Without an end where there are too few rounds to say so.
+/// A confidence interval of a median. An end is missing if there are too few rounds for it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Interval {
     pub lower: Option<f64>,
     pub upper: Option<f64>,
 }
 
-/// Ordered by what a reader has to see first.
+/// Whether a limit is met, in the order of severity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     Met,
-    /// The interval holds the limit: the rounds have not shown either.
+    /// The interval contains the limit, so the rounds show neither.
     Undecided,
     Missed,
 }
@@ -60,7 +60,7 @@ impl Rounds {
         Some(Figure { median, lower_quartile, upper_quartile, rounds: sorted.len() })
     }
 
-    /// Where the true median is, on either side with this chance to be wrong.
+    /// The confidence interval of the median. The chance that the median lies below it, or above it, is `chance` each.
     pub fn interval(&self, chance: f64) -> Interval {
         let sorted = self.sorted();
         let outside = figures_outside(sorted.len(), chance);
@@ -85,7 +85,7 @@ impl From<Rounds> for Figure {
 }
 
 impl Interval {
-    /// Holds all of it against a limit.
+    /// The verdict for a limit, from all of the interval.
     pub fn verdict(&self, meets: impl Fn(f64) -> bool) -> Verdict {
         match (self.lower, self.upper) {
             (Some(lower), _) if !meets(lower) => Verdict::Missed,
@@ -95,13 +95,13 @@ impl Interval {
     }
 }
 
-/// What a single interval may have of [`CHANCE_OF_ERROR`].
-pub fn chance_of_one(cases: usize, looks: usize) -> f64 {
-    CHANCE_OF_ERROR / (cases * looks).max(1) as f64
+/// The share of [`CHANCE_OF_ERROR`] for a single interval.
+pub fn chance_of_one(cases: usize, checkpoints: usize) -> f64 {
+    CHANCE_OF_ERROR / (cases * checkpoints).max(1) as f64
 }
 
-/// The highest n for which the chance that the n-th lowest figure lies above the true median is no more than `chance`; it is
-/// the chance that fewer than n of all fall below it, which the binomial distribution gives.
+/// The highest n for which the n-th lowest figure lies above the true median with a chance of at most `chance`. That is the
+/// chance that fewer than n figures fall below the median, which the binomial distribution gives.
 fn figures_outside(rounds: usize, chance: f64) -> usize {
     let mut exactly = 0.5_f64.powi(i32::try_from(rounds).unwrap_or(i32::MAX)); // none of them falls below
     let mut at_most = exactly;
@@ -118,7 +118,7 @@ fn figures_outside(rounds: usize, chance: f64) -> usize {
 pub mod tests {
     use super::*;
 
-    /// Noise as of a machine that others share: a few percent, now and then several times as much, always the same.
+    /// Noise as on a shared machine: a few percent, sometimes several times as much. The same for the same seed.
     pub struct Noise(u64);
 
     impl Noise {
@@ -166,9 +166,12 @@ pub mod tests {
     }
 
     #[test]
-    fn the_first_look_can_decide_as_many_cases_as_there_are() {
-        for looks in [&LOOKS[..], &QUICK_LOOKS] {
-            assert!(figures_outside(looks[0], chance_of_one(200, looks.len())) > 0, "{looks:?}");
+    fn the_first_checkpoint_can_decide_as_many_cases_as_there_are() {
+        for checkpoints in [&CHECKPOINTS[..], &QUICK_CHECKPOINTS] {
+            assert!(
+                figures_outside(checkpoints[0], chance_of_one(200, checkpoints.len())) > 0,
+                "{checkpoints:?}"
+            );
         }
     }
 
@@ -184,7 +187,7 @@ pub mod tests {
                 Verdict::Undecided => {}
             }
         }
-        // 5 % on either side, less as only whole figures can be left out.
+        // At most 5 % on either side: less, as an interval ends at a figure.
         assert!((40..=100).contains(&missed) && (40..=100).contains(&met), "{missed} missed, {met} met");
     }
 }
