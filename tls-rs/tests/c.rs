@@ -1,5 +1,5 @@
-//! The library as C sees it: built as it is for libguac, linked statically and into a shared library, and put
-//! through the programs in `tests/c`.
+//! The library as C programs use it: built as for libguac, linked statically and into a shared library, and tested with the
+//! programs in `tests/c`.
 
 use std::env;
 use std::fs;
@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-/// Where this test keeps what it builds.
+/// The directory for the programs and libraries that these tests build.
 const TMP: &str = env!("CARGO_TARGET_TMPDIR");
 const CFLAGS: [&str; 7] = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Iinclude", "-Itests/c"];
 
@@ -93,7 +93,7 @@ fn threads_end_as_posix_says_and_leave_nothing_behind() {
 }
 
 #[test]
-fn what_threads_leave_behind_would_be_noticed() {
+fn a_leak_at_thread_exit_would_be_noticed() {
     let output = Command::new(HOST.static_program("exit")).arg("leak").output().expect("it has been built");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
@@ -114,7 +114,7 @@ fn keys_without_destructors_do_without_a_native_key() {
 }
 
 #[test]
-fn all_of_this_holds_with_musl() {
+fn the_c_tests_pass_with_musl() {
     if !MUSL.has_tools() {
         return skipped("there is no musl-gcc, so nothing has been tested with musl");
     }
@@ -122,10 +122,10 @@ fn all_of_this_holds_with_musl() {
 }
 
 #[test]
-fn all_of_this_holds_on_aarch64() {
+fn the_c_tests_pass_on_aarch64() {
     if !AARCH64.has_tools() {
         return skipped(
-            "aarch64 is untested: it takes aarch64-linux-gnu-gcc, qemu-aarch64 and the Rust target",
+            "aarch64 is untested: that needs aarch64-linux-gnu-gcc, qemu-aarch64 and the Rust target",
         );
     }
     AARCH64.run_everything();
@@ -133,10 +133,10 @@ fn all_of_this_holds_on_aarch64() {
 
 /// With keys of 32 bits, and with the root from `std`, as on all architectures but x86_64 and aarch64.
 #[test]
-fn all_of_this_holds_on_a_32_bit_architecture() {
+fn the_c_tests_pass_on_a_32_bit_architecture() {
     if !I686.has_tools() {
         return skipped(
-            "32-bit keys are untested: it takes i686-linux-gnu-gcc, qemu-i386 and the Rust target",
+            "32-bit keys are untested: that needs i686-linux-gnu-gcc, qemu-i386 and the Rust target",
         );
     }
     I686.run_everything();
@@ -145,7 +145,7 @@ fn all_of_this_holds_on_a_32_bit_architecture() {
 #[test]
 #[ignore = "takes a nightly Rust: cargo xtask prove address"]
 fn the_address_sanitizer_finds_nothing() {
-    // Not "fork": children that were forked from several threads wait for a lock of the sanitizer's own allocator.
+    // Not "fork": its children would wait for a lock of the sanitizer's allocator that another thread held.
     for program in ["keys", "signals", "destructors", "exit"] {
         ADDRESS.run_both(program, &["quick"]);
     }
@@ -155,8 +155,8 @@ fn the_address_sanitizer_finds_nothing() {
 #[test]
 #[ignore = "takes a nightly Rust: cargo xtask prove thread"]
 fn the_thread_sanitizer_finds_nothing() {
-    // "destructors" and "exit" end a process by `pthread_exit` in its main thread, which leaves ThreadSanitizer's own thread
-    // behind, so that the process goes on. In "fork", children that were forked from several threads hang.
+    // "destructors" and "exit" call `pthread_exit` in the main thread. ThreadSanitizer's own thread goes on then, and so
+    // does the process. In "fork", children of a process with threads hang.
     for program in ["keys", "signals"] {
         THREAD.run_both(program, &["quick"]);
     }
@@ -176,7 +176,7 @@ fn valgrind_finds_nothing() {
             .arg("quick")
             .output()
             .expect("it answers");
-        // What it finds in forked children is in its words alone.
+        // Errors in forked children are only printed.
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && said.is_empty(), "{program}: {}\n{said}", output.status);
     }
@@ -224,15 +224,15 @@ fn a_shared_library_needs_libc_alone() {
     assert_eq!(needed, ["calloc", "free", "pthread_key_create", "pthread_key_delete", "pthread_setspecific"]);
 }
 
-/// What programs are compiled with, and run on.
+/// How programs are compiled and run.
 struct Platform {
     name: &'static str,
     cc: &'static str,
     /// The library's Rust target, unless it is the host's.
     target: Option<&'static str>,
-    /// What runs a program, unless the host does.
+    /// The command that runs a program, unless the host can.
     emulator: &'static [&'static str],
-    /// The sanitizer that both compilers build in.
+    /// The sanitizer, for both compilers.
     sanitizer: Option<&'static str>,
     staticlib: OnceLock<PathBuf>,
     libguac: OnceLock<PathBuf>,
@@ -243,7 +243,7 @@ static HOST: Platform = Platform::new("host", "cc", None, &[], None);
 static ADDRESS: Platform = Platform::new("address", "cc", None, &[], Some("address"));
 static THREAD: Platform = Platform::new("thread", "cc", None, &[], Some("thread"));
 
-/// The library takes nothing from libc that musl does not have, so it need not be compiled for it.
+/// The library uses nothing of libc that musl lacks, so it is not compiled for musl.
 static MUSL: Platform = Platform::new("musl", "musl-gcc", None, &[], None);
 
 static AARCH64: Platform = Platform::new(
@@ -325,7 +325,7 @@ impl Platform {
         })
     }
 
-    /// The static library. Its target directory is its own, for Cargo holds the lock of the one this runs in.
+    /// The static library. It has a target directory of its own: Cargo holds the lock of the one that this test runs in.
     fn staticlib(&self) -> &Path {
         self.staticlib.get_or_init(|| {
             let dir =
@@ -363,15 +363,15 @@ impl Platform {
         self.run_shared(program, args);
     }
 
-    /// For a platform that is not the one at hand: less of each.
+    /// All programs, for less time, for a platform other than the host.
     fn run_everything(&self) {
         for program in ["keys", "signals", "destructors", "exit"] {
             self.run_both(program, &["quick"]);
         }
         self.run_static("memory", &[]);
         self.run_static("native", &[]);
-        // An emulator has threads and locks of its own, and children that are forked with one of these held hang in it:
-        // qemu-user's did, in the allocator that it keeps its translations with.
+        // Not under an emulator, which has threads and locks itself: children of qemu-user hung in the allocator of its
+        // translations.
         if self.emulator.is_empty() {
             self.run_both("fork", &["quick"]);
             self.run_static("torture", &["4", "50", "30"]);
@@ -379,7 +379,7 @@ impl Platform {
     }
 }
 
-/// Has `cc` write to a file of that name, and replaces the file in one step: another test may be running it.
+/// Runs `cc`, and puts its output into a file of that name in one step: another test may be running the old file.
 fn link(name: &str, cc: &mut Command) -> PathBuf {
     static LINKED: AtomicU32 = AtomicU32::new(0);
     let path = Path::new(TMP).join(name);
@@ -402,7 +402,7 @@ fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Says, also when the test harness captures what tests print, that something was not tested.
+/// Reports that something was not tested, even if the test harness captures the output of tests.
 fn skipped(why: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");

@@ -1,5 +1,5 @@
-//! The programs that the fuzzer has found worth keeping, run again: `fuzz/corpus` reaches every branch that any program
-//! of the fuzzer's has reached. For how to fuzz, see `fuzz/Cargo.toml`.
+//! Runs the programs of the fuzzer's corpus. Together they reach every branch that any of its programs has reached.
+//! `fuzz/Cargo.toml` says how to fuzz.
 
 #![cfg(not(miri))]
 
@@ -9,9 +9,9 @@ mod program;
 
 use std::fs;
 
-/// The only test here, for the reason that `model.rs` gives.
+/// The only test here. `model.rs` has the reason.
 #[test]
-fn no_program_of_the_fuzzers_tells_the_keys_from_posix_ones() {
+fn no_program_of_the_corpus_can_tell_the_keys_from_posix_ones() {
     let mut programs: Vec<_> =
         fs::read_dir("fuzz/corpus/model").unwrap().map(|file| file.unwrap().path()).collect();
     programs.sort();

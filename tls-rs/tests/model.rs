@@ -1,5 +1,5 @@
-//! Random programs of threads, forks, keys and values: does the library answer as pthread keys do, and as POSIX
-//! says where those cannot answer (dead keys, numbers that are no keys, more keys than libc has)?
+//! Random programs of threads, forks, keys and values: are the library's results those of pthread keys? And those that
+//! POSIX requires where pthread keys cannot be compared (dead keys, numbers that are no keys, more keys than libc has)?
 
 #![cfg(not(miri))]
 
@@ -48,7 +48,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(prop_oneof![15 => step_without_fork(), 1 => fork], 1..60)
 }
 
-/// A thread that makes and deletes keys until this is dropped.
+/// A thread that creates and deletes keys until this is dropped.
 struct Noise(Arc<AtomicBool>, Option<JoinHandle<()>>);
 
 impl Noise {
@@ -82,8 +82,8 @@ proptest! {
         ..ProptestConfig::default()
     })]
 
-    // The only test here. If another starts and ends threads at the time of a fork, then a new thread of the child
-    // may get glibc's record of one of those, with pthread values that its destructors have not been called for.
+    // The only test here. Another test might start and end threads during a fork. Then a new thread of the child might get
+    // glibc's record of one of those, with pthread values whose destructors have not been called.
     #[test]
     fn a_program_cannot_tell_the_keys_from_posix_ones(program in steps(), noise in prop::bool::weighted(0.2)) {
         let _noise = noise.then(Noise::start);

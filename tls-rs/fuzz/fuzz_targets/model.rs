@@ -1,4 +1,5 @@
-//! Lets libFuzzer write programs for the model. What it looks for is what they reach inside `tls-rs`.
+//! Runs programs that libFuzzer writes, and compares them with the model. It keeps those that reach new branches of
+//! `tls-rs`.
 
 #![no_main]
 

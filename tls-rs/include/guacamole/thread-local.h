@@ -16,13 +16,13 @@
 #define GUAC_THREAD_LOCAL_H
 
 /**
- * Thread-local storage which behaves as that of POSIX threads does, but has
- * as many keys as memory allows.
+ * Thread-local storage which behaves as that of POSIX threads, but has as many
+ * keys as memory allows.
  *
  * Arguments and results are those of the corresponding pthread functions:
- * zero on success, otherwise an error number (which is not to be looked for in
- * errno or guac_error). No function takes a lock, hence all of them may be
- * used at once in the child of a fork(), whatever threads the parent has.
+ * zero on success, otherwise an error number. Neither errno nor guac_error is
+ * set. No function takes a lock, so the child of a fork() may use all of them
+ * at once, whatever threads its parent has.
  *
  * @file thread-local.h
  */
@@ -34,8 +34,7 @@ extern "C" {
 #endif
 
 /**
- * A key. The number that stands for a key is never issued again, and zero is
- * never a key.
+ * A key. The number of a key is never issued again, and zero is never a key.
  */
 typedef uintptr_t guac_thread_local_key_t;
 
@@ -52,7 +51,7 @@ typedef void (*guac_thread_local_destructor_t)(void* value);
  * the process calls exit(), each of its values which is not NULL and whose
  * key has a destructor is set to NULL, then given to that destructor. This is
  * repeated up to PTHREAD_DESTRUCTOR_ITERATIONS times while destructors set
- * new values, and begins anew if the destructor of a pthread key sets one
+ * new values, and starts again if the destructor of a pthread key sets one
  * afterwards. Destructors may use any of the functions declared here.
  *
  * @param key
@@ -77,14 +76,14 @@ int guac_thread_local_key_create(guac_thread_local_key_t* key,
  *     The key to delete.
  *
  * @return
- *     Zero, or EINVAL if there is no such key (any more).
+ *     Zero, or EINVAL if the key does not exist or has been deleted.
  */
 int guac_thread_local_key_delete(guac_thread_local_key_t key);
 
 /**
  * Sets the calling thread's value for a key. Each thread has room for the
- * values of 12 keys from its beginning. Memory is allocated only once those
- * places are taken, be it by values or by keys whose value became NULL again.
+ * values of 12 keys when it starts. Memory is allocated only when that room is
+ * used up, by values or by keys whose value is NULL again.
  *
  * @param key
  *     The key.
@@ -94,10 +93,10 @@ int guac_thread_local_key_delete(guac_thread_local_key_t key);
  *
  * @return
  *     Zero, ENOMEM if there is not enough memory, in which case no value has
- *     changed, or EINVAL if there is no such key (any more). ENOMEM also if
- *     the library has to hear of the thread's end, as it does for a key with a
- *     destructor and for more than 12 values, and no pthread key has been left
- *     for it since it was loaded.
+ *     changed, or EINVAL if the key does not exist or has been deleted. For a
+ *     key with a destructor, and for more than 12 values, the library needs a
+ *     pthread key to be called at thread exit: ENOMEM also if it has never
+ *     got one since it was loaded.
  */
 int guac_thread_local_setspecific(guac_thread_local_key_t key,
         const void* value);
@@ -110,8 +109,8 @@ int guac_thread_local_setspecific(guac_thread_local_key_t key,
  *     The key.
  *
  * @return
- *     The value which this thread last set, or NULL if it has not set any or
- *     there is no such key (any more).
+ *     The value which this thread last set, or NULL if it has not set any, or
+ *     if the key does not exist or has been deleted.
  */
 void* guac_thread_local_getspecific(guac_thread_local_key_t key);
 

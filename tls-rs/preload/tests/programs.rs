@@ -1,5 +1,5 @@
-//! Does it stand in for libc's keys? Programs that know nothing of it run with the library preloaded: the C tests of
-//! `tls-rs`, on `pthread_` functions, those in `tests/c`, and what people run.
+//! Can the preload library replace libc's keys? Unmodified programs run with it: the C tests of `tls-rs`, on `pthread_`
+//! functions, those in `tests/c`, and programs that use GLib, OpenSSL and Python.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-/// Where this test keeps what it builds.
+/// The directory for the programs and libraries that these tests build.
 const TMP: &str = env!("CARGO_TARGET_TMPDIR");
 
-/// The folders of the C tests that come from `tls-rs`, and of those that are here.
+/// The folders of the C tests of `tls-rs`, and of those of this crate.
 const OF_TLS_RS: &str = "../tests/c";
 const OURS: &str = "tests/c";
 
@@ -45,7 +45,7 @@ fn the_functions_of_c11_use_the_same_keys() {
 }
 
 #[test]
-fn the_same_file_serves_musl() {
+fn the_same_file_works_with_musl() {
     if !answers(MUSL.cc) {
         return skipped("there is no musl-gcc, so nothing has been tested with musl");
     }
@@ -62,10 +62,10 @@ fn the_same_file_serves_musl() {
 fn it_works_on_aarch64() {
     if !AARCH64.has_tools() {
         return skipped(
-            "aarch64 is untested: it takes aarch64-linux-gnu-gcc, qemu-aarch64 and the Rust target",
+            "aarch64 is untested: that needs aarch64-linux-gnu-gcc, qemu-aarch64 and the Rust target",
         );
     }
-    // Neither `fork`, as the emulator has locks that a child can inherit, nor `limits`, as it limits no memory.
+    // Neither `fork`, as a child can inherit locks of the emulator, nor `limits`, as the emulator does not limit memory.
     for name in ["keys", "destructors", "exit", "signals"] {
         AARCH64.passes(OF_TLS_RS, name, &["quick"]);
     }
@@ -83,9 +83,9 @@ fn without_it_the_same_programs_run_out_of_keys() {
 }
 
 #[test]
-fn glib_has_as_many_private_values_as_it_likes() {
+fn glib_can_have_more_private_values_than_libc_has_keys() {
     let Some(flags) = pkg_config("glib-2.0") else {
-        return skipped("there is no glib-2.0, whose keys have not been tested");
+        return skipped("GLib is untested: there is no glib-2.0");
     };
     let program = build("glib", GLIBC.cc().arg("tests/c/glib.c").args(flags));
     assert_eq!(succeeds(GLIBC.preloaded(&program)), "8000 values freed\n");
@@ -93,9 +93,9 @@ fn glib_has_as_many_private_values_as_it_likes() {
 }
 
 #[test]
-fn openssl_may_come_when_libcs_keys_are_long_used_up() {
+fn openssl_can_be_loaded_after_libcs_keys_are_used_up() {
     let Some(flags) = pkg_config("openssl") else {
-        return skipped("there is no openssl, whose keys have not been tested");
+        return skipped("OpenSSL is untested: there is no openssl");
     };
     let program = build("openssl", GLIBC.cc().args(["tests/c/openssl.c", "-pthread"]).args(flags));
     succeeds(GLIBC.preloaded(&program));
@@ -104,14 +104,14 @@ fn openssl_may_come_when_libcs_keys_are_long_used_up() {
 #[test]
 fn python_runs_threads_and_processes() {
     if !answers("python3") {
-        return skipped("there is no python3, which has not been tested");
+        return skipped("Python is untested: there is no python3");
     }
     let mut python = GLIBC.preloaded("python3");
     succeeds(python.arg("tests/threads.py"));
 }
 
 #[test]
-fn libcs_functions_are_all_that_it_exports() {
+fn it_exports_libcs_functions_and_nothing_else() {
     let symbols = succeeds(
         Command::new("nm").args(["-D", "--defined-only", "--format=just-symbols"]).arg(GLIBC.library()),
     );
@@ -141,27 +141,27 @@ fn it_needs_no_particular_libc() {
     assert!(dynamic.contains("INIT_ARRAY") && !dynamic.contains("(NEEDED)"), "{dynamic}");
     let symbols =
         succeeds(Command::new("nm").args(["-D", "--undefined-only", "--format=posix"]).arg(GLIBC.library()));
-    // What is weak, the C compiler's own files ask for. On aarch64, compiler_builtins asks whether there are
-    // instructions for atomics. No abort: nothing that may panic has been linked in.
+    // Weak symbols are used by the C compiler's own files. On aarch64, compiler_builtins asks whether there are
+    // instructions for atomics. No abort: nothing that can panic has been linked in.
     let needed = symbols.lines().filter_map(|line| line.trim_end().strip_suffix(" U"));
     let needed: Vec<_> = needed.filter(|symbol| *symbol != "getauxval").collect();
     assert_eq!(needed, ["dlsym"]);
 }
 
-/// What programs are compiled with, and run on.
+/// How programs are compiled and run.
 struct Platform {
     name: &'static str,
     cc: &'static str,
-    /// The library's Rust target and the compiler to link it with, unless they are the host's.
+    /// The library's Rust target and its linker, unless they are the host's.
     target: Option<(&'static str, &'static str)>,
-    /// What runs a program, unless the host does.
+    /// The command that runs a program, unless the host can.
     emulator: &'static [&'static str],
     library: OnceLock<PathBuf>,
 }
 
 static GLIBC: Platform = Platform::new("glibc", "cc", None, &[]);
 
-/// The library is the same.
+/// With the same library as glibc.
 static MUSL: Platform = Platform::new("musl", "musl-gcc", None, &[]);
 
 static AARCH64: Platform = Platform::new(
@@ -191,12 +191,12 @@ impl Platform {
 
     fn cc(&self) -> Command {
         let mut cc = Command::new(self.cc);
-        // What cannot be tested here is unused. The headers here come before those of tls-rs.
+        // Tests that are left out here are unused functions. The headers of this crate come before those of tls-rs.
         cc.args(["-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Itests/c", "-I../tests/c"]);
         cc
     }
 
-    /// Compiles a program, which is linked with libc and nothing else.
+    /// Compiles a program, and links it with libc only.
     fn program(&self, folder: &str, name: &str) -> PathBuf {
         let libguac: &[_] = if folder == OF_TLS_RS { &["../tests/c/libguac.c"] } else { &[] };
         let source = format!("{folder}/{name}.c");
@@ -222,12 +222,20 @@ impl Platform {
         command
     }
 
-    /// The library. Its target directory is its own, for Cargo holds the lock of the one this runs in.
+    /// The library. It has a target directory of its own: Cargo holds the lock of the one that this test runs in.
     fn library(&self) -> &Path {
         self.library.get_or_init(|| {
             let dir = Path::new(TMP).join("target");
             let mut cargo = Command::new(env!("CARGO"));
-            cargo.args(["rustc", "--offline", "--quiet", "-p", "guacd-uncapped-preload", "--features", "library"]);
+            cargo.args([
+                "rustc",
+                "--offline",
+                "--quiet",
+                "-p",
+                "guacd-uncapped-preload",
+                "--features",
+                "library",
+            ]);
             cargo.args(["--profile", "staticlib", "--crate-type", "cdylib", "--target-dir"]).arg(&dir);
             self.target.map(|(target, linker)| cargo.args(["--target", target, "--config", linker]));
             succeeds(&mut cargo);
@@ -237,7 +245,7 @@ impl Platform {
     }
 }
 
-/// Has `cc` write to a file that no other test runs.
+/// Runs `cc`, and puts its output into a file of that name in one step: another test may be running the old file.
 fn build(name: &str, cc: &mut Command) -> PathBuf {
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
     static BUILT: AtomicU32 = AtomicU32::new(0);
@@ -264,8 +272,8 @@ fn output(command: &mut Command) -> Output {
     command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
-/// Runs a command, which must succeed without a word on standard error, where the loader would say that it has not
-/// loaded the library. Returns what it printed.
+/// Runs a command, which must succeed and print nothing on standard error: the loader would report there that it cannot
+/// load the library. Returns what the command printed.
 fn succeeds(mut command: impl std::borrow::BorrowMut<Command>) -> String {
     let command = command.borrow_mut();
     let output = output(command);
@@ -274,7 +282,7 @@ fn succeeds(mut command: impl std::borrow::BorrowMut<Command>) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Says, also when the test harness captures what tests print, that something was not tested.
+/// Reports that something was not tested, even if the test harness captures the output of tests.
 fn skipped(why: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");

@@ -14,7 +14,7 @@ local = threading.local()
 
 
 def use_keys(count):
-    """Creates keys, has this thread and a new one set them, and deletes them."""
+    """Creates keys, sets them in this thread and in a new one, and deletes them."""
     keys = []
     for _ in range(count):
         key = ctypes.c_uint()
@@ -52,7 +52,7 @@ if __name__ == "__main__":
         assert len(set(threads.map(work, range(200)))) == 200
     with multiprocessing.get_context("fork").Pool(2) as processes:
         assert processes.map(use_keys, [2000, 2500]) == [2000, 2500]
-    # A program that this one starts has the library, too.
+    # A program that this one starts gets the library, too.
     command = (
         "import ctypes, sys; key = ctypes.c_uint(); create = ctypes.CDLL(None).pthread_key_create; "
         "sys.exit(any(create(ctypes.byref(key), None) for _ in range(2000)))"

@@ -1,10 +1,10 @@
-//! Small programs of which loom runs every order of steps that the memory model allows. Run them with:
+//! Small programs, the models. Loom runs each in every order of steps that the memory model allows. Run them with:
 //!
 //! ```text
 //! RUSTFLAGS="--cfg loom" cargo test -p tls-rs --release loom
 //! ```
 //!
-//! `tests/loom.rs` shows that they catch planted bugs.
+//! `tests/loom.rs` shows that they catch the planted bugs of `bugs/`.
 
 use core::array;
 use core::ffi::c_void;
@@ -17,7 +17,7 @@ use loom::thread;
 use super::*;
 
 loom::lazy_static! {
-    /// New in each run of a model.
+    /// A new one for each run of a model.
     pub(crate) static ref REGISTRY: Registry = Registry {
         first: array::from_fn(|_| PaddedCell::default()),
         buckets: array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
@@ -29,7 +29,7 @@ loom::lazy_static! {
 impl Drop for Registry {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            return; // loom is gone already
+            return; // loom has ended already
         }
         for (bits, bucket) in (FIRST_BITS + 1..).zip(&mut self.buckets) {
             let cells = bucket.with_mut(|cells| *cells);
@@ -47,7 +47,7 @@ fn check(model: fn()) {
     builder.check(model);
 }
 
-/// Not to be called, but told apart: hence never inlined, for that would make copies.
+/// Never called. The tests compare its address, so it must not be inlined.
 #[inline(never)]
 unsafe extern "C" fn first(value: *mut c_void) {
     assert!(value.is_null());
@@ -62,7 +62,7 @@ fn create(destructor: Destructor) -> usize {
     REGISTRY.take().unwrap().publish(Some(destructor))
 }
 
-/// Deletes a key, and has its cell be used by whoever creates the next.
+/// Deletes a key, and gives its cell back for the next key.
 fn delete(key: usize) -> Result<(), Errno> {
     REGISTRY.give_back(REGISTRY.delete(key)?.unwrap());
     Ok(())
@@ -72,7 +72,7 @@ fn address(destructor: Option<Destructor>) -> Option<usize> {
     destructor.map(|destructor| destructor as usize)
 }
 
-/// Each of them lives, and has a cell of its own.
+/// Each of them is alive, and no two have the same cell.
 fn assert_keys(keys: &[usize]) {
     for key in keys {
         assert!(REGISTRY.live_cell(*key).is_some(), "{key:#x} is dead: {keys:x?}");
@@ -81,7 +81,7 @@ fn assert_keys(keys: &[usize]) {
     assert_eq!(indices.len(), keys.len(), "{keys:x?}");
 }
 
-/// As many keys as there are cells before the first bucket, less `free`.
+/// Creates as many keys as there are cells before the first bucket, less `free`.
 fn take_first_cells(free: usize) -> Vec<usize> {
     (1..FIRST_CELLS - free).map(|_| create(first)).collect()
 }
@@ -180,7 +180,7 @@ fn a_value_never_gets_the_destructor_of_a_later_key() {
             delete(key).unwrap();
             create(second)
         });
-        // What `table::take` does.
+        // This is what `Table::take` does.
         if cell.is_live(key) {
             let destructor = address(cell.destructor(key));
             assert!(destructor.is_none() || destructor == address(Some(first)));
@@ -197,7 +197,7 @@ fn a_value_never_gets_the_destructor_of_a_later_key_of_the_same_thread() {
     check(|| {
         let key = create(first);
         let cell = REGISTRY.live_cell(key).unwrap();
-        // What a thread does that keeps the cell of a key which it has deleted.
+        // The thread keeps the cell of the deleted key as its spare, and creates the next key from it.
         let other = thread::spawn(move || REGISTRY.delete(key).unwrap().unwrap().publish(Some(second)));
         if cell.is_live(key) {
             let destructor = address(cell.destructor(key));
@@ -223,9 +223,9 @@ fn a_value_never_gets_a_link_of_the_free_list_for_a_destructor() {
 }
 
 #[test]
-fn who_finds_a_key_alive_finds_its_destructor() {
+fn a_thread_that_finds_a_key_alive_finds_its_destructor() {
     check(|| {
-        // A cell that has been used: its bucket is there, and so is another destructor.
+        // A cell that has been used before, so that it contains another destructor.
         delete(create(first)).unwrap();
         let passed = Arc::new(AtomicUsize::new(0));
         let others = passed.clone();

@@ -1,4 +1,4 @@
-/* CHECK(), and what the tests share */
+/* CHECK() and VALUE(), for all tests */
 
 #ifndef CHECK_H
 #define CHECK_H

@@ -13,7 +13,7 @@
 
 static guac_thread_local_key_t key, other;
 
-/* What the destructor of key has seen */
+/* How often the destructor of key was called, and its last value */
 static int calls;
 static void* seen;
 
@@ -63,7 +63,7 @@ static void* set_and_delete(void* data) {
     return data;
 }
 
-static void they_run_however_a_thread_ends(void) {
+static void destructors_run_however_a_thread_ends(void) {
 
     CHECK(guac_thread_local_key_create(&key, note) == 0);
 
@@ -84,8 +84,8 @@ static void they_run_however_a_thread_ends(void) {
 
 }
 
-/* How a thread ends, and the value that its cleanup handler has seen */
-static void* (*way_to_end)(void*);
+/* How a thread ends, and the value that its cleanup handler has read */
+static void* (*how_to_end)(void*);
 static void* seen_by_handler;
 
 static void clean_up(void* data) {
@@ -96,18 +96,18 @@ static void clean_up(void* data) {
 
 static void* end_with_a_cleanup_handler(void* data) {
     pthread_cleanup_push(clean_up, data);
-    way_to_end(data);
+    how_to_end(data);
     pthread_cleanup_pop(0);
     return data;
 }
 
-static void they_run_after_cleanup_handlers(void) {
+static void destructors_run_after_cleanup_handlers(void) {
 
     CHECK(guac_thread_local_key_create(&key, note) == 0);
 
     void* (*ends[])(void*) = { set_and_exit, set_and_be_cancelled };
     for (int i = 0; i < 2; i++) {
-        way_to_end = ends[i];
+        how_to_end = ends[i];
         seen_by_handler = NULL;
         run(end_with_a_cleanup_handler);
         CHECK(seen_by_handler == VALUE(7));
@@ -126,7 +126,7 @@ static void tell(void* value) {
     CHECK(pthread_equal(pthread_self(), *(pthread_t*) seen));
 }
 
-/* How often the destructor runs in the main thread of a process that ends in some way */
+/* How often the destructor runs in the main thread of a process that ends by this function */
 static int runs_in_main_thread(void (*end)(void)) {
 
     int ends[2], status, count = 0;
@@ -164,7 +164,7 @@ static void leave_by_pthread_exit(void) {
     pthread_exit(NULL);
 }
 
-static void they_run_in_the_main_thread_only_if_it_exits_as_a_thread(void) {
+static void destructors_run_in_the_main_thread_only_if_it_calls_pthread_exit(void) {
     CHECK(runs_in_main_thread(leave_by_exit) == 0);
     CHECK(runs_in_main_thread(leave_by_pthread_exit) == 1);
 }
@@ -181,7 +181,7 @@ static void set_again_twice(void* value) {
         CHECK(guac_thread_local_setspecific(key, value) == 0);
 }
 
-static void they_are_repeated_while_they_set_values(void) {
+static void destructors_are_repeated_while_they_set_values(void) {
 
     CHECK(guac_thread_local_key_create(&key, set_again_twice) == 0);
     run(set_and_return);
@@ -205,7 +205,7 @@ static void set_key(void* value) {
     seen = value;
 }
 
-static void one_may_set_the_value_of_another(void) {
+static void a_destructor_may_set_the_value_of_another_key(void) {
     CHECK(guac_thread_local_key_create(&key, set_other) == 0);
     CHECK(guac_thread_local_key_create(&other, set_key) == 0);
     run(set_and_return);
@@ -222,7 +222,7 @@ static void free_value(void* value) {
     free(value);
 }
 
-/* Creates, sets, reads and deletes enough keys to move the thread's table, and more the second time */
+/* Creates, sets, reads and deletes enough keys to replace the thread's table, and more the second time */
 static void use_many_keys(void* value) {
 
     guac_thread_local_key_t keys[600];
@@ -241,7 +241,7 @@ static void use_many_keys(void* value) {
 
 }
 
-static void one_may_do_anything_with_keys(void) {
+static void a_destructor_may_do_anything_with_keys(void) {
     freed = 0;
     CHECK(guac_thread_local_key_create(&key, use_many_keys) == 0);
     run(set_and_return);
@@ -275,7 +275,7 @@ static void* set_300(void* data) {
     return data;
 }
 
-/* A leak checker sees whether the memory in which a thread keeps its values is */
+/* A leak checker reports it if the memory of the thread's table is not freed */
 static void a_threads_memory_is_freed_without_destructors(void) {
     for (int i = 0; i < 300; i++)
         CHECK(guac_thread_local_key_create(&allocated[i], NULL) == 0);
@@ -286,7 +286,7 @@ static void a_threads_memory_is_freed_without_destructors(void) {
 
 static pthread_key_t native;
 
-/* In libc's second round, hence after ours has been called */
+/* Sets a value in libc's second round, after our destructors have run */
 static void set_from_native(void* value) {
     if (value == VALUE(8))
         CHECK(pthread_setspecific(native, VALUE(9)) == 0);
@@ -328,7 +328,7 @@ static void* set_error(void* data) {
     return set_and_return(data);
 }
 
-/* In ours, and in one that libc itself runs */
+/* In a destructor of ours, and in one of a native key */
 static void the_error_is_there_in_destructors(void) {
     *guac_test_error_message() = "of the main thread";
     CHECK(guac_thread_local_key_create(&key, read_error) == 0);
@@ -341,8 +341,8 @@ static void the_error_is_there_in_destructors(void) {
     CHECK(guac_thread_local_key_delete(key) == 0);
 }
 
-/* The library has taken its own when it was loaded */
-static void they_run_though_libc_has_no_key_left(void) {
+/* The library has created its native key when it was loaded */
+static void destructors_run_if_libc_has_no_key_left(void) {
 
     pthread_key_t keys[PTHREAD_KEYS_MAX];
     int count = 0;
@@ -362,14 +362,14 @@ static void they_run_though_libc_has_no_key_left(void) {
 
 int main(void) {
 #ifndef GUAC_TEST_ALL_KEYS_ARE_OURS
-    they_run_though_libc_has_no_key_left(); /* first, or another test has had the key taken */
+    destructors_run_if_libc_has_no_key_left(); /* first: no other test may use the native key before */
 #endif
-    they_run_however_a_thread_ends();
-    they_run_after_cleanup_handlers();
-    they_run_in_the_main_thread_only_if_it_exits_as_a_thread();
-    they_are_repeated_while_they_set_values();
-    one_may_set_the_value_of_another();
-    one_may_do_anything_with_keys();
+    destructors_run_however_a_thread_ends();
+    destructors_run_after_cleanup_handlers();
+    destructors_run_in_the_main_thread_only_if_it_calls_pthread_exit();
+    destructors_are_repeated_while_they_set_values();
+    a_destructor_may_set_the_value_of_another_key();
+    a_destructor_may_do_anything_with_keys();
     each_value_is_freed_once();
     a_threads_memory_is_freed_without_destructors();
     values_from_another_librarys_destructor_are_not_lost();

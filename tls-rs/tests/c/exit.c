@@ -1,4 +1,4 @@
-/* How threads end: what destructors may do then, in which order, how often, and that nothing is left behind */
+/* Thread exit: what destructors may do, their order and number, and that no memory is left behind */
 
 #define _GNU_SOURCE
 
@@ -71,7 +71,7 @@ static void no_function_is_a_cancellation_point(void) {
     delete_keys();
 }
 
-/* As a blocked thread is that libguac cancels */
+/* A thread that blocks when it is cancelled, as those that libguac cancels */
 static pthread_barrier_t blocked;
 
 static void* set_keys_and_block(void* data) {
@@ -82,7 +82,7 @@ static void* set_keys_and_block(void* data) {
     return data;
 }
 
-/* The thread is cancelled already, which must not take effect a second time */
+/* The thread has been cancelled already. That must not take effect again */
 static void reach_a_cancellation_point(void* value) {
     pthread_testcancel();
     usleep(1);
@@ -91,7 +91,7 @@ static void reach_a_cancellation_point(void* value) {
     calls++;
 }
 
-static void they_run_to_their_end_in_a_cancelled_thread(void) {
+static void destructors_run_to_their_end_in_a_cancelled_thread(void) {
     pthread_t thread;
     void* result;
     calls = 0;
@@ -107,7 +107,7 @@ static void they_run_to_their_end_in_a_cancelled_thread(void) {
     delete_keys();
 }
 
-/* Most values are added while the table that they were to go into is walked over */
+/* Adds most values while thread exit walks over the table */
 static void grow(void* value) {
     calls++;
     if (value == VALUE(1))
@@ -120,7 +120,7 @@ static void* set_first_key(void* data) {
     return data;
 }
 
-static void one_may_outgrow_the_table(void) {
+static void a_destructor_may_outgrow_the_table(void) {
     create_keys(grow);
     run(set_first_key);
     CHECK(calls == KEYS);
@@ -135,7 +135,7 @@ static void report_calls(void) {
 }
 
 /* The process ends with its last thread, as if by exit(0) */
-static void one_may_outgrow_the_table_in_the_main_thread(void) {
+static void a_destructor_may_outgrow_the_table_in_the_main_thread(void) {
     int status;
     create_keys(grow);
     pid_t child = fork();
@@ -162,13 +162,13 @@ static void* set_five_keys(void* data) {
     return data;
 }
 
-/* POSIX leaves this undefined. With keys of libc's own, the thread ends, and the other destructors are not called. */
-static void one_may_end_the_thread(void) {
+/* POSIX leaves this undefined. With native keys, the thread ends, and the other destructors are not called. */
+static void a_destructor_may_end_the_thread(void) {
     create_keys(exit_again);
     CHECK(run(set_five_keys) == VALUE(9));
     CHECK(calls == 2);
     delete_keys();
-    /* Nothing of it is left to a thread that gets the same memory */
+    /* A later thread that gets the same memory must find none of these values */
     create_keys(grow);
     run(set_first_key);
     CHECK(calls == KEYS);
@@ -194,8 +194,8 @@ static void* set_all(void* data) {
     return set_key(data);
 }
 
-/* The library has taken its own native key first, and both libcs begin with that */
-static void they_run_before_those_of_native_keys(void) {
+/* The library created its native key first, and both libcs call the destructor of the first key first */
+static void destructors_run_before_those_of_native_keys(void) {
     CHECK(guac_thread_local_key_create(&key, set_native) == 0);
     create_keys(NULL);
     CHECK(pthread_key_create(&native, find_nothing) == 0);
@@ -224,7 +224,7 @@ static void* set_key_and_native(void* data) {
 }
 
 /* Even if a native key's destructor sets values again in each of libc's rounds */
-static void they_come_to_an_end(void) {
+static void destructors_come_to_an_end(void) {
     CHECK(guac_thread_local_key_create(&key, set_again) == 0);
     CHECK(pthread_key_create(&native, set_both_again) == 0);
     run(set_key_and_native);
@@ -266,7 +266,7 @@ static long resident_kib(void) {
     return pages * (sysconf(_SC_PAGESIZE) / 1024);
 }
 
-/* Values that fit into what a thread begins with, values that outgrow it, and those without a destructor */
+/* Threads whose values fit into the inline table, or do not, or have no destructor */
 static void* volatile lost;
 
 static void run_threads(int count) {
@@ -282,12 +282,12 @@ static void run_threads(int count) {
 static void threads_leave_nothing_behind(int threads) {
     create_keys(free_value);
     CHECK(guac_thread_local_key_create(&key, NULL) == 0);
-    run_threads(threads / 50); /* until libc's own memory does not grow any more */
+    run_threads(threads / 50); /* until the memory of libc itself no longer grows */
     long before = resident_kib();
     run_threads(threads);
     long after = resident_kib();
     CHECK(freed == allocated);
-    /* The least that can be allocated makes 32 bytes, for each fourth thread */
+    /* The smallest leak would be 32 bytes for each fourth thread */
     if (threads >= 100000)
         CHECK(after - before < threads / 4 * 32L / 1024);
     CHECK(guac_thread_local_key_delete(key) == 0);
@@ -303,14 +303,14 @@ int main(int argc, char** argv) {
     }
     CHECK(atexit(report_calls) == 0);
 #ifndef GUAC_TEST_ALL_KEYS_ARE_OURS
-    they_run_before_those_of_native_keys(); /* first, or another test has had the key taken */
-    they_come_to_an_end();
+    destructors_run_before_those_of_native_keys(); /* first: no other test may use the native key before */
+    destructors_come_to_an_end();
 #endif
     no_function_is_a_cancellation_point();
-    they_run_to_their_end_in_a_cancelled_thread();
-    one_may_outgrow_the_table();
-    one_may_outgrow_the_table_in_the_main_thread();
-    one_may_end_the_thread();
+    destructors_run_to_their_end_in_a_cancelled_thread();
+    a_destructor_may_outgrow_the_table();
+    a_destructor_may_outgrow_the_table_in_the_main_thread();
+    a_destructor_may_end_the_thread();
     threads_leave_nothing_behind(quick ? 200 : 100000);
     return 0;
 }

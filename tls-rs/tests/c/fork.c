@@ -1,4 +1,4 @@
-/* Forks from a process whose threads create and delete keys all the time. Each child must be able to at once. */
+/* Forks while other threads create and delete keys. Each child must be able to create and delete keys at once. */
 
 #define _POSIX_C_SOURCE 200809L
 
@@ -65,9 +65,9 @@ int main(int argc, char** argv) {
         pid_t child = fork();
         CHECK(child >= 0);
         if (child == 0) {
-            alarm(10); /* a child that hangs is killed, which the parent sees */
+            alarm(10); /* kills a child that hangs, and the parent reports it */
             in_child(key);
-            /* Not exit, where valgrind would look for leaks and find what other threads have in the parent */
+            /* Not exit(): valgrind would report the memory of the parent's other threads as leaks */
             execle("/bin/sh", "sh", "-c", ":", (char*) NULL, (char*[]) { NULL });
             abort();
         }

@@ -1,4 +1,4 @@
-/* Keys and values: what get, set, create and delete answer */
+/* Keys and values: the results of get, set, create and delete */
 
 #include "check.h"
 #include "libguac.h"
@@ -15,7 +15,7 @@ static void errors_are_returned(void) {
     /* Zero, numbers that are no keys, and keys that were never created */
     uintptr_t bad[] = { 0, 1, 31, 32, UINTPTR_MAX, UINTPTR_MAX - 31,
         (uintptr_t) 1 << (sizeof(uintptr_t) * 4), ~((uintptr_t) 0) >> 1,
-        /* Of the last generation there is */
+        /* Of the last generation */
         UINTPTR_MAX << (sizeof(uintptr_t) == 8 ? 32 : 20) | 1 };
 
     for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
@@ -25,7 +25,7 @@ static void errors_are_returned(void) {
         CHECK(guac_thread_local_key_delete(bad[i]) == EINVAL);
     }
 
-    /* Numbers next to a key that is in use */
+    /* Numbers that differ from a live key in one bit */
     guac_thread_local_key_t key;
     CHECK(guac_thread_local_key_create(&key, NULL) == 0);
     CHECK(guac_thread_local_setspecific(key, VALUE(1)) == 0);
@@ -55,7 +55,7 @@ static void a_deleted_key_is_dead(void) {
         dead[i] = key;
     }
 
-    /* These have taken the dead ones' places */
+    /* This key has the cell of a dead one */
     CHECK(guac_thread_local_key_create(&key, NULL) == 0);
     CHECK(guac_thread_local_setspecific(key, VALUE(1)) == 0);
 
@@ -104,7 +104,7 @@ static void many_keys_live_at_once(int count) {
     for (int i = 0; i < count; i++)
         CHECK(guac_thread_local_getspecific(keys[i]) == VALUE(i + 1));
 
-    /* Every other one dies; the rest is not disturbed, nor by new ones */
+    /* Neither deleting every other key nor creating new ones changes the others */
     for (int i = 0; i < count; i += 2)
         CHECK(guac_thread_local_key_delete(keys[i]) == 0);
     for (int i = 0; i < count; i += 2)

@@ -1,4 +1,4 @@
-/* Stands for libguac: uses the keys, and keeps guac_error as its patched error.c does */
+/* In place of libguac: uses keys, and stores guac_error as the patched error.c does */
 
 #include "libguac.h"
 

@@ -1,4 +1,4 @@
-/* What libguac.c offers to the tests */
+/* The functions of libguac.c, for the tests */
 
 #ifndef LIBGUAC_H
 #define LIBGUAC_H

@@ -1,4 +1,4 @@
-/* What happens when memory has run out. Linked with -Wl,--wrap=calloc */
+/* Behaviour when memory has run out. Linked with -Wl,--wrap=calloc */
 
 #include "check.h"
 #include "libguac.h"
@@ -10,7 +10,7 @@
 void* __real_calloc(size_t count, size_t size);
 void* __wrap_calloc(size_t count, size_t size);
 
-/* Calls that succeed until calloc fails, and calls so far */
+/* How many more calls of calloc succeed, and how many there were */
 static int left = INT_MAX, made;
 
 void* __wrap_calloc(size_t count, size_t size) {
@@ -18,13 +18,13 @@ void* __wrap_calloc(size_t count, size_t size) {
     return left-- > 0 ? __real_calloc(count, size) : NULL;
 }
 
-/* In a thread without memory, values are set as long as there is any place */
+/* In a thread that gets no memory, set succeeds while there is a free slot */
 static void* without_memory(void* arg) {
 
     guac_thread_local_key_t* keys = arg;
     left = 0;
 
-    /* Places whose value is NULL again serve other keys */
+    /* Slots whose value is NULL again can be used for other keys */
     for (int i = 0; i < 24; i++) {
         CHECK(guac_thread_local_setspecific(keys[i], VALUE(1)) == 0);
         CHECK(guac_thread_local_setspecific(keys[i], NULL) == 0);
@@ -33,7 +33,7 @@ static void* without_memory(void* arg) {
     CHECK(guac_thread_local_setspecific(keys[24], VALUE(1)) == 0);
     CHECK(guac_thread_local_key_create(&keys[0], NULL) == 0);
 
-    /* And so do those of deleted keys */
+    /* And so can those of deleted keys */
     for (int i = 0; i < 24; i++)
         CHECK(guac_thread_local_setspecific(keys[i], VALUE(1)) == 0);
     CHECK(guac_thread_local_key_delete(keys[0]) == 0);
@@ -52,7 +52,7 @@ int main(void) {
     guac_thread_local_key_t keys[1000], key = 5;
     int in_use = 0, failures = 0;
 
-    /* As many keys as fit into three blocks, then into a fourth: a failure loses none. 32 are there from the start */
+    /* As many keys as fit into 32 cells and three buckets, then into a fourth: a failure loses no cell */
     for (left = 3; guac_thread_local_key_create(&keys[in_use], NULL) == 0; in_use++)
         CHECK(in_use < 1000);
     CHECK(in_use == 32 + 64 + 128 + 256 - 1);
@@ -72,7 +72,7 @@ int main(void) {
     CHECK(pthread_create(&thread, NULL, without_memory, keys) == 0);
     CHECK(pthread_join(thread, NULL) == 0);
 
-    /* A thread that uses one key after the other needs no memory */
+    /* A thread that uses keys one after another needs no memory */
     left = made = 0;
     for (int i = 0; i < 1000; i++) {
         CHECK(guac_thread_local_key_delete(keys[0]) == 0);
@@ -80,7 +80,7 @@ int main(void) {
         CHECK(guac_thread_local_setspecific(keys[0], VALUE(1)) == 0);
     }
 
-    /* Nor do a few values, nor NULL, nor setting them again */
+    /* Neither do a few values, or NULL, or setting a value again */
     for (int i = 0; i < 12; i++)
         CHECK(guac_thread_local_setspecific(keys[i], VALUE(i + 1)) == 0);
     CHECK(guac_thread_local_setspecific(keys[500], NULL) == 0);

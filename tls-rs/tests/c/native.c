@@ -1,7 +1,7 @@
 /*
- * What happens when libc has no native key left for the library, or no memory
- * to set it. Linked statically, so that our constructor comes first, and with
- * -Wl,--wrap=pthread_setspecific
+ * Behaviour when libc has no native key left for the library, or no memory for
+ * its value. Linked statically, so that the constructor below runs before that
+ * of the library, and with -Wl,--wrap=pthread_setspecific
  */
 
 #include "check.h"
@@ -16,7 +16,7 @@
 int __real_pthread_setspecific(pthread_key_t key, const void* value);
 int __wrap_pthread_setspecific(pthread_key_t key, const void* value);
 
-/* Whether libc has memory for native keys' values, and how often it was asked */
+/* Whether libc has no memory for the values of native keys, and how often it was asked */
 static int libc_fails, asked;
 
 int __wrap_pthread_setspecific(pthread_key_t key, const void* value) {
@@ -27,7 +27,7 @@ int __wrap_pthread_setspecific(pthread_key_t key, const void* value) {
 static pthread_key_t taken[MOST];
 static int taken_count;
 
-/* Before the library takes its own, when it is loaded */
+/* Before the library creates its native key, when it is loaded */
 __attribute__((constructor(101))) static void take_all_native_keys(void) {
     while (taken_count < MOST && pthread_key_create(&taken[taken_count], NULL) == 0)
         taken_count++;
@@ -42,7 +42,7 @@ static void destroy(void* value) {
     destroyed++;
 }
 
-static void values_are_as_they_were(int count) {
+static void no_value_has_changed(int count) {
     for (int i = 0; i < count; i++)
         CHECK(guac_thread_local_getspecific(keys[i]) == VALUE(i + 1));
     for (int i = count; i < COUNT; i++)
@@ -50,32 +50,32 @@ static void values_are_as_they_were(int count) {
     CHECK(guac_thread_local_getspecific(key) == NULL);
 }
 
-/* Everything goes on but for what needs to hear of the thread's end: destructors, and memory */
-static void* use_keys_without_a_hook(void* data) {
+/* Everything works but for values that thread exit must destroy or free */
+static void* use_keys_without_a_native_key(void* data) {
 
     guac_thread_local_key_t other;
     int count;
 
-    /* Whether it would be the thread's first value or not */
+    /* Whatever number of values the thread has */
     for (count = 0; count <= 12; count++) {
         CHECK(guac_thread_local_setspecific(key, VALUE(1)) == ENOMEM);
         CHECK(guac_thread_local_setspecific(key, NULL) == 0);
-        values_are_as_they_were(count);
+        no_value_has_changed(count);
         CHECK(guac_thread_local_setspecific(keys[count], VALUE(count + 1)) == 0);
     }
 
     while (guac_thread_local_setspecific(keys[count], VALUE(count + 1)) == 0)
         CHECK(++count < COUNT);
     CHECK(guac_thread_local_setspecific(keys[count], VALUE(count + 1)) == ENOMEM);
-    values_are_as_they_were(count);
+    no_value_has_changed(count);
 
-    /* Cells that the thread cannot keep go back, and come again */
+    /* The thread cannot keep a spare cell, so cells go back to the registry and are used again */
     for (int i = 0; i < 1000; i++) {
         CHECK(guac_thread_local_key_create(&other, destroy) == 0);
         CHECK(guac_thread_local_setspecific(other, VALUE(1)) == ENOMEM);
         CHECK(guac_thread_local_key_delete(other) == 0);
     }
-    values_are_as_they_were(count);
+    no_value_has_changed(count);
     return data;
 
 }
@@ -87,11 +87,11 @@ static void* set_a_value(void* data) {
 
 static void* set_a_value_after_libc_has_failed(void* data) {
     libc_fails = 1;
-    use_keys_without_a_hook(data);
+    use_keys_without_a_native_key(data);
     libc_fails = 0;
     for (int i = 0; i < COUNT; i++)
         CHECK(guac_thread_local_setspecific(keys[i], VALUE(i + 1)) == 0);
-    values_are_as_they_were(COUNT);
+    no_value_has_changed(COUNT);
     return set_a_value(data);
 }
 
@@ -106,11 +106,11 @@ int main(void) {
     CHECK(guac_thread_local_key_create(&key, destroy) == 0);
     for (int i = 0; i < COUNT; i++)
         CHECK(guac_thread_local_key_create(&keys[i], NULL) == 0);
-    run(use_keys_without_a_hook);
+    run(use_keys_without_a_native_key);
     CHECK(destroyed == 0);
     CHECK(asked == 0);
 
-    /* As soon as there is one, the library takes it */
+    /* As soon as libc has a native key, the library creates it */
     CHECK(pthread_key_delete(taken[--taken_count]) == 0);
     run(set_a_value);
     CHECK(destroyed == 1);

@@ -1,4 +1,4 @@
-/* A signal handler that calls get, whatever the thread it interrupts is doing */
+/* A signal handler calls get, whatever it interrupts */
 
 #define _GNU_SOURCE
 
@@ -12,17 +12,17 @@
 
 #define KEYS 40
 
-/* A value that is there all the time, and keys that are deleted */
+/* A key that always has a value, and keys that are deleted */
 static guac_thread_local_key_t watched, dead[KEYS];
 
-/* What the interrupted thread is just setting, and what it has deleted so far */
+/* The key that the interrupted thread is setting, its new value, and how many keys it has deleted */
 static volatile guac_thread_local_key_t changing;
 static void* volatile next_value;
 static volatile int deleted;
 
 static volatile sig_atomic_t interrupted, wrong;
 
-static void look(int signal) {
+static void check_values(int signal) {
 
     (void) signal;
     interrupted++;
@@ -43,7 +43,7 @@ static void look(int signal) {
 static void handle(int signal) {
     struct sigaction action;
     memset(&action, 0, sizeof(action));
-    action.sa_handler = look;
+    action.sa_handler = check_values;
     CHECK(sigaction(signal, &action, NULL) == 0);
 }
 
@@ -75,7 +75,7 @@ static void use_keys(int count, int keep) {
     delete(dead, count);
     deleted = count;
 
-    /* The first ones have the cells of the dead, the others the generation */
+    /* The former get the cells of the dead keys, the latter their generation */
     create(later, count);
     create(other, count);
     for (int i = 0; i < count; i++) {
@@ -141,7 +141,7 @@ static void each_instruction_is_interrupted(void) {
 
 int main(int argc, char** argv) {
 
-    /* Valgrind knows no single steps */
+    /* Valgrind does not support single steps */
     int quick = argc > 1 && strcmp(argv[1], "quick") == 0;
 
     CHECK(guac_thread_local_key_create(&watched, NULL) == 0);

@@ -1,7 +1,7 @@
 /*
  * Forks from a process whose threads create, delete, set and exit all the
  * time. Arguments: threads, children, and the seconds after which a child
- * hangs. Says how many children hung and how many were wrong, and gives up
+ * counts as hung. Prints how many children hung and how many failed, and ends
  * after the first that hung.
  */
 
@@ -16,7 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* More than a thread has places for */
+/* More than the inline table has room for */
 #define KEYS 20
 
 static guac_thread_local_key_t common;
@@ -110,7 +110,7 @@ int main(int argc, char** argv) {
 
     printf("%d children of %d threads: %d hung, %d wrong\n", forked, threads, hung, wrong);
 
-    /* What hangs may do so in the parent, too */
+    /* The parent might hang as well */
     if (hung != 0) {
         fflush(stdout);
         _exit(2);

@@ -1,9 +1,9 @@
-//! The program that some bytes stand for. Any bytes stand for one, and bytes that differ little for programs that do,
-//! so that a fuzzer finds its way: a step is one byte for what it does and one for each of its numbers.
+//! Programs as bytes, for the fuzzer. Any bytes are a program, and similar bytes are similar programs: a step is one byte
+//! for the operation and one for each of its numbers.
 
 use super::program::{Kind, Step};
 
-/// Steps of a forked child, at most.
+/// The most steps of a forked child.
 const STEPS_OF_CHILD: usize = 12;
 
 pub fn decode(bytes: &[u8]) -> Vec<Step> {
@@ -16,7 +16,7 @@ pub fn decode(bytes: &[u8]) -> Vec<Step> {
 }
 
 fn step(bytes: &mut impl ExactSizeIterator<Item = u8>, may_fork: bool) -> Step {
-    // Where the bytes end in the middle of a step, zeroes follow.
+    // If the bytes end in the middle of a step, zeroes follow.
     let mut next = || usize::from(bytes.next().unwrap_or(0));
     let (what, thread) = (next() % 16, next());
     match what {
@@ -46,7 +46,7 @@ fn kind(byte: usize) -> Kind {
     }
 }
 
-/// One mostly, and up to 64.
+/// A count from 1 to 64, mostly 1.
 fn count(byte: usize) -> usize {
     byte.saturating_sub(191).max(1)
 }

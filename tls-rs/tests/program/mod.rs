@@ -1,8 +1,8 @@
-//! Programs of threads, forks, keys and values, and what they must answer.
+//! Programs of threads, forks, keys and values, and their expected results.
 //!
-//! A program's steps run one after the other, each in one of several threads, on keys of this library and on pthread
-//! keys, where those can answer. A plain model says what to expect. Where programs come from is up to who includes
-//! this: `model.rs` makes them up, and a fuzzer writes them as bytes (`bytes.rs`), which `corpus.rs` runs again.
+//! The steps of a program run one after another, each in one of several threads, with keys of this library and, where they
+//! can be compared, with pthread keys. A simple model gives the expected results. `model.rs` makes programs up. The fuzzer
+//! writes them as bytes (`bytes.rs`), which `corpus.rs` runs again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{c_int, c_void};
@@ -18,14 +18,14 @@ use std::thread::{self, JoinHandle};
 use libc::{EINVAL, pthread_key_t};
 use tls_rs::ffi;
 
-/// Destructors run in at most so many rounds, here as in libc.
+/// The most rounds of destructors, in this library and in libc.
 const ROUNDS: u32 = 4;
 
-/// Keys of a program that have a counterpart among pthread keys, at a time; and those of kind `Create`.
+/// How many live keys of a program have a pthread key to compare with, and how many of these are of kind `Create`.
 const NATIVE_KEYS: usize = 100;
 const NATIVE_CREATORS: usize = 15;
 
-/// What is wrong.
+/// An error says what is wrong.
 pub type Checked = Result<(), String>;
 
 macro_rules! ensure {
@@ -36,7 +36,7 @@ macro_rules! ensure {
     };
 }
 
-/// What the destructor of a key does, after it has noted that it ran.
+/// What the destructor of a key does after it has logged its call.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// There is none.
@@ -44,14 +44,14 @@ pub enum Kind {
     Nothing,
     /// Sets the value again, so many times.
     SetAgain(u32),
-    /// Sets a value of another key, which nobody else sets.
+    /// Sets a value of another key, which only this destructor sets.
     SetOther,
     DeleteKey,
     /// Creates so many keys of kind `DeleteKey`, with values.
     Create(u32),
 }
 
-/// Threads and keys are numbers that stand for one of those that there are.
+/// A thread or key is any number, and stands for one of those that exist.
 #[derive(Clone, Debug)]
 pub enum Step {
     Create { thread: usize, kind: Kind, count: usize },
@@ -64,14 +64,14 @@ pub enum Step {
     Fork { thread: usize, steps: Vec<Step> },
 }
 
-/// Runs a program, and says where it was answered wrongly.
+/// Runs a program. The error says which result was wrong.
 pub fn run(steps: &[Step]) -> Checked {
     let mut run = Run::new(vec![Worker::start(0)]);
     run.steps(steps)?;
     run.finish()
 }
 
-/// Whose keys.
+/// The library whose keys are used: this one, or libc.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Side {
     Ours,
@@ -83,7 +83,7 @@ pub type Destructor = Option<unsafe extern "C" fn(*mut c_void)>;
 impl Side {
     pub fn create(self, destructor: Destructor) -> Result<usize, c_int> {
         let (mut ours, mut native): (usize, pthread_key_t) = (0, 0);
-        // SAFETY: both may be written to, and `destroy` is only given values that it is made for.
+        // SAFETY: both may be written to, and `destroy` only gets pointers to a `Value`.
         let (error, key) = unsafe {
             match self {
                 Side::Ours => (ffi::guac_thread_local_key_create(&mut ours, destructor), ours),
@@ -121,15 +121,15 @@ impl Side {
 /// Which values were given to their destructors.
 type Log = Arc<Mutex<Vec<(Side, usize)>>>;
 
-/// What values point to.
+/// The data that values point to.
 struct Value {
     number: usize,
     side: Side,
     key: usize,
     kind: Kind,
-    /// For `SetAgain`: how often still.
+    /// For `SetAgain`: how many more times.
     left: AtomicU32,
-    /// For `SetOther`: what to set.
+    /// For `SetOther`: the value to set.
     other: Option<Box<Value>>,
     /// For `Create`: values of the keys that were created.
     created: Mutex<Vec<Arc<Value>>>,
@@ -138,7 +138,7 @@ struct Value {
 
 /// The destructor of all keys.
 unsafe extern "C" fn destroy(value: *mut c_void) {
-    // SAFETY: values point to a `Value` that lives as long as its program runs.
+    // SAFETY: values point to a `Value` that is alive while its program runs.
     let value = unsafe { &*value.cast::<Value>() };
     let side = value.side;
     value.log.lock().unwrap().push((side, value.number));
@@ -176,10 +176,10 @@ unsafe extern "C" fn destroy(value: *mut c_void) {
     }
 }
 
-/// A thread that does what it is told.
+/// A thread that runs jobs.
 struct Worker {
     name: usize,
-    /// `None` is the thread that leads the program: in a forked child there is no other at first.
+    /// `None` is the calling thread: a forked child has no other at first.
     thread: Option<(mpsc::Sender<Job>, JoinHandle<()>)>,
 }
 
@@ -192,7 +192,7 @@ impl Worker {
         Worker { name, thread: Some((jobs, thread)) }
     }
 
-    /// Has the thread do something, and waits until it has.
+    /// Runs a job in the thread, and waits for its result.
     fn run<R: Send + 'static>(&self, job: impl FnOnce() -> R + Send + 'static) -> R {
         let Some((jobs, _)) = &self.thread else { return job() };
         let (answer, answered) = mpsc::channel();
@@ -210,7 +210,7 @@ impl Drop for Worker {
     }
 }
 
-/// What there should be.
+/// A key of the model.
 #[derive(Clone)]
 struct Key {
     ours: usize,
@@ -222,26 +222,26 @@ struct Key {
 }
 
 impl Key {
-    /// Whether `number` is one of its keys of ours.
+    /// Whether `number` is one of this key's numbers in our library.
     fn is(&self, number: usize) -> bool {
         self.ours == number || self.other.is_some_and(|(ours, _)| ours == number)
     }
 
-    /// The native key, which may be asked as long as it lives.
+    /// The native key, which may be used as long as the key is alive.
     fn native(&self) -> Option<usize> {
         self.native.filter(|_| self.live)
     }
 }
 
-/// A program that runs. Its threads come first, and so end before the values go that their destructors get.
+/// A running program. Its threads come first, and so end before the values are dropped that their destructors get.
 struct Run {
     workers: Vec<Worker>,
     keys: Vec<Key>,
-    /// Every number that was a key of ours.
+    /// All numbers that our library has issued.
     issued: BTreeSet<usize>,
     /// By thread and key: the number of the value.
     values: BTreeMap<(usize, usize), usize>,
-    /// By number: where the value is, ours and the native one.
+    /// By number of the value: our value and the native one.
     boxes: Vec<Arc<[Value; 2]>>,
     names: usize,
     log: Log,
@@ -269,7 +269,7 @@ impl Run {
         steps.iter().try_for_each(|step| self.step(step))
     }
 
-    /// The thread that a number stands for.
+    /// The thread for which a number stands.
     fn worker(&mut self, number: usize) -> usize {
         if self.workers.is_empty() {
             self.start();
@@ -388,7 +388,7 @@ impl Run {
         self.get(worker, [number])
     }
 
-    /// A new value for a key, ours and the native one.
+    /// New values for a key: ours and the native one.
     fn new_values(&mut self, key: &Key) -> Arc<[Value; 2]> {
         let number = self.boxes.len();
         let log = &self.log;
@@ -431,9 +431,9 @@ impl Run {
         Ok(())
     }
 
-    /// Any number may be asked for, be it a key or not.
+    /// Uses numbers that are no keys.
     fn use_number(&mut self, worker: usize, number: usize) -> Checked {
-        // Besides numbers that are anything, keys of another generation than that which lives.
+        // The given number, and those of live keys with another generation.
         let of_another_generation = |key: &Key| key.ours ^ 1 << (usize::BITS - 1 - number as u32 % 12);
         let live = self.keys.iter().filter(|key| key.live);
         let is_live = |number| self.keys.iter().any(|key| key.live && key.is(number));
@@ -451,7 +451,7 @@ impl Run {
         Ok(())
     }
 
-    /// Ends a thread. The destructors of its values have run then.
+    /// Ends a thread, and compares which destructors have run.
     fn end(&mut self, worker: usize) -> Checked {
         let Some((jobs, thread)) = self.workers[worker].thread.take() else { return Ok(()) };
         let name = self.workers.swap_remove(worker).name;
@@ -502,7 +502,7 @@ impl Run {
         Ok(())
     }
 
-    /// Forks in one of the threads. The child goes on with steps of its own.
+    /// Forks in one of the threads. The child runs these steps.
     fn fork(&mut self, worker: usize, steps: Vec<Step>) -> Checked {
         let worker = &self.workers[worker];
         let name = worker.name;
@@ -523,7 +523,7 @@ impl Run {
         (0..self.workers.len()).try_for_each(|worker| self.get(worker, 0..self.keys.len()))
     }
 
-    /// Ends all threads and deletes all keys, so that the next program begins as this one did.
+    /// Ends all threads and deletes all keys, so that the next program starts in the same state.
     fn finish(mut self) -> Checked {
         self.everything_is_there()?;
         while !self.workers.is_empty() {
@@ -539,15 +539,15 @@ impl Run {
     }
 }
 
-/// Forks and has the child do something. A child that hangs is killed.
+/// Forks, and runs a job in the child. A child that hangs is killed.
 fn in_a_child(job: impl FnOnce() -> Checked) -> Checked {
     let (mut read, mut write) = UnixStream::pair().map_err(|error| format!("socketpair: {error}"))?;
-    // SAFETY: glibc and musl keep malloc usable in the child, and the test's other locks are free: of the
-    // test's threads only this one runs.
+    // SAFETY: glibc and musl keep malloc usable in the child. No other lock of the test is held, as its other threads wait
+    // for jobs.
     match unsafe { libc::fork() } {
         -1 => Err("cannot fork".into()),
         0 => {
-            // SAFETY: may be called at any time. A fuzzer has a handler of its own, which does not end a child.
+            // SAFETY: both may be called at any time. The fuzzer has installed a handler that would not end a child.
             unsafe {
                 libc::signal(libc::SIGALRM, libc::SIG_DFL);
                 libc::alarm(20);
@@ -555,7 +555,7 @@ fn in_a_child(job: impl FnOnce() -> Checked) -> Checked {
             let failure =
                 catch_unwind(AssertUnwindSafe(job)).unwrap_or(Err("panic".into())).err().unwrap_or_default();
             let status = write.write_all(failure.as_bytes()).map_or(2, |()| 0);
-            // SAFETY: it ends the process, and nothing else.
+            // SAFETY: it only ends the process.
             unsafe { libc::_exit(status) }
         }
         child => {

@@ -16,17 +16,17 @@
 #define GUAC_PRIVATE_THREAD_LOCAL_ERROR_H
 
 /**
- * The storage behind guac_error and guac_error_message, for libguac alone:
- * the variables are hidden, thus not exported by libguac.so. They are valid
- * from the first instruction of a thread to its last, initially zero
- * (GUAC_STATUS_SUCCESS and NULL), and need no allocation.
+ * The storage of guac_error and guac_error_message, for libguac alone: the
+ * variables are hidden, so libguac.so does not export them. They are valid
+ * from the first instruction of a thread to its last. They are zero at first
+ * (GUAC_STATUS_SUCCESS and NULL), and are never allocated.
  *
  * @file thread-local-error.h
  */
 
 #include "guacamole/error-types.h"
 
-/* The library defines a variable of the size of an int */
+/* tls-rs defines a variable of the size of an int */
 typedef char guac_thread_local_error_status_is_an_int
         [sizeof(guac_status) == sizeof(int) ? 1 : -1];
 

@@ -1,7 +1,7 @@
 /*
- * Keys from where a library may least expect to be called: before any
- * constructor has run, in malloc(), before and after fork(), and in the
- * destructors of other keys. And more of them than libc has.
+ * Keys at unusual moments: before any constructor has run, in malloc(), before
+ * and after fork(), and in the destructors of other keys. And more keys than
+ * libc has.
  */
 
 #define _GNU_SOURCE
@@ -29,17 +29,17 @@ static void before_constructors(void) {
     CHECK(pthread_setspecific(first, VALUE(1)) == 0);
 }
 
-/* The constructors of libraries come after this, so this library's own does, too */
+/* This runs before the constructors of all libraries, the preload library's included */
 __attribute__((section(".preinit_array"), used))
 static void (*const run_before_constructors)(void) = before_constructors;
 
-/* musl knows no such section */
+/* musl does not support that section */
 __attribute__((constructor))
 static void run_as_constructor(void) {
     before_constructors();
 }
 
-/* An allocator which keeps a thread's arena under a key, as some do, and would not bear to be called from there */
+/* An allocator which keeps a thread's arena under a key, as some do. The key functions must not call it in turn */
 
 static char arena[1 << 20];
 static size_t taken;
@@ -73,7 +73,7 @@ void* calloc(size_t count, size_t size) {
 
 void* realloc(void* old, size_t size) {
     (void) old;
-    return take(size); /* nothing here needs what was there */
+    return take(size); /* no caller here needs the old contents */
 }
 
 void free(void* memory) {
@@ -84,7 +84,7 @@ void free(void* memory) {
 
 static pthread_key_t keys[KEYS];
 
-/* Once more than fits into what a thread begins with is set, the storage needs memory */
+/* More values than the inline table has room for, so that the storage needs memory */
 static void* set_all(void* data) {
     CHECK(malloc(10) != NULL);
     for (int i = 0; i < KEYS; i++) {

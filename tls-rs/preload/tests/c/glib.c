@@ -1,4 +1,4 @@
-/* GLib keeps its own state under pthread keys, and aborts if it gets none */
+/* GLib keeps state under pthread keys, and aborts if it gets none */
 
 #include <glib.h>
 #include <stdio.h>

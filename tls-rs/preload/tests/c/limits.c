@@ -1,4 +1,4 @@
-/* What is no key, what is out of reach, and what happens when memory runs out */
+/* Numbers that are no keys, the largest number of keys, and behaviour when memory runs out */
 
 #include "check.h"
 
@@ -13,7 +13,7 @@ static pthread_key_t keys[MOST + 1];
 static pthread_key_t other;
 
 static void keys_fit_into_an_int(void) {
-    /* As often as a cell is used again, and longer */
+    /* More often than a cell can be used */
     for (int i = 0; i < 5000; i++) {
         pthread_key_t key;
         CHECK(pthread_key_create(&key, NULL) == 0);
@@ -31,7 +31,7 @@ static void keys_fit_into_an_int(void) {
     CHECK(pthread_setspecific((pthread_key_t) -1, VALUE(1)) == EINVAL);
 }
 
-/* Creates keys until there is an error, which it has to be, and says how many */
+/* Creates keys until it fails with this error, and returns how many */
 static int create_all(int error) {
     for (int count = 0; ; count++) {
         int result = pthread_key_create(&keys[count], NULL);
@@ -59,7 +59,7 @@ static void nothing_changes_when_memory_runs_out(void) {
     int count = create_all(ENOMEM);
     set_limit(0);
     CHECK(count > 0);
-    while (count < 100) /* more than a thread has room for */
+    while (count < 100) /* more than the inline table has room for */
         CHECK(pthread_key_create(&keys[count++], NULL) == 0);
 
     int set = 0;
@@ -84,7 +84,7 @@ static void nothing_changes_when_memory_runs_out(void) {
 
 static void there_are_a_million_and_then_no_more(void) {
     int count = create_all(EAGAIN);
-    /* The program's runtime may have a few, and some cells have been used up above */
+    /* Libc may have created a few, and some cells have been used up above */
     CHECK(count > MOST - 20 && count <= MOST);
     CHECK(pthread_key_delete(keys[0]) == 0);
     CHECK(pthread_key_create(&keys[0], NULL) == 0);

@@ -1,4 +1,4 @@
-/* OpenSSL has six pthread keys, and one more for each kind of state that a thread has */
+/* OpenSSL uses six pthread keys, and more for the state of threads */
 
 #include <openssl/crypto.h>
 #include <openssl/err.h>
@@ -33,7 +33,7 @@ static void* run(void* data) {
 
 int main(void) {
 
-    /* As late as a session of guacd comes to load it */
+    /* OpenSSL is loaded after these, as in a session of guacd */
     for (int i = 0; i < 2000; i++) {
         pthread_key_t key;
         CHECK(pthread_key_create(&key, NULL) == 0);

@@ -1,4 +1,4 @@
-/* Stands for libguac's header of this name */
+/* In place of libguac's header of this name */
 
 #ifndef GUAC_ERROR_TYPES_H
 #define GUAC_ERROR_TYPES_H

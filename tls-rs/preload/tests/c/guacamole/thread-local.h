@@ -1,4 +1,4 @@
-/* Stands for tls-rs's header of this name, so that its tests are tests of pthread keys */
+/* In place of tls-rs's header of this name, so that its tests test pthread keys */
 
 #ifndef GUAC_THREAD_LOCAL_H
 #define GUAC_THREAD_LOCAL_H
@@ -6,13 +6,13 @@
 #include <pthread.h>
 #include <stdint.h>
 
-/* There is no other kind of keys, hence no order between two kinds, and libc has as many as one likes */
+/* All pthread keys are the library's: there is no other kind whose destructors run later, and no cap */
 #define GUAC_TEST_ALL_KEYS_ARE_OURS
 
 typedef pthread_key_t guac_thread_local_key_t;
 typedef void (*guac_thread_local_destructor_t)(void* value);
 
-/* Functions, as the compiler knows what pthread_key_create() must not be given */
+/* Functions: the compiler would warn of some arguments that the tests give to pthread_key_create() */
 
 static inline int guac_thread_local_key_create(guac_thread_local_key_t* key,
         guac_thread_local_destructor_t destructor) {

@@ -1,4 +1,4 @@
-/* Stands for tls-rs's header of this name: the preload library has nothing to do with guac_error */
+/* In place of tls-rs's header of this name: the preload library does not store guac_error */
 
 #include <guacamole/error-types.h>
 
