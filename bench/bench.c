@@ -139,7 +139,7 @@ static void end_case(void) {
 typedef struct { uintptr_t* keys; int count; } live_keys;
 static live_keys live_of[DESIGNS];
 
-/* Where tls-rs looks for a key with the n-th multiplier of those that it tries, in a table with 32 slots */
+/* The home of a key in a tls-rs table of 32 slots, with the n-th multiplier that tls-rs tries */
 static uintptr_t home_with(uintptr_t key, int n) {
     static uintptr_t multipliers[512];
     if (multipliers[0] == 0) {

@@ -353,7 +353,7 @@ fn judge(cases: &[Case], library: Option<&Library>, judged: &str, checkpoints: u
         let growth = library.growth_bytes as f64;
         add("libguac.so grows by", "bytes", MAX_GROWTH as f64, vec![(growth, "stripped".into())]);
         let foreign = library.foreign_symbols.len() as f64;
-        add("symbols besides the API", "symbols", 0.0, vec![(foreign, library.foreign_symbols.join(" "))]);
+        add("symbols other than the API", "symbols", 0.0, vec![(foreign, library.foreign_symbols.join(" "))]);
     }
     thresholds
 }
@@ -547,7 +547,7 @@ mod tests {
     fn memory_growth_and_symbols_are_judged() {
         assert_eq!(missed(&[case("memory", &[("tls_rs", 16.0)])], None), ["heap per thread, 12 keys"]);
         let large = Library { growth_bytes: MAX_GROWTH + 1, foreign_symbols: vec!["rust_panic".into()] };
-        assert_eq!(missed(&[], Some(&large)), ["libguac.so grows by", "symbols besides the API"]);
+        assert_eq!(missed(&[], Some(&large)), ["libguac.so grows by", "symbols other than the API"]);
         let small = Library { growth_bytes: MAX_GROWTH, foreign_symbols: Vec::new() };
         assert!(missed(&[], Some(&small)).is_empty());
     }
@@ -594,7 +594,7 @@ mod tests {
 
     #[test]
     fn a_case_that_rounds_cannot_decide_is_not_called_met() {
-        let (cases, _) = run(&[1.005], 1); // up to which the limit goes, as it is printed
+        let (cases, _) = run(&[1.005], 1); // the highest figure that is printed as 1.00, the limit
         assert_eq!(verdicts(&cases), [Verdict::Undecided]);
         assert_eq!(cases[0].ratio("tls_rs", "pthread_low").unwrap().rounds, CHECKPOINTS[3]);
         assert_eq!(thresholds_that_are(Verdict::Undecided, &cases, None), ["get"]);
