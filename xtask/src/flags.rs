@@ -140,13 +140,14 @@ pub struct Preload {
     pub offline: bool,
 }
 
-/// Measure designs of thread-local storage: tls-rs, pthread keys, `__thread`, and two that upstream was offered or took.
+/// Measure thread-local storage: tls-rs, pthread keys, `__thread`, and two other designs.
 ///
-/// Those are an array per thread behind one mutex (PR #614), and 16 slots for locks per thread (GUACAMOLE-1998, locks
-/// only). The designs are measured in turn, in rounds, in shared libraries, as libguac calls them. guacd is built stock and
-/// patched, and both libguacs are measured, too. The table has ratios to pthread keys: medians, with quartiles in brackets.
-/// A case meets its limit if the whole confidence interval of its median does, and misses it if none of the interval does.
-/// All other cases get more rounds, up to 128. The chance of a wrong verdict is 5 % for all cases together.
+/// The other designs are an array per thread behind one mutex (upstream's PR #614), and 16 lock slots per thread
+/// (GUACAMOLE-1998, for locks only). All designs are measured in turn, in rounds, in shared libraries, as libguac calls them.
+/// Stock and patched guacd are built, and the locks and errors of both libguacs are measured. The table has ratios to pthread
+/// keys: medians, with quartiles in brackets. A case meets its limit if the whole confidence interval of its median does, and
+/// misses it if none of the interval does. All other cases get more rounds, up to 128. The chance of a wrong verdict is 5 %
+/// for all cases together.
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct Bench {
