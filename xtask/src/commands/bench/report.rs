@@ -544,6 +544,28 @@ mod tests {
     }
 
     #[test]
+    fn locks_are_compared_with_stocks_and_all_else_with_pthread_keys() {
+        let get = case("get", &[("tls_rs", 0.9), ("pthread_low", 1.0)]);
+        let lock = case("rwlock_read", &[("patched", 0.8), ("slots16", 1.2), ("stock", 1.0)]);
+        let machine = Machine {
+            cpu: String::new(),
+            cores: 1,
+            kernel: String::new(),
+            libc: String::new(),
+            compiler: String::new(),
+            rustc: String::new(),
+        };
+        let report = Report::new(machine, true, "tls_rs", vec![get, lock], None, 1);
+        let cells = |title: &str| {
+            let row = ROWS.iter().find(|row| row.title == title).unwrap();
+            COLUMNS.map(|(design, _)| report.cell(row, design))
+        };
+        assert_eq!(cells("get"), ["0.90 [0.90 0.90]", "-", "-", "-", "-"]);
+        assert_eq!(cells("guac_rwlock, read"), ["0.80 [0.80 0.80]", "-", "-", "-", "1.20 [1.20 1.20]"]);
+        assert_eq!(cells("set"), ["-"; 5]);
+    }
+
+    #[test]
     fn memory_growth_and_symbols_are_judged() {
         assert_eq!(missed(&[case("memory", &[("tls_rs", 16.0)])], None), ["heap per thread, 12 keys"]);
         let large = Library { growth_bytes: MAX_GROWTH + 1, foreign_symbols: vec!["rust_panic".into()] };
