@@ -40,7 +40,7 @@ pub fn draw(report: &Report) -> String {
     }
     let _ = writeln!(svg, "@media (prefers-color-scheme: dark) {{ {dark} }}\n</style>");
 
-    let mut x = LEFT;
+    let mut x = RIGHT;
     for (design, title, ..) in DESIGNS.iter().rev() {
         let _ = writeln!(svg, "<circle class=\"{design}\" cx=\"{x}\" cy=\"20\" r=\"5\"/>");
         let _ = writeln!(svg, "<text x=\"{}\" y=\"25\">{title}</text>", x + 12.0);
