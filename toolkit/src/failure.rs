@@ -1,22 +1,22 @@
-//! Which exit code does an error end in? Only errors that code branches on are typed.
+//! Which exit code does an error have? Only errors that code branches on have a type.
 
 use std::fmt;
 use std::process::ExitCode;
 
-/// An error with an exit code of its own. Every other error exits with 1, and clap's usage errors with 2.
+/// An error with its own exit code. Every other error exits with 1, and clap's usage errors with 2.
 #[derive(Debug)]
 pub enum Failure {
     /// A tool, a library or a resource is missing: exit code 3.
     Preflight(String),
     /// A patch does not apply exactly: exit code 4.
     Patch(String),
-    /// A figure of the benchmark misses what it has to reach: exit code 5.
+    /// A figure of the benchmark misses its limit: exit code 5.
     Benchmark(String),
-    /// `guac-stress` ended with this code, having said why itself.
+    /// `guac-stress` exited with this code, and has printed the reason.
     Stress(u8),
     /// Two builds of the same source differ: exit code 5.
     Difference(String),
-    /// A signal asked to stop: exit code 130, as of a shell after Ctrl-C.
+    /// A signal asked xtask to stop: exit code 130, as a shell has it after Ctrl-C.
     Interrupted,
 }
 
@@ -49,7 +49,7 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// The exit code that `error` ends in.
+/// The exit code of `error`.
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     let code = error.downcast_ref::<Failure>().map_or(1, Failure::code);
     ExitCode::from(code)

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::failure::Failure;
-use crate::host::layout;
 use crate::host::run::{self, WhenInterrupted};
+use crate::host::{files, layout};
 use crate::ui;
 
 /// Compiles `guac-stress`, and runs it.
@@ -21,7 +21,6 @@ pub fn run(arguments: Vec<OsString>, offline: bool) -> Result<()> {
 /// Compiles `guac-stress`, and prepares a run of it.
 pub fn command(mut arguments: Vec<OsString>, offline: bool) -> Result<Command> {
     let logs = layout::target_dir().join("guacd/stress");
-    std::fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
     let guac_stress = compile(&logs, offline)?;
     arguments.push(format!("--logs={}", logs.display()).into());
     let mut command = Command::new(guac_stress);
@@ -29,43 +28,42 @@ pub fn command(mut arguments: Vec<OsString>, offline: bool) -> Result<Command> {
     Ok(command)
 }
 
-/// Holds `count` sessions through the guacd at `address`. The table goes to standard error.
+/// Holds `count` sessions through the guacd at `address`. The report goes to standard error.
 pub fn load(address: &str, count: u32, offline: bool) -> Result<()> {
     let logs = layout::target_dir().join("guacd/stress");
-    std::fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
     let mut command = Command::new(compile(&logs, offline)?);
     command.args([format!("--guacd={address}"), format!("--count={count}")]);
     command.stdout(std::io::stderr());
     hand_over(command)
 }
 
-/// The packages that a load test consists of. Those of `nix/guac-stress.nix` are the same.
+/// Arguments of cargo that choose `guac-stress` and its preload library. `nix/guac-stress.nix` has the same.
 pub const PACKAGES: [&str; 2] = ["--package=guac-stress", "--package=key-limit"];
 
-/// Compiles `guac-stress` and its preload library, and returns the former, beside which the latter lies.
+/// Compiles `guac-stress` and its preload library. Returns the path of `guac-stress`; the library is in the same directory.
 pub fn compile(logs: &Path, offline: bool) -> Result<PathBuf> {
     let progress = ui::Step::start("guac-stress");
-    let arguments = [&["build", "--locked", "--release"], &PACKAGES[..]].concat();
     let log = logs.join("compile.log");
-    std::fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
+    files::begin_log(&log)?;
+    let arguments = [&["build", "--locked", "--release"], &PACKAGES[..]].concat();
     let cargo = layout::cargo(&arguments, offline);
     run::logged(&progress, "compiling guac-stress", cargo, &log, WhenInterrupted::End)?;
     progress.done("");
     Ok(layout::target_dir().join("release/guac-stress"))
 }
 
-/// Runs `guac-stress` with our terminal, and passes on the signals that reach us and the code that it exits with.
+/// Runs `guac-stress` on xtask's terminal, passes signals on to it, and returns its exit code as an error if it is not 0.
 pub fn hand_over(mut command: Command) -> Result<()> {
-    // Its own group, so that Ctrl-C reaches it once: a second signal would cut its report short.
+    // Its own process group, so that Ctrl-C reaches it once: a second signal would cut its report short.
     command.process_group(0);
-    run::die_with_parent(&mut command);
+    run::end_with_parent(&mut command);
     let mut child = command.stdin(Stdio::null()).spawn().context("cannot start guac-stress")?;
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;
         }
         if run::take_interruption() {
-            // It reports what it has measured, and ends what it has started, before it exits.
+            // Before it exits it prints its report, and ends what it has started.
             let _ = kill_process(Pid::from_child(&child), Signal::INT);
         }
         std::thread::sleep(std::time::Duration::from_millis(50));

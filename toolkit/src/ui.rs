@@ -1,4 +1,4 @@
-//! What does the user see? The only module that prints. Progress goes to standard error, results to standard output.
+//! What does the user see? This is the only module that prints: progress to standard error, results to standard output.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -15,27 +15,27 @@ const GREEN: Style = AnsiColor::Green.on_default().bold();
 const RED: Style = AnsiColor::Red.on_default().bold();
 const YELLOW: Style = AnsiColor::Yellow.on_default().bold();
 
-/// A result, for standard output.
+/// Prints a result, to standard output.
 pub fn result(text: impl Display) {
     println!("{text}");
 }
 
-/// Something that the user should know while they wait.
+/// Prints a note.
 pub fn note(text: impl Display) {
     eprintln!("{text}");
 }
 
-/// A heading over the lines that follow.
+/// Prints a heading for the lines that follow.
 pub fn heading(text: impl Display) {
     eprintln!("{BOLD}{text}{BOLD:#}");
 }
 
-/// Something that is not an error yet.
+/// Prints a warning.
 pub fn warning(text: impl Display) {
     eprintln!("{YELLOW}warning:{YELLOW:#} {text}");
 }
 
-/// The error that ends the program, with its causes.
+/// Prints the error that ends the program, and its causes.
 pub fn error(error: &anyhow::Error) {
     eprintln!("{RED}error:{RED:#} {error}");
     for cause in error.chain().skip(1) {
@@ -43,7 +43,7 @@ pub fn error(error: &anyhow::Error) {
     }
 }
 
-/// A line of a check list: what, how it stands, and a remark.
+/// Prints a line of a check list: whether `what` is there, and a remark.
 pub fn check(ok: bool, required: bool, what: impl Display, remark: impl Display) {
     let (style, mark) = match (ok, required) {
         (true, _) => (GREEN, "ok"),
@@ -53,7 +53,7 @@ pub fn check(ok: bool, required: bool, what: impl Display, remark: impl Display)
     println!("  {style}{mark:<8}{style:#}{what:<20} {remark}");
 }
 
-/// A step under way: a spinner on a terminal, and in the end one line with its duration.
+/// A running step: a spinner on a terminal, and at the end one line with its duration.
 pub struct Step {
     name: String,
     start: Instant,
@@ -70,12 +70,12 @@ impl Step {
         Step { name, start: Instant::now(), spinner }
     }
 
-    /// Says what the step is busy with. Only a terminal shows it.
+    /// Shows what the step is doing, next to the spinner.
     pub fn busy_with(&self, text: impl Display) {
         self.spinner.set_message(text.to_string());
     }
 
-    /// Ends the step in a line that says `remark`.
+    /// Ends the step, and prints its duration and `remark`.
     pub fn done(self, remark: impl Display) {
         self.spinner.finish_and_clear();
         let seconds = self.start.elapsed().as_secs_f64();
@@ -92,12 +92,12 @@ impl Drop for Step {
     }
 }
 
-/// A line for a step that need not run again.
+/// Prints that a step need not run again.
 pub fn unchanged(name: &str) {
     eprintln!("  {name:<12} {DIM}unchanged{DIM:#}");
 }
 
-/// A bar for a download of `total` bytes, if that is known.
+/// A progress bar for a download of `total` bytes, or a spinner if that is not known.
 pub fn download(total: Option<u64>) -> ProgressBar {
     match total {
         Some(total) => ProgressBar::new(total)

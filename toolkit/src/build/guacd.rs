@@ -1,17 +1,18 @@
-//! How does a source become a prefix? In steps that are skipped while their inputs stay the same.
+//! Which steps turn a source into a prefix? Each is skipped while its inputs stay the same.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use duct::Expression;
-use rustix::fs::{FlockOperation, Mode};
+use fs_err as fs;
+use rustix::fs::Mode;
 
 use crate::build::manifest::{self, Manifest, SCHEMA_VERSION};
 use crate::build::steps::{Done, Steps};
-use crate::build::{prefix as install, sbom, tls_rs};
+use crate::build::{prefix, sbom, tls_rs};
 use crate::host::digest::Hasher;
+use crate::host::lock::{self, Lock};
 use crate::host::tools::{self, Need};
 use crate::host::{digest, layout, run};
 use crate::source::fetch::{self, Access};
@@ -19,38 +20,39 @@ use crate::source::release::Release;
 use crate::source::series::{self, Patch};
 use crate::ui;
 
-/// What configure is given, with the user's own flags behind it, which therefore win.
+/// Variables that configure gets. The user's own flags follow ours, and so take precedence.
 const FLAGS: [(&str, &str); 4] = [
-    // Newer OpenSSL, FreeRDP and FFmpeg deprecate what 1.6.0 calls, and upstream compiles with -Werror. FORTIFY is undefined
-    // first, as some distributions' compilers define another level of it; and a C library that has no level 3 warns (cpp)
-    // and takes 2. Make, not configure, fills in the work directory, which debug information would otherwise name.
+    // Newer OpenSSL, FreeRDP and FFmpeg deprecate functions that upstream calls, and upstream compiles with -Werror. FORTIFY is
+    // undefined first, as some distributions' compilers define another level of it. A C library that has no level 3 warns
+    // (cpp) and takes 2. The prefix map keeps the work directory out of debug information; make fills it in, not configure.
     (
         "CPPFLAGS",
         "-Wno-error=deprecated-declarations -Wno-error=cpp -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 \
          -ffile-prefix-map=$(abs_top_builddir:build=)=",
     ),
-    // Position-independent executables are every distribution's default: -pie would break the linking of libraries.
+    // No -pie: position-independent executables are every distribution's default, and the flag breaks the linking of
+    // libraries.
     ("CFLAGS", "-g -O2 -fstack-protector-strong -fstack-clash-protection"),
     ("LDFLAGS", "-Wl,-z,relro,-z,now,-z,noexecstack"),
-    // Static libraries without times and users, which not every distribution's binutils leave out by themselves.
+    // Static libraries without times and users: not every distribution's binutils leave them out by default.
     ("AR_FLAGS", "crD"),
 ];
 
-/// What configure is given besides for a build that watches itself. FORTIFY would come before the sanitizer's own checks;
-/// and gcc defines what a shift into the sign does, which upstream uses.
+/// Arguments of configure for a build with AddressSanitizer and UndefinedBehaviorSanitizer. FORTIFY's checks would come before
+/// the sanitizer's. Upstream shifts into the sign bit, which gcc defines.
 pub const SANITIZERS: [&str; 3] = [
     "CPPFLAGS=-Wno-error=deprecated-declarations -Wno-error=cpp -U_FORTIFY_SOURCE",
     "CFLAGS=-g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=shift -fno-sanitize-recover=all",
     "LDFLAGS=-fsanitize=address,undefined",
 ];
 
-/// The group of patches that the variant `keys` has.
+/// The group of patches of the variant `keys`.
 pub const KEYS: &str = "keys";
 
-/// What `--install` brings besides: a guacd without RDP is not what users expect.
+/// What `--install` installs as well: users expect a guacd with RDP.
 pub const PROTOCOLS: &[Need] = &[Need::Ssh, Need::Optional];
 
-/// Variables that configure and the compilers heed.
+/// Environment variables that configure and the compilers use.
 const ENVIRONMENT: [&str; 15] = [
     "AR",
     "AR_FLAGS",
@@ -81,7 +83,7 @@ pub enum Variant {
 }
 
 impl Variant {
-    /// As the command line and the manifest have it.
+    /// Its name on the command line and in the manifest.
     pub fn name(self) -> &'static str {
         match self {
             Variant::Patched => "patched",
@@ -91,7 +93,7 @@ impl Variant {
     }
 }
 
-/// What a build may do to get what it needs.
+/// What a build may do to get its source and tools.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
     /// From where the source may be taken.
@@ -103,18 +105,22 @@ pub struct Setup {
 /// What may differ between two builds of the same variant.
 #[derive(Default)]
 pub struct Options<'a> {
-    /// Where to install it, if not below the work directory.
+    /// Where to install it, if not in the work directory.
     pub prefix: Option<&'a Path>,
-    /// How many compilers run at once, if not one per core.
+    /// How many compilers run at once, if not one for each core.
     pub jobs: Option<usize>,
     /// Further arguments of upstream's configure.
     pub configure_args: &'a [String],
 }
 
-/// Builds what is not built yet of `variant`, and returns its prefix.
+/// Builds `variant`, unless it is up to date, and returns its prefix.
+///
+/// # Errors
+///
+/// [`crate::failure::Failure::Preflight`] when a tool, a library or the source is missing; any other when a step fails.
 pub fn build(release: &Release, variant: Variant, setup: &Setup, options: &Options<'_>) -> Result<PathBuf> {
     let versions = tools::preflight(&[Need::Build], PROTOCOLS, setup.install)?;
-    // What is installed is for everybody to read, and the same whoever builds it.
+    // The prefix is for everybody to read, with the same permissions whoever builds it.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let build = Build::new(release, variant, options)?;
     let _lock = build.lock()?;
@@ -123,12 +129,12 @@ pub fn build(release: &Release, variant: Variant, setup: &Setup, options: &Optio
         let protocols = manifest::protocols(&build.prefix)?;
         ui::note(format!("  protocols: {}", protocols.join(", ")));
         if !protocols.iter().any(|protocol| protocol == "ssh") {
-            ui::warning("it was built without SSH: `cargo xtask doctor` says what that needs");
+            ui::warning("it was built without SSH: `cargo xtask doctor` says what is missing");
         }
         if let Some(dir) = freerdp_plugin_dir().filter(|_| protocols.iter().any(|protocol| protocol == "rdp"))
         {
             ui::note(format!(
-                "  for RDP's sound, drives and printing, FreeRDP has to find guacd's plugins (once, as root):\n    \
+                "  for sound, drives and printing over RDP, FreeRDP has to find guacd's plugins. Once, as root:\n    \
                  mkdir -p {dir} && ln -sf {}/lib/libguac*-client.so {dir}/",
                 build.prefix.display()
             ));
@@ -144,7 +150,7 @@ struct Build<'a> {
     release: &'a Release,
     variant: Variant,
     prefix: PathBuf,
-    /// Where everything else of the build lies: sources, objects, logs.
+    /// Where everything else of the build is: sources, objects, logs.
     work: PathBuf,
     patches: Vec<Patch>,
 }
@@ -159,10 +165,10 @@ impl<'a> Build<'a> {
             patches.retain(|patch| patch.group == KEYS);
         }
         let release_dir = layout::target_dir().join("guacd").join(&release.version);
-        let prefix = options.prefix.map(install::resolve).transpose()?;
+        let prefix = options.prefix.map(prefix::resolve).transpose()?;
         let work = match (&prefix, options.configure_args) {
             (None, []) => release_dir.join(variant.name()),
-            // A build with options of its own does not disturb the usual one.
+            // A build with other options has its own work directory.
             (prefix, configure_args) => {
                 let mut hasher = Hasher::default();
                 hasher.add(prefix.as_deref().unwrap_or(Path::new("")).as_os_str().as_encoded_bytes());
@@ -172,10 +178,10 @@ impl<'a> Build<'a> {
                 release_dir.join(format!("{}-{}", variant.name(), &hasher.finish()[..8]))
             }
         };
-        install::check_characters(&work, "move the checkout, or set CARGO_TARGET_DIR")?;
+        prefix::check_characters(&work, "move the checkout, or set CARGO_TARGET_DIR")?;
         if let Some(prefix) = &prefix {
-            install::check_characters(prefix, "choose another prefix")?;
-            install::check(prefix)?;
+            prefix::check_characters(prefix, "choose another prefix")?;
+            prefix::check(prefix)?;
         }
         fs::create_dir_all(&work).with_context(|| {
             format!("cannot create {}: set CARGO_TARGET_DIR to where you may write", work.display())
@@ -184,14 +190,9 @@ impl<'a> Build<'a> {
         Ok(Build { release, variant, prefix, work, patches })
     }
 
-    /// Keeps a second build out of the work directory for as long as the result lives.
-    fn lock(&self) -> Result<File> {
-        let path = self.work.join("lock");
-        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            bail!("another build is at work in {}: wait for it to end, and try again", self.work.display());
-        }
-        Ok(file)
+    /// Keeps a second build out of the work directory.
+    fn lock(&self) -> Result<Lock> {
+        lock::try_lock(&self.work.join("lock"), "build")
     }
 
     /// Runs the steps, and returns whether any had to run.
@@ -202,16 +203,16 @@ impl<'a> Build<'a> {
             Variant::Patched | Variant::Keys => Some(self.tls_rs(&mut steps, setup.source.offline)?),
             Variant::Stock => None,
         };
-        let made = self.make(&mut steps, &source, tls_rs.as_ref(), options, versions)?;
-        self.install(&mut steps, &made, options, setup.source.offline)?;
+        let compiled = self.compile(&mut steps, &source, tls_rs.as_ref(), options, versions)?;
+        self.install(&mut steps, &compiled, options, setup.source.offline)?;
         Ok(steps.ran)
     }
 
-    /// The patched source tree, ready for configure.
+    /// Makes the patched source tree, ready for configure.
     fn source(&self, steps: &mut Steps, setup: &Setup, versions: &[String]) -> Result<Done> {
         let Build { release, patches, .. } = self;
         let (pristine, source) = (self.work.join("pristine"), self.work.join("source"));
-        // Even if it is not needed: whoever names a source wants it checked.
+        // Even if it is not needed: a source that the user names is always checked.
         let named = match setup.source.from {
             Some(_) => Some(fetch::source(release, &setup.source)?),
             None => None,
@@ -222,10 +223,9 @@ impl<'a> Build<'a> {
             &[&release.commit],
             |_| pristine.exists(),
             |_| {
-                install::check_space(&self.work, install::BYTES_NEEDED)?;
+                prefix::check_space(&self.work, prefix::BYTES_NEEDED)?;
                 let archive = named.map_or_else(|| fetch::source(release, &setup.source), Ok)?;
                 fetch::unpack(&archive, &pristine)?;
-                fs::write(self.work.join("source.pin"), &archive.pin)?;
                 Ok(archive.pin)
             },
         )?;
@@ -244,7 +244,7 @@ impl<'a> Build<'a> {
                 })
             },
         )?;
-        // Not `configure`, which Apache's tarball brings along.
+        // Not `configure`, which is in Apache's tarball.
         let stamp = source.join(".autoreconf");
         let inputs: Vec<&str> = versions.iter().map(String::as_str).collect();
         steps.step(
@@ -277,7 +277,7 @@ impl<'a> Build<'a> {
         )
     }
 
-    fn make(
+    fn compile(
         &self,
         steps: &mut Steps,
         source: &Done,
@@ -289,16 +289,16 @@ impl<'a> Build<'a> {
         let (arguments, environment) = (self.configure_arguments(options), environment());
         let inputs: Vec<&str> =
             [&arguments, &environment, versions].into_iter().flatten().map(String::as_str).collect();
-        // A work directory that was moved has to be configured again: its Makefiles name it.
+        // After the work directory was moved configure has to run again, as the Makefiles contain its path.
         let here = format!("\nabs_top_builddir = {}\n", build.display());
         let is_there =
             |_: &str| fs::read_to_string(build.join("Makefile")).is_ok_and(|text| text.contains(&here));
         let configured = steps.step("configure", &[source], &inputs, is_there, |step| {
-            // Afresh, as objects that were compiled with other flags must not survive; and in a copy, as upstream's
-            // tests do not compile outside of the source tree.
+            // In a new copy of the source: no object that was compiled with other flags may stay, and upstream's tests do not
+            // compile outside of the source tree.
             step.copy_tree(&self.work.join("source"), &build)?;
             let command = [&["./configure".to_owned()], &*arguments].concat();
-            step.run("configure", self.timeless(duct::cmd("sh", command).dir(&build)))?;
+            step.run("configure", self.at_epoch(duct::cmd("sh", command).dir(&build)))?;
             Ok(String::new())
         })?;
         let after: Vec<&Done> = [&configured].into_iter().chain(tls_rs).collect();
@@ -314,22 +314,30 @@ impl<'a> Build<'a> {
         )
     }
 
-    fn install(&self, steps: &mut Steps, made: &Done, options: &Options<'_>, offline: bool) -> Result<()> {
+    fn install(
+        &self,
+        steps: &mut Steps,
+        compiled: &Done,
+        options: &Options<'_>,
+        offline: bool,
+    ) -> Result<()> {
         let prefix = &self.prefix;
-        // Another variant may have been installed over it since.
+        // Another variant may have been installed there since.
         let is_there =
             |digest: &str| Manifest::load(prefix).is_some_and(|manifest| manifest.digest == digest);
-        steps.step("install", &[made], &[], is_there, |step| {
+        // The form of the manifest is an input: it is part of the prefix.
+        let inputs = [&*format!("manifest v{SCHEMA_VERSION}")];
+        steps.step("install", &[compiled], &inputs, is_there, |step| {
             let stage = tempfile::TempDir::with_prefix_in("stage-", &self.work)?;
             let destdir = format!("DESTDIR={}", stage.path().display());
             step.run("make install", self.make_command(options, &["install", &destdir]))?;
-            let staged = install::staged(stage.path(), prefix)?;
+            let staged = prefix::staged(stage.path(), prefix)?;
             let manifest = self.manifest(options, &staged, step.digest)?;
             manifest.save(&staged)?;
             let crates = if manifest.tls_rs.is_some() { tls_rs::crates(offline)? } else { BTreeSet::new() };
             sbom::save(&manifest, self.release, &crates, &staged)?;
             sbom::save_licenses(&self.work.join("source"), &staged)?;
-            install::install(step, &staged, prefix)?;
+            prefix::install(step, &staged, prefix)?;
             Ok(prefix.display().to_string())
         })?;
         manifest::make_link(prefix)
@@ -339,15 +347,15 @@ impl<'a> Build<'a> {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let jobs = format!("-j{}", options.jobs.unwrap_or_else(cores));
         let arguments = [&[jobs.as_str()], arguments].concat();
-        self.timeless(duct::cmd("make", arguments))
+        self.at_epoch(duct::cmd("make", arguments))
             .dir(self.work.join("build"))
-            // A make above us speaks of its own job server.
+            // A make that runs xtask describes its own job server in them.
             .env_remove("MAKEFLAGS")
             .env_remove("MAKELEVEL")
     }
 
-    /// Has what a program makes speak of the release's time and not of the build's.
-    fn timeless(&self, command: Expression) -> Expression {
+    /// Sets SOURCE_DATE_EPOCH to the time of the release's commit, unless the user has set it.
+    fn at_epoch(&self, command: Expression) -> Expression {
         match std::env::var_os("SOURCE_DATE_EPOCH") {
             Some(_) => command,
             None => command.env("SOURCE_DATE_EPOCH", self.release.epoch.to_string()),
@@ -358,7 +366,7 @@ impl<'a> Build<'a> {
         let prefix = self.prefix.display();
         let mut arguments = vec![
             format!("--prefix={prefix}"),
-            // Left alone it would install into the system's directory of FreeRDP.
+            // The default is FreeRDP's own directory in the system.
             format!("--with-freerdp-plugin-dir={prefix}/lib"),
         ];
         for (name, ours) in FLAGS {
@@ -366,7 +374,7 @@ impl<'a> Build<'a> {
             arguments.push(format!("{name}={}", format!("{ours} {users}").trim_end()));
         }
         if self.variant != Variant::Stock {
-            // From the build directory, so that the manifest does not depend on where that is.
+            // Relative to the build directory, so that the manifest does not contain its path.
             arguments.push("--with-tls-rs=../tls-rs".to_owned());
         }
         arguments.extend_from_slice(options.configure_args);
@@ -379,7 +387,7 @@ impl<'a> Build<'a> {
             schema_version: SCHEMA_VERSION,
             release: self.release.version.clone(),
             commit: self.release.commit.clone(),
-            source: fs::read_to_string(self.work.join("source.pin"))?,
+            epoch: self.release.epoch,
             variant: self.variant.name().to_owned(),
             prefix: self.prefix.clone(),
             patches: self.patches.clone(),
@@ -394,12 +402,12 @@ impl<'a> Build<'a> {
     }
 }
 
-/// The variables that configure and the compilers heed, as far as they are set.
+/// Those of the variables above that are set, as `NAME=VALUE`.
 fn environment() -> Vec<String> {
     ENVIRONMENT.iter().filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?))).collect()
 }
 
-/// Where FreeRDP looks for plugins, and nowhere else.
+/// The one directory in which FreeRDP looks for plugins.
 pub fn freerdp_plugin_dir() -> Option<String> {
     ["freerdp2", "freerdp3"].into_iter().find_map(|module| {
         let libdir = duct::cmd!("pkg-config", "--variable=libdir", module).stderr_null().read().ok()?;

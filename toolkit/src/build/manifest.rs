@@ -1,61 +1,64 @@
-//! What is in a prefix? Its manifest says: what it was made from, with what, and which protocols came out.
+//! What is in a prefix? Its manifest says what it was made from, with which tools, and which protocols it has.
 //!
-//! It lies within the prefix, so that the two can only come and go together, and a link beside the prefix leads to it.
+//! The manifest is in the prefix, so the two always belong together. A link next to the prefix leads to it.
+//!
+//! It does not say in which form the source came: each form matches a pin of the same commit, and gives the same prefix.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
+use crate::host::files;
 use crate::source::series::Patch;
 
 /// The version of the format.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// What a prefix was made of.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`SCHEMA_VERSION`].
     pub schema_version: u32,
-    /// The guacamole-server release.
+    /// The guacamole-server release, by its name in upstream.toml.
     pub release: String,
-    /// The commit of the release's tag.
+    /// Upstream's commit.
     pub commit: String,
-    /// The source, as the pin that it was checked against: `sha256-…` or `commit-…`.
-    pub source: String,
+    /// The time of the commit, in seconds since 1970.
+    pub epoch: u64,
     /// `patched`, `keys` or `stock`.
     pub variant: String,
     /// Where it is installed.
     pub prefix: PathBuf,
     /// The patches, in order, each with its group.
     pub patches: Vec<Patch>,
-    /// The SHA-256 of `libtls_rs.a`, if it is part of the build.
+    /// The SHA-256 of `libtls_rs.a`, if the build has it.
     pub tls_rs: Option<String>,
-    /// The C compiler's first line about itself.
+    /// The first line of the C compiler's `--version`.
     pub compiler: String,
-    /// The Rust compiler's first line about itself.
+    /// The first line of the Rust compiler's `--version`.
     pub rustc: String,
     /// The arguments of upstream's configure.
     pub configure: Vec<String>,
-    /// The variables that configure and the compilers heeded, as `NAME=VALUE`.
+    /// The environment variables that configure and the compilers use, as `NAME=VALUE`.
     pub environment: Vec<String>,
     /// The protocols that have a plugin.
     pub protocols: Vec<String>,
-    /// The digest of all inputs. A prefix whose digest is another one is out of date.
+    /// The digest of all inputs. A prefix with another digest is out of date.
     pub digest: String,
 }
 
-/// Where the manifest lies in a prefix.
+/// Where the manifest is in a prefix.
 const PATH: &str = "share/guacd-uncapped/manifest.json";
 
 impl Manifest {
-    /// The manifest of what is installed in `prefix`, if it was made by this toolkit.
+    /// The manifest in `prefix`, if this toolkit made the prefix.
     pub fn load(prefix: &Path) -> Option<Manifest> {
         serde_json::from_slice(&fs::read(prefix.join(PATH)).ok()?).ok()
     }
 
-    /// Writes the manifest into a prefix that is still being put together.
+    /// Writes the manifest into the staged prefix.
     pub fn save(&self, staged: &Path) -> Result<()> {
         let mut text = serde_json::to_string_pretty(self).context("cannot write the manifest as JSON")?;
         text.push('\n');
@@ -63,22 +66,20 @@ impl Manifest {
     }
 }
 
-/// Writes a file, and the directories that it is in, of a prefix that is still being put together.
+/// Writes a file into a staged prefix, and creates the directories above it.
 pub fn write(path: &Path, text: &str) -> Result<()> {
-    path.parent()
-        .map_or(Ok(()), fs::create_dir_all)
-        .and_then(|()| fs::write(path, text))
-        .with_context(|| format!("cannot write {}", path.display()))
+    files::create_parent(path)?;
+    Ok(fs::write(path, text)?)
 }
 
-/// The link beside `prefix` that leads to its manifest.
+/// The link next to `prefix` that leads to its manifest.
 pub fn link(prefix: &Path) -> PathBuf {
     let mut link = prefix.as_os_str().to_owned();
     link.push(".manifest.json");
     link.into()
 }
 
-/// Puts the link there, if it is not there yet.
+/// Creates the link next to `prefix`, if it is not there yet.
 pub fn make_link(prefix: &Path) -> Result<()> {
     let link = link(prefix);
     let target = Path::new(prefix.file_name().unwrap_or_default()).join(PATH);
@@ -86,13 +87,13 @@ pub fn make_link(prefix: &Path) -> Result<()> {
         return Ok(());
     }
     let _ = fs::remove_file(&link);
-    std::os::unix::fs::symlink(target, &link).with_context(|| format!("cannot create {}", link.display()))
+    Ok(fs_err::os::unix::fs::symlink(target, &link)?)
 }
 
-/// The protocols that have a plugin in `prefix`, wherever in it the libraries are.
+/// The protocols that have a plugin in `prefix`, in whichever directory of it. Sorted.
 pub fn protocols(prefix: &Path) -> Result<Vec<String>> {
     let mut protocols = Vec::new();
-    for entry in fs::read_dir(prefix).with_context(|| format!("cannot list {}", prefix.display()))? {
+    for entry in fs::read_dir(prefix)? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if path.is_dir() && !path.is_symlink() {

@@ -1,4 +1,4 @@
-//! From a source to a prefix.
+//! The steps from a source to a prefix, and what a prefix says about itself.
 
 pub mod guacd;
 pub mod manifest;

@@ -1,23 +1,24 @@
-//! How does a prefix appear? Whole, from a staging directory, in place of the one before, or not at all.
+//! How does a prefix appear? Whole or not at all: a staged one is renamed, and replaces the one before.
 
-use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{CWD, FlockOperation, RenameFlags};
+use fs_err as fs;
+use rustix::fs::{CWD, RenameFlags};
 
 use crate::build::manifest::Manifest;
 use crate::build::steps::Running;
 use crate::failure::Failure;
+use crate::host::{files, lock};
 
-/// What a build and its staged installation take at most, with room to spare: 230 MB were measured.
+/// The space that a build and its staged prefix need, in bytes. 230 MB were measured.
 pub const BYTES_NEEDED: u64 = 400 << 20;
 
-/// Resolves a prefix that the user named, creating the directory that it is in.
+/// Resolves a prefix that the user named, and creates the directory that it is in.
 pub fn resolve(prefix: &Path) -> Result<PathBuf> {
     let absolute = std::path::absolute(prefix).context("cannot resolve the prefix")?;
-    // Not by the letter, as `a/../b` is not `b` if `a` is a link. A prefix that is a link itself stays one.
+    // By the file system: `a/../b` is not `b` if `a` is a link.
     if let Ok(there) = absolute.canonicalize() {
         return Ok(there);
     }
@@ -30,10 +31,10 @@ pub fn resolve(prefix: &Path) -> Result<PathBuf> {
     Ok(parent.canonicalize().with_context(refusal)?.join(name))
 }
 
-/// Checks, before anything is built, that `prefix` can be written and holds nothing of somebody else's.
+/// Checks, before anything is built, that `prefix` can be written, and is empty or was made by this toolkit.
 pub fn check(prefix: &Path) -> Result<()> {
     let parent = parent(prefix)?;
-    // The one sure way to know whether a file can be created here.
+    // Only the attempt shows whether a file can be created here.
     tempfile::tempfile_in(parent).with_context(|| {
         format!("cannot write to {}: choose a prefix that you may write, or become root", parent.display())
     })?;
@@ -54,7 +55,7 @@ pub fn check(prefix: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Checks that upstream's build system can cope with a path.
+/// Checks that upstream's build system can cope with the characters of a path.
 pub fn check_characters(path: &Path, advice: &str) -> Result<()> {
     let text = path.to_string_lossy();
     ensure!(
@@ -64,9 +65,13 @@ pub fn check_characters(path: &Path, advice: &str) -> Result<()> {
     Ok(())
 }
 
-/// Checks that a build in `dir`, which takes so many bytes, will not run out of space.
+/// Checks that `dir` has room for a build that needs `needed` bytes.
+///
+/// # Errors
+///
+/// [`Failure::Preflight`] when there is less.
 pub fn check_space(dir: &Path, needed: u64) -> Result<()> {
-    let stat = rustix::fs::statvfs(dir).with_context(|| format!("cannot examine {}", dir.display()))?;
+    let stat = rustix::fs::statvfs(dir)?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     ensure!(
         free >= needed,
@@ -80,57 +85,49 @@ pub fn check_space(dir: &Path, needed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Where `make install DESTDIR=stage` puts what belongs into `prefix`. An error if it put anything elsewhere.
+/// The directory below `stage` where `make install DESTDIR=stage` put `prefix`. An error if it put anything elsewhere.
 pub fn staged(stage: &Path, prefix: &Path) -> Result<PathBuf> {
     let staged = stage.join(prefix.strip_prefix("/").unwrap_or(prefix));
     only_below(stage, &staged, prefix)?;
     Ok(staged)
 }
 
-/// Makes what is `staged` the new `prefix`.
+/// Makes the directory `staged` the new `prefix`.
 pub fn install(step: &Running<'_>, staged: &Path, prefix: &Path) -> Result<()> {
     let parent = parent(prefix)?;
     // One at a time: two builds may have the same prefix.
-    let lock = File::open(parent).with_context(|| format!("cannot open {}", parent.display()))?;
-    rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
-    // Beside the prefix, so that the last move is a rename within one file system.
+    let _lock = lock::wait_for_dir(parent)?;
+    // Next to the prefix, so that the last move is a rename within one file system.
     let name = prefix.file_name().unwrap_or_default().to_string_lossy();
-    let beside = parent.join(format!(".{name}.guacd-uncapped"));
-    let remove = |dir: &Path| match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
-        }
-        _ => Ok(()),
-    };
-    // What a run that was killed has left.
-    remove(&beside)?;
-    if fs::rename(staged, &beside).is_err() {
-        // Another file system.
-        step.copy_tree(staged, &beside).inspect_err(|_| drop(remove(&beside)))?;
+    let new = parent.join(format!(".{name}.guacd-uncapped"));
+    // A run that was killed may have left it.
+    files::remove_tree(&new)?;
+    if fs::rename(staged, &new).is_err() {
+        // The stage is on another file system.
+        step.copy_tree(staged, &new).inspect_err(|_| drop(files::remove_tree(&new)))?;
     }
     if prefix.exists() {
-        rustix::fs::renameat_with(CWD, &beside, CWD, prefix, RenameFlags::EXCHANGE).or_else(|_| {
-            // A file system that cannot exchange: there is a moment without the prefix.
+        rustix::fs::renameat_with(CWD, &new, CWD, prefix, RenameFlags::EXCHANGE).or_else(|_| {
+            // This file system cannot exchange two names: there is a moment without the prefix.
             let old = parent.join(format!(".{name}.guacd-uncapped-old"));
             fs::rename(prefix, &old)?;
-            fs::rename(&beside, prefix).inspect_err(|_| drop(fs::rename(&old, prefix)))?;
-            fs::rename(&old, &beside)
-        })
+            fs::rename(&new, prefix).inspect_err(|_| drop(fs::rename(&old, prefix)))?;
+            fs::rename(&old, &new)
+        })?;
     } else {
-        fs::rename(&beside, prefix)
+        fs::rename(&new, prefix)?;
     }
-    .with_context(|| format!("cannot create {}", prefix.display()))?;
-    // The one before.
-    remove(&beside)
+    // The exchange has put the old prefix there.
+    files::remove_tree(&new)
 }
 
 fn parent(prefix: &Path) -> Result<&Path> {
     prefix.parent().with_context(|| format!("{} cannot be a prefix", prefix.display()))
 }
 
-/// Refuses an installation that put files outside of its prefix: they would be lost, or land in the system.
+/// Refuses an installation that put files outside of its prefix: they would be lost.
 fn only_below(dir: &Path, staged: &Path, prefix: &Path) -> Result<()> {
-    for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
+    for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path == staged {
             continue;

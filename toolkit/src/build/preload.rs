@@ -1,22 +1,24 @@
-//! The library that lifts the cap on keys for a guacd that cannot be built anew.
+//! How is the preload library compiled, which removes the limit on keys from a guacd that cannot be rebuilt?
 
 use std::env::consts::ARCH;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
-use tempfile::NamedTempFile;
+use anyhow::{Result, bail};
+use fs_err as fs;
 
 use crate::failure::Failure;
-use crate::host::layout;
 use crate::host::run::{self, WhenInterrupted};
+use crate::host::{files, layout};
 use crate::ui;
 
-/// What the library is called, wherever it lies.
+/// The name of the library's file.
 const NAME: &str = "libguacd_uncapped.so";
 
-/// Builds the library into a directory, and returns its path.
+/// Builds the library, puts it into the directory `out` or else target/preload, and returns its path.
+///
+/// # Errors
+///
+/// [`Failure::Preflight`] on a processor that it is not for; any other when it does not compile.
 pub fn build(out: Option<&Path>, offline: bool) -> Result<PathBuf> {
     if !matches!(ARCH, "x86_64" | "aarch64") {
         bail!(Failure::Preflight(format!(
@@ -25,9 +27,8 @@ pub fn build(out: Option<&Path>, offline: bool) -> Result<PathBuf> {
         )));
     }
     let work = layout::target_dir().join("preload");
-    fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
     let log = work.join("compile.log");
-    fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
+    files::begin_log(&log)?;
     let progress = ui::Step::start("preload");
     let arguments = [
         "rustc",
@@ -44,19 +45,11 @@ pub fn build(out: Option<&Path>, offline: bool) -> Result<PathBuf> {
     Ok(library)
 }
 
-/// Copies the library into `dir`, whole or not at all: processes may be running with the one that is there.
+/// Copies the library into `dir`, where running processes may use an older one. Returns its path.
 fn place(built: &Path, dir: &Path) -> Result<PathBuf> {
-    fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    let dir = dir.canonicalize().with_context(|| format!("cannot find {}", dir.display()))?;
-    let path = dir.join(NAME);
-    let copy = || -> Result<()> {
-        let mut file = NamedTempFile::new_in(&dir)?;
-        std::io::copy(&mut fs::File::open(built)?, &mut file)?;
-        // guacd may run as anybody.
-        file.as_file().set_permissions(fs::Permissions::from_mode(0o755))?;
-        file.persist(&path)?;
-        Ok(())
-    };
-    copy().with_context(|| format!("cannot write {}", path.display()))?;
+    fs::create_dir_all(dir)?;
+    let path = fs::canonicalize(dir)?.join(NAME);
+    // For every user: guacd may run as any.
+    files::copy(built, &path, 0o755)?;
     Ok(path)
 }

@@ -1,24 +1,25 @@
-//! What is in a prefix, for whoever has to know? A software bill of materials, in CycloneDX 1.5, and the licences.
+//! What is a prefix made of? A software bill of materials in CycloneDX 1.5, and the licences.
 //!
-//! It lists upstream with its pin, each patch with its digest, what the static Rust library brings along, and the system
-//! libraries that the loader finds on the machine of the build. It holds no time and no path, so that two builds of the
-//! same have the same.
+//! The bill lists upstream with its pins, each patch with its digest, the crates in the static Rust library, and the system
+//! libraries that the loader finds on the machine of the build. It has no time and no path in it, so two builds of the same
+//! inputs have the same bill.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use fs_err as fs;
 use serde::Serialize;
 
 use crate::build::manifest::{self, Manifest};
+use crate::host::distribution::Distribution;
 use crate::host::layout;
 use crate::source::release::Release;
 
-/// Where the bill lies in a prefix.
+/// Where the bill is in a prefix.
 pub const PATH: &str = "share/guacd-uncapped/sbom.cdx.json";
 
-/// Where the licences lie in a prefix.
+/// Where the licences are in a prefix.
 const LICENSES: &str = "share/guacd-uncapped/licenses";
 
 #[derive(Serialize)]
@@ -72,7 +73,19 @@ struct Component {
     #[serde(skip_serializing_if = "String::is_empty")]
     purl: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    external_references: Vec<ExternalReference>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     properties: Vec<Property>,
+}
+
+/// Where something can be downloaded, and the digest of what is downloaded there.
+#[derive(Serialize)]
+struct ExternalReference {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    url: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    hashes: Vec<Hash>,
 }
 
 #[derive(Serialize)]
@@ -100,6 +113,12 @@ struct Dependency {
     depends_on: Vec<String>,
 }
 
+impl Hash {
+    fn sha256(digest: &str) -> Hash {
+        Hash { alg: "SHA-256", content: digest.to_owned() }
+    }
+}
+
 impl Component {
     fn new(kind: Type, name: &str, version: &str) -> Component {
         let reference = if version.is_empty() { name.to_owned() } else { format!("{name}@{version}") };
@@ -113,7 +132,7 @@ impl Component {
     }
 
     fn sha256(mut self, digest: &str) -> Component {
-        self.hashes.push(Hash { alg: "SHA-256", content: digest.to_owned() });
+        self.hashes.push(Hash::sha256(digest));
         self
     }
 
@@ -128,20 +147,18 @@ impl Component {
     }
 }
 
-/// Writes the bill of what `manifest` describes into the prefix that is `staged`.
+/// Writes the bill of the prefix that `manifest` describes into the prefix, which is `staged`.
 pub fn save(manifest: &Manifest, release: &Release, crates: &BTreeSet<String>, staged: &Path) -> Result<()> {
     let mut text = serde_json::to_string_pretty(&bill(manifest, release, crates, system_libraries(staged)?))?;
     text.push('\n');
     manifest::write(&staged.join(PATH), &text)
 }
 
-/// Copies the licences and notices of the project and of upstream, whose source is at `source`, into what is `staged`.
+/// Copies the licences and notices of this project, and of upstream from its tree `source`, into the prefix, which is `staged`.
 pub fn save_licenses(source: &Path, staged: &Path) -> Result<()> {
     for (name, tree) in [("guacd-uncapped", layout::root()), ("guacamole-server", source.to_owned())] {
         for file in ["LICENSE", "NOTICE"] {
-            let from = tree.join(file);
-            let text =
-                fs::read_to_string(&from).with_context(|| format!("cannot read {}", from.display()))?;
+            let text = fs::read_to_string(tree.join(file))?;
             manifest::write(&staged.join(LICENSES).join(name).join(file), &text)?;
         }
     }
@@ -151,17 +168,21 @@ pub fn save_licenses(source: &Path, staged: &Path) -> Result<()> {
 fn bill(manifest: &Manifest, release: &Release, crates: &BTreeSet<String>, system: Vec<Component>) -> Bill {
     let version = &manifest.release;
     let own = env!("CARGO_PKG_VERSION");
+    // All pins of the source, whichever of them was used: every one stands for the same commit.
+    let downloads = release.origins.iter().map(|origin| ExternalReference {
+        kind: "distribution",
+        url: origin.url.clone(),
+        hashes: vec![Hash::sha256(&origin.sha256)],
+    });
+    let repository = ExternalReference { kind: "vcs", url: release.git.clone(), hashes: Vec::new() };
     let upstream = Component {
-        purl: format!("pkg:github/apache/guacamole-server@{version}"),
+        purl: format!("pkg:github/apache/guacamole-server@{}", release.upstream_name()),
+        external_references: downloads.chain([repository]).collect(),
         ..Component::new(Type::Application, "guacamole-server", version)
     }
     .license("Apache-2.0")
     .property("commit", &manifest.commit)
     .property("tree", &release.tree);
-    let upstream = match manifest.source.strip_prefix("sha256-") {
-        Some(digest) => upstream.sha256(digest),
-        None => upstream,
-    };
     let mut components = vec![upstream];
     for patch in &manifest.patches {
         let component =
@@ -203,7 +224,7 @@ fn bill(manifest: &Manifest, release: &Release, crates: &BTreeSet<String>, syste
         reference: guacd.reference.clone(),
         depends_on: components.iter().map(|component| component.reference.clone()).collect(),
     };
-    // The digest of the inputs, in the form of a UUID of one's own making (RFC 9562, version 8).
+    // The digest of the inputs as a UUID of version 8 (RFC 9562): that of a custom format.
     let digest = &manifest.digest;
     let uuid =
         [&digest[..8], &digest[8..12], &format!("8{}", &digest[13..16]), &format!("8{}", &digest[17..20])];
@@ -221,18 +242,13 @@ fn bill(manifest: &Manifest, release: &Release, crates: &BTreeSet<String>, syste
     }
 }
 
-/// The packages that the libraries come from which the loader finds for the programs in `prefix`. Where no package manager
-/// knows them, the libraries themselves.
+/// The Debian packages of the libraries that the loader finds for the programs in `prefix`. A library that is in no package is
+/// listed itself.
 fn system_libraries(prefix: &Path) -> Result<Vec<Component>> {
     let libraries = loaded(prefix)?;
     let owners = owners(&libraries);
     let versions = versions(owners.values());
-    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let field = |name: &str| {
-        let line = release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-        line.unwrap_or_default().trim_matches('"').to_owned()
-    };
-    let (id, number) = (field("ID"), field("VERSION_ID"));
+    let Distribution { id, version: number, .. } = Distribution::this();
     let mut packages: BTreeMap<&str, Component> = BTreeMap::new();
     for library in &libraries {
         let file = library.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -257,11 +273,11 @@ fn system_libraries(prefix: &Path) -> Result<Vec<Component>> {
     Ok(packages.into_values().collect())
 }
 
-/// The shared libraries outside of `prefix` that everything in it is linked with, directly or not.
+/// The shared libraries outside of `prefix` that its programs and libraries are linked with, directly or not.
 fn loaded(prefix: &Path) -> Result<BTreeSet<PathBuf>> {
     let lib = prefix.join("lib");
     let mut files = vec![prefix.join("sbin/guacd")];
-    for entry in fs::read_dir(&lib).with_context(|| format!("cannot list {}", lib.display()))? {
+    for entry in fs::read_dir(&lib)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "so") {
             files.push(path);
@@ -270,7 +286,7 @@ fn loaded(prefix: &Path) -> Result<BTreeSet<PathBuf>> {
     let text = duct::cmd("ldd", &files)
         .env("LD_LIBRARY_PATH", &lib)
         .env("LC_ALL", "C")
-        // It would be listed as one of them.
+        // ldd would list it.
         .env_remove("LD_PRELOAD")
         .read()
         .context("cannot run `ldd` on what was built")?;
@@ -291,7 +307,7 @@ fn loaded(prefix: &Path) -> Result<BTreeSet<PathBuf>> {
 
 /// The Debian package of each library, as `NAME:ARCH`.
 fn owners(libraries: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, String> {
-    // With merged directories dpkg knows a file by one of its paths, and the loader by another.
+    // Where /lib is a link to /usr/lib, dpkg knows a file by one of its paths, and the loader by another.
     let candidates = |library: &Path| {
         let mut all = vec![library.to_owned()];
         all.extend(library.strip_prefix("/usr").ok().map(|rest| Path::new("/").join(rest)));
@@ -300,7 +316,7 @@ fn owners(libraries: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, String> {
         all
     };
     let paths: Vec<PathBuf> = libraries.iter().flat_map(|library| candidates(library)).collect();
-    // It fails if it does not know one of them, and prints the others.
+    // It fails if it does not know one of the paths, but prints the others.
     let answer = duct::cmd("dpkg-query", [PathBuf::from("--search")].iter().chain(&paths))
         .env("LC_ALL", "C")
         .stderr_null()
@@ -335,7 +351,7 @@ fn versions<'a>(packages: impl Iterator<Item = &'a String>) -> BTreeMap<String, 
         .collect()
 }
 
-/// Percent-encoding, as package URLs want it.
+/// Percent-encodes a part of a package URL.
 fn encoded(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_~".contains(&byte);
     text.bytes()
@@ -353,7 +369,7 @@ mod tests {
             schema_version: manifest::SCHEMA_VERSION,
             release: "1.6.0".to_owned(),
             commit: "1f66".to_owned(),
-            source: "sha256-8bc4".to_owned(),
+            epoch: 1,
             variant: "patched".to_owned(),
             prefix: "/opt/guacd".into(),
             patches: vec![Patch {
@@ -385,7 +401,11 @@ mod tests {
         let components = bill["components"].as_array().unwrap();
         let all: Vec<String> = components.iter().map(names).collect();
         assert_eq!(all, ["guacamole-server", "0001-a.patch", "tls-rs", "memchr", "rust-core"]);
-        assert_eq!(components[0]["hashes"][0]["content"], "8bc4");
+        let (downloads, release) = (&components[0]["externalReferences"], Release::load(None).unwrap());
+        for (index, origin) in release.origins.iter().enumerate() {
+            assert_eq!(downloads[index]["hashes"][0]["content"], origin.sha256);
+        }
+        assert_eq!(downloads[release.origins.len()]["url"], release.git);
         assert_eq!(components[1]["hashes"][0]["content"], "aaaa");
         assert_eq!(components[3]["purl"], "pkg:cargo/memchr@2.7.6");
         assert_eq!(components[4]["version"], "1.85.1");
@@ -397,13 +417,13 @@ mod tests {
     }
 
     #[test]
-    fn a_library_without_crates_is_said_to_have_none() {
+    fn a_library_without_crates_is_listed_with_none() {
         let bill = as_json(&["tls-rs v0.1.0"]);
         assert_eq!(bill["components"][2]["properties"][0]["value"], "none");
     }
 
     #[test]
-    fn what_the_loader_finds_is_listed() {
+    fn the_libraries_that_the_loader_finds_are_listed() {
         // A prefix whose guacd is whatever runs this test.
         let prefix = tempfile::TempDir::new().unwrap();
         fs::create_dir_all(prefix.path().join("lib")).unwrap();

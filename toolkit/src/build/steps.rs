@@ -1,14 +1,14 @@
-//! Which steps of a build have to run? Each leaves the digest of its inputs, and is skipped while they stay the same.
+//! Which steps of a build have to run? A step records the digest of its inputs, and is skipped while the digest stays the same.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use duct::Expression;
+use fs_err as fs;
 
 use crate::host::digest::Hasher;
+use crate::host::files;
 use crate::host::run::{self, WhenInterrupted};
 use crate::ui;
 
@@ -20,7 +20,7 @@ pub struct Steps {
     pub ran: bool,
 }
 
-/// A step that is under way.
+/// A step that is running.
 pub struct Running<'a> {
     /// The digest of its inputs.
     pub digest: &'a str,
@@ -34,33 +34,31 @@ impl Running<'_> {
         run::logged(self.progress, what, command, self.log, WhenInterrupted::End)
     }
 
-    /// Makes `to` a copy of the tree `from`, with its times, which make goes by.
+    /// Makes `to` a copy of the tree `from`, with the files' times, which make compares.
     pub fn copy_tree(&self, from: &Path, to: &Path) -> Result<()> {
-        if to.exists() {
-            fs::remove_dir_all(to).with_context(|| format!("cannot remove {}", to.display()))?;
-        }
+        files::remove_tree(to)?;
         self.run("copying files", duct::cmd!("cp", "-a", from, to))
     }
 }
 
-/// The proof that a step is done, for the steps that build on it.
+/// The digest of a step that is done: an input of the steps after it.
 #[derive(Clone)]
 pub struct Done(String);
 
 impl Steps {
     /// Opens the record of the work directory `dir`.
     pub fn open(dir: &Path) -> Result<Steps> {
-        fs::create_dir_all(dir.join("logs")).with_context(|| format!("cannot create {}", dir.display()))?;
-        // A record that cannot be read is as good as none: every step runs again.
+        fs::create_dir_all(dir.join("logs"))?;
+        // Without a record that can be read, every step runs again.
         let record = fs::read(dir.join("steps.json")).ok();
         let done = record.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         Ok(Steps { dir: dir.to_owned(), done, ran: false })
     }
 
-    /// Runs the step `name`, unless it has run with the same `inputs` after the same steps, and what it made `is_there`
-    /// still (which is given the digest of the inputs).
+    /// Runs the step `name`. It is skipped if it has run with the same `inputs`, after the same steps, and `is_there` says that
+    /// its output still exists. (`is_there` gets the digest of the inputs.)
     ///
-    /// `body` is given the progress line and the step's log file, and returns a remark for the former.
+    /// `body` returns a remark for the line that reports the step.
     pub fn step(
         &mut self,
         name: &str,
@@ -86,11 +84,11 @@ impl Steps {
             return Ok(Done(digest));
         }
         self.ran = true;
-        // From here to its end the step is not done, whatever interrupts it.
+        // Until it ends the step is not done, whatever interrupts it.
         self.done.remove(name);
         self.save()?;
         let log = self.dir.join("logs").join(format!("{name}.log"));
-        fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
+        files::begin_log(&log)?;
         let progress = ui::Step::start(name);
         let remark = body(&Running { digest: &digest, progress: &progress, log: &log })?;
         progress.done(remark);
@@ -99,15 +97,8 @@ impl Steps {
         Ok(Done(digest))
     }
 
-    /// Writes the record, whole or not at all.
     fn save(&self) -> Result<()> {
-        let path = self.dir.join("steps.json");
-        let record = serde_json::to_vec_pretty(&self.done)?;
-        let written = tempfile::NamedTempFile::new_in(&self.dir).and_then(|mut file| {
-            file.write_all(&record)?;
-            Ok(file.persist(&path)?)
-        });
-        written.map(drop).with_context(|| format!("cannot write {}", path.display()))
+        files::write(&self.dir.join("steps.json"), serde_json::to_vec_pretty(&self.done)?)
     }
 }
 
@@ -118,7 +109,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs two steps, the second after the first, and says which of them had to run.
+    /// Runs two steps, the second after the first, and returns the names of those that had to run.
     fn run(dir: &Path, inputs: [&str; 2], is_there: bool) -> Vec<&'static str> {
         let mut steps = Steps::open(dir).unwrap();
         let mut ran = Vec::new();

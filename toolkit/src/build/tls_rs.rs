@@ -1,19 +1,19 @@
-//! How is `tls-rs` compiled, and in which form does upstream's build get it?
+//! How is `tls-rs` compiled for upstream's build?
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use fs_err as fs;
 
 use crate::build::steps::Running;
 use crate::host::digest::{self, Hasher};
-use crate::host::layout;
+use crate::host::{files, layout};
 
-/// Variables that change what cargo makes of it.
+/// Environment variables that change what cargo compiles.
 const ENVIRONMENT: [&str; 3] = ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER"];
 
-/// A digest of everything that the library is made from, but for the compiler.
+/// A digest of the library's sources and of the variables that affect it. The compiler is not part of it.
 pub fn digest_of_inputs() -> Result<String> {
     let files = ["Cargo.lock", "Cargo.toml", "tls-rs/Cargo.toml", "tls-rs/include", "tls-rs/src"];
     let mut hasher = Hasher::default();
@@ -24,7 +24,7 @@ pub fn digest_of_inputs() -> Result<String> {
     Ok(hasher.finish())
 }
 
-/// The arguments of cargo that compile the static library. Those of `nix/tls-rs.nix` are the same.
+/// The arguments of cargo that compile the static library. `nix/tls-rs.nix` has the same.
 pub fn cargo_arguments(offline: bool) -> Vec<&'static str> {
     let mut arguments = vec!["rustc", "--locked", "--package=tls-rs", "--profile=staticlib"];
     arguments.extend(["--crate-type=staticlib", "--features=staticlib"]);
@@ -36,7 +36,8 @@ pub fn cargo_arguments(offline: bool) -> Vec<&'static str> {
     arguments
 }
 
-/// Compiles the static library, and lays it out as `dir/lib` and `dir/include`.
+/// Compiles the static library, and puts it and its headers into `dir/lib` and `dir/include`, as configure's `--with-tls-rs`
+/// expects them.
 pub fn build(step: &Running<'_>, dir: &Path, offline: bool) -> Result<()> {
     step.run("compiling tls-rs", layout::cargo(&cargo_arguments(offline), false))?;
     let target = layout::target_dir();
@@ -48,16 +49,17 @@ pub fn build(step: &Running<'_>, dir: &Path, offline: bool) -> Result<()> {
     Ok(())
 }
 
-/// The crates that the library is made of, as `NAME vVERSION`: itself, and what it would link if it had dependencies.
+/// The crates in the library, as `NAME vVERSION`: itself and its dependencies.
 pub fn crates(offline: bool) -> Result<BTreeSet<String>> {
     let tree =
         ["tree", "--locked", "--package=tls-rs", "--features=staticlib", "--edges=normal", "--prefix=none"];
     let text = layout::cargo(&tree, offline).stderr_null().read().context("cannot list what tls-rs links")?;
-    // A path, or a mark that it has been listed before, stands behind it.
+    // A path, or a mark for a crate that was listed before, follows the version.
     Ok(text.lines().map(|line| line.split(" (").next().unwrap_or(line).to_owned()).collect())
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    let copied = to.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::copy(from, to));
-    copied.map(drop).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+    files::create_parent(to)?;
+    fs::copy(from, to)?;
+    Ok(())
 }

@@ -1,23 +1,24 @@
-//! How is a root of Debian's packages made? By mmdebstrap, of which nothing is left, however it ends.
+//! How is a root directory made of Debian's packages? By mmdebstrap, in namespaces that end with it.
 
 use std::ffi::OsString;
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tempfile::TempDir;
 
+use crate::host::files;
 use crate::host::run::{self, WhenInterrupted};
 use crate::ui;
 
-/// Has the root trust the host's own certificate authorities: there may be a proxy of theirs before the network.
+/// Arguments of mmdebstrap that make the root trust this machine's own certificate authorities: a proxy between it and the
+/// network may use one.
 pub const CERTIFICATES: [&str; 3] = [
     "--include=ca-certificates",
     "--customize-hook=cp -r /usr/local/share/ca-certificates \"$1\"/usr/local/share/",
     "--customize-hook=chroot \"$1\" update-ca-certificates",
 ];
 
-/// What it says when something is missing that it cannot do without, and what to do about it.
+/// What mmdebstrap prints when it lacks something, and what to do about it.
 const ADVICE: [(&str, &str); 4] = [
     (NO_NAME, NO_NETWORK),
     ("Could not connect to", NO_NETWORK),
@@ -25,7 +26,7 @@ const ADVICE: [(&str, &str); 4] = [
     ("No space left on device", "make room, or set CARGO_TARGET_DIR to another disk"),
 ];
 
-/// What apt-get says without a network.
+/// What apt-get prints without a network.
 pub const NO_NAME: &str = "Temporary failure resolving";
 
 const NO_NETWORK: &str =
@@ -33,10 +34,9 @@ const NO_NETWORK: &str =
 
 /// Runs `mmdebstrap --variant=minbase ARGUMENTS SUITE TARGET` as root, with its output in the new file `log`.
 pub fn mmdebstrap(step: &ui::Step, arguments: &[&str], suite: &str, target: &Path, log: &Path) -> Result<()> {
-    let parent = log.parent().unwrap_or(Path::new("."));
-    fs::write(log, "").with_context(|| format!("cannot write {}", log.display()))?;
-    let scratch = TempDir::with_prefix_in("mmdebstrap-", parent)?;
-    // In namespaces of its own: what it mounts and starts goes with them, and then its files can.
+    files::begin_log(log)?;
+    let scratch = TempDir::with_prefix_in("mmdebstrap-", log.parent().unwrap_or(Path::new(".")))?;
+    // In its own namespaces: what it mounts and starts ends with them, and its files can then be removed.
     let words = ["--mount", "--pid", "--fork", "--kill-child", "mmdebstrap", "--variant=minbase"];
     let words = words.iter().chain(arguments).chain([&suite]).map(OsString::from);
     let command = duct::cmd("unshare", words.chain([target.into()])).env("TMPDIR", scratch.path());
@@ -44,7 +44,7 @@ pub fn mmdebstrap(step: &ui::Step, arguments: &[&str], suite: &str, target: &Pat
     run::advise(ran, log, &ADVICE)
 }
 
-/// A path as a word of the shell's, for hooks.
+/// Quotes a path for the shell that runs mmdebstrap's hooks.
 pub fn quoted(path: &Path) -> String {
     format!("'{}'", path.to_string_lossy().replace('\'', "'\\''"))
 }

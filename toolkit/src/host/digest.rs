@@ -1,13 +1,15 @@
 //! SHA-256 of files, directories and lists of inputs, in lower-case hexadecimal.
 
-use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use fs_err::File;
 use sha2::{Digest, Sha256};
 
-/// A digest over several inputs, each with its length, so that no two lists of inputs look alike.
+use crate::host::files;
+
+/// A digest of several inputs. Each is hashed after its length, so no two lists of inputs have the same digest.
 #[derive(Default)]
 pub struct Hasher(Sha256);
 
@@ -20,7 +22,7 @@ impl Hasher {
         self
     }
 
-    /// The digest of what was added.
+    /// The digest of the inputs that were added.
     pub fn finish(&mut self) -> String {
         hex(&self.0.finalize_reset())
     }
@@ -29,16 +31,15 @@ impl Hasher {
 /// The SHA-256 of a file, as `sha256sum` prints it.
 pub fn file(path: &Path) -> Result<String> {
     let mut sha = Sha256::new();
-    let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    io::copy(&mut file, &mut sha).with_context(|| format!("cannot read {}", path.display()))?;
+    io::copy(&mut File::open(path)?, &mut sha)?;
     Ok(hex(&sha.finalize()))
 }
 
-/// One digest for the files at `paths`, directories taken whole: their names below `root` and their contents.
+/// One digest of the files at `paths`, and in the directories at `paths`: their names below `root` and their contents.
 pub fn files(root: &Path, paths: &[&str]) -> Result<String> {
     let mut all = Vec::new();
     for path in paths {
-        collect(&root.join(path), &mut all)?;
+        all.extend(files::tree(&root.join(path))?.into_iter().filter(|path| !path.is_dir()));
     }
     all.sort();
     let mut hasher = Hasher::default();
@@ -47,18 +48,6 @@ pub fn files(root: &Path, paths: &[&str]) -> Result<String> {
         hasher.add(name.as_os_str().as_encoded_bytes()).add(file(&path)?);
     }
     Ok(hasher.finish())
-}
-
-fn collect(path: &Path, all: &mut Vec<PathBuf>) -> Result<()> {
-    if !path.is_dir() {
-        all.push(path.to_owned());
-        return Ok(());
-    }
-    let entries = fs::read_dir(path).with_context(|| format!("cannot list {}", path.display()))?;
-    for entry in entries {
-        collect(&entry?.path(), all)?;
-    }
-    Ok(())
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -1,6 +1,5 @@
-//! How are other programs run? With a log file, watched for Ctrl-C, and never outliving xtask.
+//! How are other programs run? With their output in a log file. Ctrl-C ends them, and so does the end of xtask.
 
-use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -11,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use duct::Expression;
+use fs_err::{self as fs, File};
 use rustix::process::{Pid, Signal};
 
 use crate::failure::Failure;
@@ -21,18 +21,18 @@ const TAIL_LINES: usize = 20;
 
 static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// From here on SIGINT, SIGTERM and SIGHUP end what is being run, and are then reported as an error, so that destructors
-/// clean up.
+/// Handles SIGINT, SIGTERM and SIGHUP from now on: they end the program that is being run, and become an error, so that
+/// destructors clean up.
 pub fn watch_for_signals() {
     let flag = INTERRUPTED.get_or_init(Arc::default);
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
-        // A second signal ends us on the spot, whatever we are stuck in. (Both fail for uncatchable signals only.)
+        // A second signal ends xtask at once. (Both calls fail only for signals that cannot be caught.)
         let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(flag));
         let _ = signal_hook::flag::register(signal, Arc::clone(flag));
     }
 }
 
-/// An error if a signal has asked to stop.
+/// An error if a signal has asked xtask to stop.
 pub fn check_interrupted() -> Result<()> {
     if INTERRUPTED.get().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
         bail!(Failure::Interrupted);
@@ -40,21 +40,22 @@ pub fn check_interrupted() -> Result<()> {
     Ok(())
 }
 
-/// Whether a signal has asked to stop since this was last asked. For who passes it on instead of stopping.
+/// Whether a signal has asked xtask to stop since the last call. For callers that pass the signal on and do not stop.
 pub fn take_interruption() -> bool {
     INTERRUPTED.get().is_some_and(|flag| flag.swap(false, Ordering::Relaxed))
 }
 
-/// What becomes of a program under way when a signal asks to stop.
+/// What happens to a running program when a signal asks xtask to stop.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum WhenInterrupted {
-    /// It is ended.
+    /// It gets SIGTERM.
     End,
-    /// It may finish: ended in the middle, it would leave a mess.
+    /// It finishes: it would leave things broken if it stopped half-way, as apt-get does.
     Finish,
 }
 
-/// Runs a program whose output goes to the end of `log`. An error shows the last lines of the log and its path.
+/// Runs a program, and appends its output to `log`. The error of a program that fails has the last lines of the log and its
+/// path. `what` names the program in errors.
 pub fn logged(
     step: &ui::Step,
     what: &str,
@@ -63,11 +64,7 @@ pub fn logged(
     when_interrupted: WhenInterrupted,
 ) -> Result<()> {
     let end = when_interrupted == WhenInterrupted::End;
-    let mut file = File::options()
-        .create(true)
-        .append(true)
-        .open(log)
-        .with_context(|| format!("cannot write the log {}", log.display()))?;
+    let mut file = File::options().create(true).append(true).open(log)?;
     let output = file.try_clone()?;
     let handle = command
         .stdin_null()
@@ -75,10 +72,11 @@ pub fn logged(
         .stdout_file(output)
         .unchecked()
         .before_spawn(move |command| {
-            // Its own group, so that a signal reaches make's children as well as make, and nobody unless we pass it on.
+            // Its own process group: a signal to the group reaches make's children as well as make, and the terminal's
+            // Ctrl-C reaches none of them before xtask has seen it.
             command.process_group(0);
             if end {
-                die_with_parent(command);
+                end_with_parent(command);
             }
             Ok(())
         })
@@ -105,7 +103,8 @@ pub fn logged(
     }
 }
 
-/// Turns the error of a program whose log holds one of these words into one that says what to do about it, and exits with 3.
+/// Adds advice to the error of a program: that of the first pair in `advice` whose words are in the log. The error then exits
+/// with 3.
 pub fn advise(result: Result<()>, log: &Path, advice: &[(&str, &str)]) -> Result<()> {
     result.or_else(|error| {
         check_interrupted()?;
@@ -118,16 +117,25 @@ pub fn advise(result: Result<()>, log: &Path, advice: &[(&str, &str)]) -> Result
     })
 }
 
-/// Has the kernel end the program when xtask dies, however it dies.
-pub fn die_with_parent(command: &mut Command) {
-    // SAFETY: the closure runs in the forked child and makes one system call: it neither allocates nor locks.
+/// Makes the kernel send SIGTERM to the program when xtask ends, however it ends.
+pub fn end_with_parent(command: &mut Command) {
+    let parent = rustix::process::getpid();
+    // SAFETY: the closure runs in the forked child and makes two system calls: it neither allocates nor locks, on the error
+    // path either.
     unsafe {
-        command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?));
+        command.pre_exec(move || {
+            rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+            // xtask may have ended before the call above: then no signal comes.
+            if rustix::process::getppid() != Some(parent) {
+                return Err(rustix::io::Errno::SRCH.into());
+            }
+            Ok(())
+        });
     }
 }
 
-/// The first line that a program prints when asked for its version, or nothing if it cannot be run. `program` may have
-/// arguments of its own, as `CC` may.
+/// The first line that a program prints with the argument `argument`, such as `--version`, or `None` if it fails. `program`
+/// may contain arguments, as `CC` may.
 pub fn version_line(program: &str, argument: &str) -> Option<String> {
     let mut words = program.split_whitespace();
     let command = duct::cmd(words.next()?, words.chain([argument]));

@@ -1,19 +1,20 @@
-//! What does this machine have of what a build needs, and how does one get the rest?
+//! Which tools and libraries does this machine have, and which packages provide the missing ones?
 
-use std::fs;
 use std::path::Path;
 use std::thread;
 
 use anyhow::{Result, bail, ensure};
+use fs_err as fs;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::host::layout;
+use crate::host::distribution::Distribution;
 use crate::host::run::{self, WhenInterrupted};
+use crate::host::{files, layout};
 use crate::ui;
 
-/// What a tool or a library is good for.
+/// What needs a tool or a library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Need {
@@ -21,25 +22,25 @@ pub enum Need {
     Build,
     /// The SSH protocol, which `stress` drives.
     Ssh,
-    /// Another protocol or feature of guacd, which is left out without it.
+    /// Another protocol or feature of guacd. A build without it leaves the protocol out.
     Optional,
     /// The SSH server behind `stress --target openssh`.
     OpenSsh,
     /// The project's tests.
     Tests,
-    /// The tests of `tls-rs` on other platforms, which are skipped without it.
+    /// The tests of `tls-rs` on other platforms. They are skipped without it.
     Platforms,
-    /// Sources that come from git or as an unpacked tree.
+    /// Sources from git, or in an unpacked tree.
     Git,
     /// `cargo xtask package`.
     Package,
     /// `cargo xtask nix`.
     Nix,
-    /// More ways for the two builds of `cargo xtask reproduce` to differ, and what explains it if their results do.
+    /// `cargo xtask reproduce`: further differences between its two builds, and the explanation of differing files.
     Reproduce,
 }
 
-/// What takes part in a build of guacd.
+/// The needs of a build of guacd.
 pub const OF_A_BUILD: [Need; 3] = [Need::Build, Need::Ssh, Need::Optional];
 
 enum Probe {
@@ -54,7 +55,7 @@ struct Item {
     probe: Probe,
     need: Need,
     unlocks: &'static str,
-    /// The packages of Debian and Ubuntu that it comes from. (FreeRDP's are alternatives.)
+    /// The packages of Debian and Ubuntu that provide it. (FreeRDP's are alternatives.)
     packages: &'static [&'static str],
 }
 
@@ -78,7 +79,7 @@ const fn library(
     Item { name, probe: Probe::Library(modules), need, unlocks, packages }
 }
 
-/// Everything that matters. Upstream's configure looks for the same libraries.
+/// Every tool and library. Upstream's configure looks for the same libraries.
 const ITEMS: &[Item] = &[
     program("cc", "--version", Need::Build, "compiling C", &["gcc", "libc6-dev"]),
     program("make", "--version", Need::Build, "upstream's build", &["make"]),
@@ -115,7 +116,7 @@ const ITEMS: &[Item] = &[
         &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
     ),
     program("qemu-aarch64", "--version", Need::Platforms, "the C tests on aarch64", &["qemu-user"]),
-    // Not gcc-multilib, which Debian does not install beside other cross-compilers.
+    // Not gcc-multilib, which conflicts with other cross-compilers on Debian.
     program(
         "i686-linux-gnu-gcc",
         "--version",
@@ -145,16 +146,16 @@ const ITEMS: &[Item] = &[
     program("sshd", "-V", Need::OpenSsh, "`stress --target openssh`", &["openssh-server"]),
 ];
 
-/// What was found of one item.
+/// Whether this machine has one tool or library.
 #[derive(Serialize)]
 pub struct Finding {
-    /// What it is called.
+    /// Its name.
     pub name: &'static str,
-    /// Its version, or nothing if it is missing.
+    /// Its version, or `None` if it is missing.
     pub version: Option<String>,
     /// What needs it.
     pub need: Need,
-    /// What it makes possible.
+    /// What it is for.
     pub unlocks: &'static str,
     #[serde(skip)]
     packages: &'static [&'static str],
@@ -171,46 +172,51 @@ pub struct Limit {
     pub sessions: u64,
 }
 
-/// Checks that what `needs` names is there, installing it first, and what is `welcome` besides, if the flags allow that.
+/// Checks that everything in `needs` is there. With `may_install`, missing packages for `needs` and `optional` are installed
+/// first.
 ///
-/// Returns the versions of what takes part in a build, for its digest.
-pub fn preflight(needs: &[Need], welcome: &[Need], may_install: bool) -> Result<Vec<String>> {
+/// Returns the versions of the tools and libraries of a build, as `NAME=VERSION`, for its digest.
+///
+/// # Errors
+///
+/// [`Failure::Preflight`] when something in `needs` is missing.
+pub fn preflight(needs: &[Need], optional: &[Need], may_install: bool) -> Result<Vec<String>> {
     let mut findings = probe();
-    if may_install && install(&findings, |need| needs.contains(&need) || welcome.contains(&need))? {
+    if may_install && install(&findings, |need| needs.contains(&need) || optional.contains(&need))? {
         findings = probe();
     }
     let unmet: Vec<&str> = unmet(&findings, needs).map(|finding| finding.name).collect();
     if !unmet.is_empty() {
         let packages = missing_packages(&findings, |need| needs.contains(&need));
-        let how = match install_command(&packages) {
+        let advice = match install_command(&packages) {
             Some(command) => {
-                format!("install with: {command}\n        or let it be done: add --install to this command")
+                format!("install with: {command}\n          or: add --install to this command")
             }
             None => format!(
                 "install them with your distribution's package manager (on Debian: {})",
                 packages.join(" ")
             ),
         };
-        bail!(Failure::Preflight(format!("missing here: {}\n{how}", unmet.join(", "))));
+        bail!(Failure::Preflight(format!("missing here: {}\n{advice}", unmet.join(", "))));
     }
-    // cunit, alone among what is for tests, is something that configure looks for.
+    // Of the needs of tests, configure looks for cunit alone.
     let in_a_build = |finding: &Finding| OF_A_BUILD.contains(&finding.need) || finding.name == "cunit";
     let version = |finding: Finding| format!("{}={}", finding.name, finding.version.unwrap_or_default());
     Ok(findings.into_iter().filter(in_a_build).map(version).collect())
 }
 
-/// The C compiler: what configure takes, too.
+/// The C compiler: the same that configure takes.
 pub fn c_compiler() -> String {
     std::env::var("CC").unwrap_or_else(|_| "cc".to_owned())
 }
 
-/// Looks for everything that matters.
+/// Looks for every tool and library.
 pub fn probe() -> Vec<Finding> {
     let pkg_config = std::env::var("PKG_CONFIG").unwrap_or_else(|_| "pkg-config".to_owned());
-    let look = |item: &Item| match item.probe {
+    let version = |item: &Item| match item.probe {
         Probe::Program("cc", argument) => run::version_line(&c_compiler(), argument),
         Probe::Program("pkg-config", argument) => run::version_line(&pkg_config, argument),
-        // sshd answers -V since OpenSSH 9.3 only, and lies outside of most users' path.
+        // sshd knows -V since OpenSSH 9.3, and is outside of most users' path.
         Probe::Program("sshd", argument) => run::version_line("sshd", argument)
             .or_else(|| fs::exists("/usr/sbin/sshd").unwrap_or(false).then(|| "/usr/sbin/sshd".to_owned())),
         Probe::Program(program, argument) => run::version_line(program, argument),
@@ -218,9 +224,9 @@ pub fn probe() -> Vec<Finding> {
             .iter()
             .find_map(|module| duct::cmd!(&pkg_config, "--modversion", module).stderr_null().read().ok()),
     };
-    // Side by side, as each is a program to wait for.
+    // In parallel, as each waits for a program.
     let versions: Vec<Option<String>> = thread::scope(|scope| {
-        let threads: Vec<_> = ITEMS.iter().map(|item| scope.spawn(|| look(item))).collect();
+        let threads: Vec<_> = ITEMS.iter().map(|item| scope.spawn(|| version(item))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap_or_default()).collect()
     });
     ITEMS
@@ -236,23 +242,23 @@ pub fn probe() -> Vec<Finding> {
         .collect()
 }
 
-/// What is missing of what `needs` names.
+/// The findings in `needs` that are missing.
 pub fn unmet<'a>(findings: &'a [Finding], needs: &'a [Need]) -> impl Iterator<Item = &'a Finding> {
     findings.iter().filter(|finding| finding.version.is_none() && needs.contains(&finding.need))
 }
 
-/// The packages that provide what is missing, each once.
+/// The packages that provide the missing tools and libraries of the needs that are `wanted`.
 pub fn missing_packages(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Vec<String> {
     let mut packages = Vec::new();
     for finding in findings.iter().filter(|finding| finding.version.is_none() && wanted(finding.need)) {
-        // FreeRDP's package has another name in each generation of Debian; everything else is needed as listed.
+        // FreeRDP's package has another name in each release of Debian. All other lists are needed whole.
         let names = if finding.name == "freerdp" { available(finding.packages) } else { finding.packages };
         packages.extend(names.iter().map(|name| (*name).to_owned()));
     }
     packages
 }
 
-/// The first of `alternatives` that the package manager knows.
+/// The first of the packages `alternatives` that apt knows.
 fn available(alternatives: &'static [&'static str]) -> &'static [&'static str] {
     let known = |name: &&'static str| {
         duct::cmd!("apt-cache", "show", "--no-all-versions", *name).stderr_null().stdout_null().run().is_ok()
@@ -261,15 +267,10 @@ fn available(alternatives: &'static [&'static str]) -> &'static [&'static str] {
     &alternatives[index..=index]
 }
 
-/// The command that installs `packages` on this distribution, if it is one that we know.
+/// The command that installs `packages`, on Debian, Ubuntu and distributions like them.
 pub fn install_command(packages: &[String]) -> Option<String> {
-    let release = fs::read_to_string("/etc/os-release").ok()?;
-    let like_debian = release
-        .lines()
-        .filter_map(|line| line.strip_prefix("ID=").or_else(|| line.strip_prefix("ID_LIKE=")))
-        .any(|value| value.split(['"', ' ']).any(|id| id == "debian" || id == "ubuntu"));
     let sudo = if rustix::process::geteuid().is_root() { "" } else { "sudo " };
-    like_debian.then(|| {
+    Distribution::this().is_like_debian().then(|| {
         format!(
             "{sudo}apt-get update && {sudo}apt-get install -y --no-install-recommends {}",
             packages.join(" ")
@@ -277,7 +278,7 @@ pub fn install_command(packages: &[String]) -> Option<String> {
     })
 }
 
-/// Installs what is missing, and returns whether anything was.
+/// Installs the missing packages of the needs that are `wanted`, and returns whether there were any.
 pub fn install(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Result<bool> {
     if missing_packages(findings, &wanted).is_empty() {
         return Ok(false);
@@ -285,25 +286,23 @@ pub fn install(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Result<bo
     ensure!(
         install_command(&[]).is_some(),
         Failure::Preflight(
-            "--install knows Debian and Ubuntu only: `cargo xtask doctor` lists what to install".into()
+            "--install works on Debian and Ubuntu only: `cargo xtask doctor` lists what to install".into()
         )
     );
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
-        // In the foreground, as it may ask for the password.
+        // In the foreground, as sudo may ask for the password.
         let sudo = |arguments: &[&str]| {
             duct::cmd("sudo", arguments).unchecked().run().is_ok_and(|output| output.status.success())
         };
         let allowed = sudo(&["-n", "true"]) || sudo(&["-v"]);
         ensure!(
             allowed,
-            Failure::Preflight("--install needs root, or sudo: run as root, or install by hand".into())
+            Failure::Preflight("--install needs root or sudo: run as root, or install by hand".into())
         );
     }
-    let log_dir = layout::target_dir().join("guacd");
-    fs::create_dir_all(&log_dir)?;
-    let log = log_dir.join("install.log");
-    fs::write(&log, "")?;
+    let log = layout::target_dir().join("guacd/install.log");
+    files::begin_log(&log)?;
     let apt = |arguments: &[&str]| {
         let (program, first): (&str, &[&str]) = if is_root { ("env", &[]) } else { ("sudo", &["-n", "env"]) };
         duct::cmd(
@@ -314,7 +313,7 @@ pub fn install(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Result<bo
     let progress = ui::Step::start("apt-get");
     progress.busy_with("update");
     run::logged(&progress, "apt-get update", apt(&["update"]), &log, WhenInterrupted::Finish)?;
-    // Only now does apt know which packages there are.
+    // apt knows the names of FreeRDP's packages only after the update.
     let packages = missing_packages(findings, &wanted);
     let mut arguments = vec!["install", "-y", "--no-install-recommends"];
     arguments.extend(packages.iter().map(String::as_str));

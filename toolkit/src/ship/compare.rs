@@ -1,12 +1,13 @@
-//! Are two trees the same, byte for byte? And where not, in what?
+//! Are two trees the same, byte for byte? And if not, how do they differ?
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
+use std::fs::FileType;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use fs_err as fs;
 use serde::Serialize;
 
 /// A file that is not the same in both.
@@ -14,9 +15,9 @@ use serde::Serialize;
 pub struct Difference {
     /// Its path in the prefix.
     pub path: PathBuf,
-    /// What is not the same about it.
+    /// How the two differ.
     pub what: String,
-    /// Where diffoscope's account of it is.
+    /// The file with diffoscope's explanation.
     pub explanation: Option<PathBuf>,
 }
 
@@ -26,7 +27,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Compares two trees, and returns how many files there are, and those that differ.
+/// Compares two trees. Returns the number of files, and those that differ.
 pub fn compare(first: &Path, second: &Path) -> Result<(usize, Vec<Difference>)> {
     let (mut ours, mut theirs) = (BTreeMap::new(), BTreeMap::new());
     list(first, first, &mut ours)?;
@@ -61,20 +62,20 @@ pub fn compare(first: &Path, second: &Path) -> Result<(usize, Vec<Difference>)> 
 
 /// A file, a link, a directory, or a device.
 struct Entry {
-    kind: fs::FileType,
+    kind: FileType,
     /// Its type and permissions.
     mode: u32,
-    /// The ids of its user and its group.
+    /// The IDs of its user and its group.
     owner: (u32, u32),
 }
 
 impl Entry {
-    /// A file's bytes, or where a link leads. Of others, nothing: a device may have no end.
+    /// The bytes of a file, or the target of a link. Nothing for others: reading a device may never end.
     fn content(&self, path: &Path) -> Result<Vec<u8>> {
         if self.kind.is_symlink() {
             Ok(fs::read_link(path)?.into_os_string().into_encoded_bytes())
         } else if self.kind.is_file() {
-            fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+            Ok(fs::read(path)?)
         } else {
             Ok(Vec::new())
         }
@@ -82,7 +83,7 @@ impl Entry {
 }
 
 fn list(root: &Path, dir: &Path, entries: &mut BTreeMap<PathBuf, Entry>) -> Result<()> {
-    for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
+    for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         let metadata = path.symlink_metadata()?;
         if metadata.is_dir() {
@@ -95,19 +96,19 @@ fn list(root: &Path, dir: &Path, entries: &mut BTreeMap<PathBuf, Entry>) -> Resu
     Ok(())
 }
 
-/// Says where two contents of a file part, and how they read there.
+/// Describes the first difference between two contents of a file.
 fn where_they_differ(file: &Path, first: &[u8], second: &[u8]) -> String {
     let offset = first.iter().zip(second).take_while(|(one, other)| one == other).count();
     let section = section(file, offset).map_or_else(String::new, |name| format!(" in the section {name}"));
     let text = |bytes: &[u8]| {
         let printable = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
-        // The whole word, so far as it is one.
+        // The printable text around the difference.
         let before = bytes[..offset].iter().rev().take(24).take_while(|byte| printable(byte)).count();
         let word = bytes[offset - before..].iter().take(60).take_while(|byte| printable(byte));
         String::from_utf8(word.copied().collect()).unwrap_or_default()
     };
     format!(
-        "{} and {} bytes, which part at byte {offset}{section}: {:?} became {:?}",
+        "{} and {} bytes, which differ from byte {offset} on{section}: {:?} became {:?}",
         first.len(),
         second.len(),
         text(first),
@@ -115,7 +116,7 @@ fn where_they_differ(file: &Path, first: &[u8], second: &[u8]) -> String {
     )
 }
 
-/// The section of an ELF file that the byte at `offset` is in, as readelf has it.
+/// The section of an ELF file that has the byte at `offset`, by readelf.
 fn section(file: &Path, offset: usize) -> Option<String> {
     let table = duct::cmd!("readelf", "--section-headers", "--wide", file).stderr_null().read().ok()?;
     // `  [ 1] .interp PROGBITS 0000000000000318 000318 00001c 00 A 0 0 1`
@@ -137,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    /// Compares two trees that are alike but for what `change` has done to the second.
+    /// Compares two trees of which `change` has changed the second.
     fn differences(change: impl Fn(&Path)) -> Vec<String> {
         let dir = TempDir::new().unwrap();
         let [first, second] = ["first", "second"].map(|name| dir.path().join(name));
@@ -156,7 +157,9 @@ mod tests {
         let text = differences(|root| fs::write(root.join("share/text"), "one 2 three").unwrap());
         assert_eq!(
             text,
-            [r#"share/text: 13 and 11 bytes, which part at byte 4: "one two three" became "one 2 three""#]
+            [
+                r#"share/text: 13 and 11 bytes, which differ from byte 4 on: "one two three" became "one 2 three""#
+            ]
         );
         let mode =
             |root: &Path| fs::set_permissions(root.join("share/doc"), Permissions::from_mode(0o700)).unwrap();
@@ -186,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_end_is_not_read() {
+    fn a_pipe_is_not_read() {
         let dir = TempDir::new().unwrap();
         let [first, second] = ["first", "second"].map(|name| {
             let root = dir.path().join(name);

@@ -1,4 +1,4 @@
-//! What a prefix is packed into.
+//! What a release is shipped as: an image, packages, and an output of the Nix flake.
 
 pub mod compare;
 pub mod image;

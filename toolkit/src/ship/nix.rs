@@ -1,35 +1,35 @@
-//! How is the flake built with Nix? With checks before and answers after, against nixpkgs or against the host's toolchain.
+//! How is an output of the flake built with Nix? With nixpkgs, or with this machine's own compilers and libraries instead.
 
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use duct::Expression;
+use fs_err as fs;
 use serde::Deserialize;
 use tempfile::TempDir;
 
 use crate::build::guacd::Setup;
-use crate::build::prefix as install;
+use crate::build::prefix;
 use crate::failure::Failure;
 use crate::host::run::WhenInterrupted;
 use crate::host::tools::{self, Need};
-use crate::host::{layout, run};
+use crate::host::{files, layout, lock, run};
 use crate::source::fetch::{self, Access};
 use crate::source::release::Release;
 use crate::ui;
 
-/// What the store of a stand-in and a build in it take at most, with room to spare.
+/// The space that the store for --stand-in and a build in it need, in bytes.
 const BYTES_NEEDED: u64 = 3 << 30;
 
-/// The first Nix with flakes as they are now.
+/// The first version of Nix with today's flakes.
 const OLDEST: (u32, u32) = (2, 4);
 
-/// What Nix says when something is missing that it cannot do without, and what to do about it.
+/// What Nix prints when it lacks something, and what to do about it.
 const ADVICE: [(&str, &str); 7] = [
     (
         "is not in the store:",
-        "the store was not seeded with everything: Cargo.lock or upstream.toml has changed under way",
+        "the store lacks a source: Cargo.lock or upstream.toml has changed since the run began; run it again",
     ),
     (
         "unable to download",
@@ -55,7 +55,7 @@ pub struct Options {
     pub output: String,
     /// Whether to run the flake's checks, and to build the output a second time and compare.
     pub check: bool,
-    /// Whether the host's own toolchain takes the place of nixpkgs.
+    /// Whether to use this machine's own compilers and libraries instead of nixpkgs.
     pub stand_in: bool,
 }
 
@@ -67,16 +67,15 @@ pub struct Options {
 pub fn build(options: &Options, setup: &Setup) -> Result<PathBuf> {
     let mut needs = vec![Need::Nix, Need::Git];
     if options.stand_in {
-        // The host's own tools and libraries do what nixpkgs' would.
         needs.extend([Need::Build, Need::Ssh, Need::Optional, Need::Tests]);
     }
     tools::preflight(&needs, &[], setup.install)?;
     check_version()?;
-    let _lock = layout::lock("nix")?;
+    let _lock = lock::command("nix")?;
     ensure!(
         layout::root().join(".git").exists(),
         Failure::Preflight(
-            "this is no git checkout: Nix takes the files that git knows of, so clone the repository".into()
+            "this is no git checkout: Nix takes the files that git knows, so clone the repository".into()
         )
     );
     let nix = match options.stand_in {
@@ -91,7 +90,7 @@ pub fn build(options: &Options, setup: &Setup) -> Result<PathBuf> {
     let out_link = link.to_string_lossy();
     nix.run("nix build", &["build", &output, "--print-build-logs", "--out-link", &out_link])?;
     if options.check {
-        // Fails unless it comes out bit by bit as before.
+        // It fails unless the second build gives the same bytes.
         nix.run("nix rebuild", &["build", &output, "--rebuild", "--print-build-logs", "--no-link"])?;
     }
     let built = fs::read_link(&link).with_context(|| format!("nix left no {}", link.display()))?;
@@ -114,9 +113,9 @@ fn check_version() -> Result<()> {
     Ok(())
 }
 
-/// A way to run Nix on this checkout's flake.
+/// The arguments and variables with which Nix runs on this checkout's flake.
 struct Nix {
-    /// Where logs and results lie.
+    /// Where logs and results are.
     dir: PathBuf,
     arguments: Vec<String>,
     environment: Vec<(&'static str, OsString)>,
@@ -125,7 +124,7 @@ struct Nix {
 impl Nix {
     /// With the user's own store and settings.
     fn new(dir: PathBuf, offline: bool) -> Result<Nix> {
-        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        fs::create_dir_all(&dir)?;
         let dir = dir.canonicalize()?;
         let mut arguments =
             ["--extra-experimental-features", "nix-command flakes"].map(str::to_owned).to_vec();
@@ -135,14 +134,14 @@ impl Nix {
         Ok(Nix { dir, arguments, environment: Vec::new() })
     }
 
-    /// With a store of its own, that holds the sources, and the host's toolchain for nixpkgs.
+    /// With a separate store that holds the sources, and this machine's compilers and libraries instead of nixpkgs.
     fn on_the_host(access: &Access) -> Result<Nix> {
         let mut nix = Nix::new(layout::target_dir().join("guacd/nix-stand-in"), true)?;
-        install::check_space(&nix.dir, BYTES_NEEDED)?;
+        prefix::check_space(&nix.dir, BYTES_NEEDED)?;
         let stand_in = layout::root().join("nix/stand-in");
         nix.arguments.extend(["--override-input".to_owned(), "nixpkgs".to_owned()]);
         nix.arguments.extend([format!("path:{}", stand_in.display()), "--no-write-lock-file".to_owned()]);
-        // Nix wants to know all of these, so as not to touch the machine's own store.
+        // With all of these set, Nix does not touch the machine's own store.
         for (name, dir) in [
             ("NIX_STORE_DIR", "store"),
             ("NIX_STATE_DIR", "state"),
@@ -152,7 +151,7 @@ impl Nix {
             ("HOME", "home"),
         ] {
             let dir = nix.dir.join(dir);
-            fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+            fs::create_dir_all(&dir)?;
             nix.environment.push((name, dir.into()));
         }
         fs::write(nix.dir.join("conf/nix.conf"), configuration()?)?;
@@ -160,7 +159,7 @@ impl Nix {
         Ok(nix)
     }
 
-    /// Puts into the store what the flake would fetch: upstream's source, and every crate of Cargo.lock.
+    /// Puts what the flake would fetch into the store: upstream's sources, and every crate in Cargo.lock.
     fn seed(&self, access: &Access) -> Result<()> {
         let progress = ui::Step::start("nix seed");
         for release in Release::all()?.into_values() {
@@ -178,7 +177,7 @@ impl Nix {
         }
         progress.busy_with("crates");
         let log = self.dir.join("seed.log");
-        fs::write(&log, "")?;
+        files::begin_log(&log)?;
         let fetch = layout::cargo(&["fetch", "--locked"], access.offline);
         run::logged(&progress, "cargo fetch", fetch, &log, WhenInterrupted::End)?;
         let crates = crates()?;
@@ -187,18 +186,18 @@ impl Nix {
         Ok(())
     }
 
-    /// Runs a quick command on the store, and returns what it says.
+    /// Runs a quick command on the store, and returns what it prints.
     fn store(&self, command: &[&str], paths: &[&PathBuf]) -> Result<String> {
         let arguments = command[1..].iter().map(OsString::from).chain(paths.iter().map(OsString::from));
         let mut expression = duct::cmd(command[0], arguments).stderr_capture().stdout_capture();
         if command[0] == "nix" {
-            // (nix-store neither knows nor needs it.)
+            // (nix-store does not know the feature.)
             expression = expression.env("NIX_CONFIG", "extra-experimental-features = nix-command");
         }
         let output =
             self.within(expression).unchecked().run().with_context(|| format!("cannot run {command:?}"))?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "`{}` failed:\n{}", command.join(" "), said.trim());
+        let message = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`{}` failed:\n{}", command.join(" "), message.trim());
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
@@ -206,7 +205,7 @@ impl Nix {
     fn run(&self, title: &str, arguments: &[&str]) -> Result<()> {
         let progress = ui::Step::start(title);
         let log = self.dir.join(format!("{}.log", title.replace(' ', "-")));
-        fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
+        files::begin_log(&log)?;
         let arguments = arguments.iter().copied().chain(self.arguments.iter().map(String::as_str));
         let command = self.within(duct::cmd("nix", arguments).dir(layout::root()));
         let ran = run::logged(&progress, title, command, &log, WhenInterrupted::End);
@@ -223,7 +222,7 @@ impl Nix {
     }
 }
 
-/// The settings of the store of our own: its sandbox, no way around it, and the host's toolchain within.
+/// The nix.conf of the separate store: a sandbox that always applies, with this machine's compilers and libraries in it.
 fn configuration() -> Result<String> {
     let sysroot =
         duct::cmd!("rustc", "--print", "sysroot").dir(layout::root()).read().context("cannot run rustc")?;
@@ -240,7 +239,7 @@ fn configuration() -> Result<String> {
     Ok(lines.join("\n"))
 }
 
-/// The files of the crates that Cargo.lock pins, in cargo's own cache.
+/// The files of the crates that Cargo.lock pins, in cargo's cache.
 fn crates() -> Result<Vec<PathBuf>> {
     #[derive(Deserialize)]
     struct Lock {
@@ -253,7 +252,7 @@ fn crates() -> Result<Vec<PathBuf>> {
         checksum: Option<String>,
     }
     let path = layout::root().join("Cargo.lock");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = fs::read_to_string(&path)?;
     let lock: Lock =
         toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))?;
     let home = std::env::var_os("CARGO_HOME")
@@ -261,10 +260,8 @@ fn crates() -> Result<Vec<PathBuf>> {
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))
         .context("no cargo home: set CARGO_HOME")?;
     let cache = home.join("registry/cache");
-    let registries: Vec<PathBuf> = fs::read_dir(&cache)
-        .with_context(|| format!("cannot list {}", cache.display()))?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<_>>()?;
+    let registries: Vec<PathBuf> =
+        fs::read_dir(&cache)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     let pinned = lock.package.into_iter().filter(|package| package.checksum.is_some());
     pinned
         .map(|Package { name, version, .. }| {

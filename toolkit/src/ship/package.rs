@@ -1,20 +1,22 @@
 //! How is a prefix packed into a tarball that runs from any directory, and into a Debian package?
 
-use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use flate2::{Compression, GzBuilder};
+use fs_err::os::unix::fs::symlink;
+use fs_err::{self as fs, File};
 use serde::Serialize;
 use tempfile::TempDir;
 
 use crate::build::guacd::{self, Setup, Variant};
 use crate::failure::Failure;
 use crate::host::debian::{self, quoted};
+use crate::host::distribution::Distribution;
+use crate::host::files::NewFile;
 use crate::host::tools::{self, Need};
-use crate::host::{digest, layout, run};
+use crate::host::{checkout, digest, files, layout, lock, run};
 use crate::source::fetch::{self, Access};
 use crate::source::release::Release;
 use crate::ui;
@@ -25,7 +27,7 @@ const NAME: &str = "guacd-uncapped";
 /// Where the Debian package keeps its prefix.
 const HOME: &str = "usr/lib/guacd-uncapped";
 
-/// Debian's packages that guacd does without, but not for everything: PDFs of what is printed, and a terminal's letters.
+/// Debian's packages that guacd needs for some features: PDFs of what is printed, and the fonts of terminals.
 const RECOMMENDS: &str = "ca-certificates, fonts-dejavu-core | fonts-liberation, ghostscript";
 
 /// What to make, and where.
@@ -33,9 +35,9 @@ const RECOMMENDS: &str = "ca-certificates, fonts-dejavu-core | fonts-liberation,
 pub struct Options {
     /// The directory to put them into, if not the usual one.
     pub output: Option<PathBuf>,
-    /// The release of Debian to make them in and for, if not the one that this runs on.
+    /// The release of Debian to make them in and for, if not this machine's distribution.
     pub suite: Option<String>,
-    /// Whether to install, run and remove them in a root of their own.
+    /// Whether to install, run and remove them in a new root directory.
     pub check: bool,
 }
 
@@ -46,7 +48,7 @@ pub struct Packages {
     release: String,
     /// The distribution that they are for.
     distribution: String,
-    /// The files, with what tells them apart.
+    /// The files.
     pub packages: Vec<Package>,
     /// Whether they were installed, run and removed.
     checked: bool,
@@ -68,16 +70,16 @@ pub struct Package {
 ///
 /// [`Failure::Preflight`] where a tool is missing; any other where the build or the check fails.
 pub fn build(release: &Release, setup: &Setup, options: &Options) -> Result<Packages> {
-    let _lock = layout::lock("package")?;
+    let _lock = lock::command("package")?;
     let out = options.output.clone().unwrap_or_else(|| layout::target_dir().join("guacd/packages"));
-    fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+    fs::create_dir_all(&out)?;
     let out = out.canonicalize()?;
     let system = match &options.suite {
         Some(suite) => suite.clone(),
-        None => System::this().map(|system| system.codename)?,
+        None => System::this()?.distribution.codename,
     };
     let work = layout::target_dir().join("guacd/package");
-    fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
+    fs::create_dir_all(&work)?;
     if options.check || options.suite.is_some() {
         ensure!(
             run::version_line("mmdebstrap", "--version").is_some(),
@@ -86,7 +88,7 @@ pub fn build(release: &Release, setup: &Setup, options: &Options) -> Result<Pack
         ensure!(
             rustix::process::geteuid().is_root(),
             Failure::Preflight(
-                "--suite and --check make roots of Debian's packages, for which one has to be root".into()
+                "--suite and --check make roots of Debian's packages, which takes root: run as root".into()
             )
         );
     }
@@ -109,36 +111,27 @@ pub fn build(release: &Release, setup: &Setup, options: &Options) -> Result<Pack
     })
 }
 
-/// The distribution that this runs on, which the packages are for.
+/// The distribution that packages are for, and its architecture.
 struct System {
-    /// `debian`.
-    id: String,
-    /// `12`.
-    number: String,
-    /// `bookworm`.
-    codename: String,
-    /// `amd64`.
+    distribution: Distribution,
+    /// As dpkg names it: `amd64`.
     arch: String,
 }
 
 impl System {
+    /// The one that this runs on.
     fn this() -> Result<System> {
-        let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
-        let field = |name: &str| {
-            let value = release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-            value.map(|value| value.trim_matches('"').to_owned())
-        };
+        let distribution = Distribution::this();
         let arch = duct::cmd!("dpkg", "--print-architecture").stderr_null().read();
-        let system = |arch| {
-            Some(System {
-                id: field("ID")?,
-                number: field("VERSION_ID")?,
-                codename: field("VERSION_CODENAME")?,
-                arch,
-            })
-        };
-        let known = arch.ok().and_then(system);
-        known.context("this is no release of Debian's or Ubuntu's, which the packages are for: --suite makes a root of one")
+        let is_known = ![&distribution.id, &distribution.version, &distribution.codename]
+            .iter()
+            .any(|field| field.is_empty());
+        match arch {
+            Ok(arch) if is_known => Ok(System { distribution, arch }),
+            _ => bail!(
+                "packages are for Debian and Ubuntu, and this is neither: --suite makes them in a root of Debian"
+            ),
+        }
     }
 }
 
@@ -147,44 +140,55 @@ fn here(release: &Release, setup: &Setup, out: &Path, work: &Path) -> Result<Vec
     let system = System::this()?;
     tools::preflight(&[Need::Package], &[], setup.install)?;
     let prefix = guacd::build(release, Variant::Patched, setup, &guacd::Options::default())?;
-    let time = build_time(&prefix)?;
     let step = ui::Step::start("package");
     let stage = TempDir::with_prefix_in("stage-", work)?;
-    let home = stage.path().join("root").join(HOME);
-    fs::create_dir_all(home.parent().unwrap_or(&home))?;
-    duct::cmd!("cp", "-a", &prefix, &home).run().context("cannot copy the prefix")?;
+    let home = stage_prefix(&prefix, stage.path())?;
     make_relocatable(&home)?;
+    let depends = dependencies(stage.path(), &home)?;
+    let packages = pack(stage.path(), release, &system, &depends, out)?;
+    step.done(format!("for {} {}", system.distribution.id, system.distribution.version));
+    Ok(packages)
+}
 
-    let full = format!("{}+{}", release.version, env!("CARGO_PKG_VERSION"));
-    let name = format!("{NAME}_{full}_{}{}_{}", system.id, system.number, system.arch);
-    let tarball = out.join(format!("{name}.tar.gz"));
-    write_tarball(&home, &name, time, &tarball)?;
+/// Copies a prefix to where it is in the Debian package, whose root is `stage/root`. Returns the path of the copy.
+fn stage_prefix(prefix: &Path, stage: &Path) -> Result<PathBuf> {
+    let home = stage.join("root").join(HOME);
+    files::create_parent(&home)?;
+    duct::cmd!("cp", "-a", prefix, &home).run().context("cannot copy the prefix")?;
+    Ok(home)
+}
 
-    let version = format!("{full}-1~{}{}", system.id, system.number);
-    let deb = out.join(format!("{NAME}_{version}_{}.deb", system.arch));
-    write_deb(stage.path(), &version, &system.arch, time, &deb)?;
-    step.done(format!("for {} {}", system.id, system.number));
+/// Packs the prefix that is in `stage`. The bytes of the packages depend on the contents of the prefix, and not on the times of
+/// its files or on the form in which the source came.
+fn pack(stage: &Path, release: &Release, system: &System, depends: &str, out: &Path) -> Result<Vec<PathBuf>> {
+    let System { distribution: Distribution { id, version: number, .. }, arch } = system;
+    let (time, own, name) = (build_time(release)?, env!("CARGO_PKG_VERSION"), &release.version);
+    let full = format!("{NAME}_{name}+{own}_{id}{number}_{arch}");
+    let tarball = out.join(format!("{full}.tar.gz"));
+    write_tarball(&stage.join("root").join(HOME), &full, time, &tarball)?;
+
+    // To Debian a version with a tilde comes before the same version without one, as to us one with a suffix does.
+    let version = format!("{}+{own}-1~{id}{number}", name.replace('-', "~"));
+    let deb = out.join(format!("{NAME}_{version}_{arch}.deb"));
+    write_deb(stage, &version, arch, depends, time, &deb)?;
     Ok(vec![tarball, deb])
 }
 
-/// The time that all files get: SOURCE_DATE_EPOCH, or that of the source.
-fn build_time(prefix: &Path) -> Result<u64> {
-    if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
-        return epoch.parse().with_context(|| format!("SOURCE_DATE_EPOCH={epoch} is no number of seconds"));
+/// The time of all files in the packages: SOURCE_DATE_EPOCH, or else the time of the release's commit.
+fn build_time(release: &Release) -> Result<u64> {
+    match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(epoch) => {
+            epoch.parse().with_context(|| format!("SOURCE_DATE_EPOCH={epoch} is not a number of seconds"))
+        }
+        Err(_) => Ok(release.epoch),
     }
-    let source = prefix.with_file_name("pristine").join("configure.ac");
-    let time = fs::metadata(&source).and_then(|metadata| metadata.modified());
-    let time = time.with_context(|| format!("cannot examine {}", source.display()))?;
-    Ok(time.duration_since(std::time::UNIX_EPOCH)?.as_secs())
 }
 
-/// Leaves what guacd takes to run, and has it look for its libraries relative to where it is.
+/// Removes what guacd does not need to run, and makes its files find their libraries by relative paths.
 fn make_relocatable(home: &Path) -> Result<()> {
-    fs::remove_dir_all(home.join("include")).context("cannot remove the headers")?;
+    fs::remove_dir_all(home.join("include"))?;
     for (dir, library_path) in [("sbin", "$ORIGIN/../lib"), ("bin", "$ORIGIN/../lib"), ("lib", "$ORIGIN")] {
-        for entry in
-            fs::read_dir(home.join(dir)).with_context(|| format!("cannot list {dir} of the prefix"))?
-        {
+        for entry in fs::read_dir(home.join(dir))? {
             let path = entry?.path();
             if path.is_symlink() {
                 continue;
@@ -207,13 +211,9 @@ fn make_relocatable(home: &Path) -> Result<()> {
 /// Writes the tree `home` as a tarball whose bytes depend on its contents alone.
 fn write_tarball(home: &Path, name: &str, time: u64, tarball: &Path) -> Result<()> {
     let writing = || format!("cannot write {}", tarball.display());
-    let partial = tempfile::NamedTempFile::new_in(tarball.parent().unwrap_or(home)).with_context(writing)?;
-    let gzip = GzBuilder::new().mtime(0).write(partial, Compression::best());
+    let gzip = GzBuilder::new().mtime(0).write(NewFile::begin(tarball)?, Compression::best());
     let mut tar = tar::Builder::new(gzip);
-    let mut paths = Vec::new();
-    collect(home, &mut paths)?;
-    paths.sort();
-    for path in paths {
+    for path in files::tree(home)? {
         let metadata = fs::symlink_metadata(&path)?;
         let mut header = tar::Header::new_gnu();
         header.set_metadata_in_mode(&metadata, tar::HeaderMode::Deterministic);
@@ -229,42 +229,21 @@ fn write_tarball(home: &Path, name: &str, time: u64, tarball: &Path) -> Result<(
         }
     }
     let file = tar.into_inner().and_then(|gzip| gzip.finish()).with_context(writing)?;
-    publish(file, tarball)
+    file.publish(0o644)
 }
 
-/// Everything below `dir`, and `dir` itself.
-fn collect(dir: &Path, paths: &mut Vec<PathBuf>) -> Result<()> {
-    paths.push(dir.to_owned());
-    for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
-        let path = entry?.path();
-        if path.is_dir() && !path.is_symlink() {
-            collect(&path, paths)?;
-        } else {
-            paths.push(path);
-        }
-    }
-    Ok(())
-}
-
-/// Has a file that is whole appear under its name, for all to read.
-fn publish(file: tempfile::NamedTempFile, path: &Path) -> Result<()> {
-    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-    file.persist(path).map(drop).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Writes the Debian package around the prefix that is staged in `stage`.
-fn write_deb(stage: &Path, version: &str, arch: &str, time: u64, deb: &Path) -> Result<()> {
+/// Writes the Debian package of the prefix that is in `stage`.
+fn write_deb(stage: &Path, version: &str, arch: &str, depends: &str, time: u64, deb: &Path) -> Result<()> {
     let (root, home, files) =
         (stage.join("root"), stage.join("root").join(HOME), layout::root().join("packaging"));
     let copy = |from: &Path, to: &str, mode: u32| -> Result<()> {
         let to = root.join(to);
-        to.parent().map_or(Ok(()), fs::create_dir_all)?;
-        fs::copy(from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
-        Ok(fs::set_permissions(&to, fs::Permissions::from_mode(mode))?)
+        files::create_parent(&to)?;
+        files::copy(from, &to, mode)
     };
     let link = |to: &str, at: &Path| -> Result<()> {
-        at.parent().map_or(Ok(()), fs::create_dir_all)?;
-        symlink(to, at).with_context(|| format!("cannot create {}", at.display()))
+        files::create_parent(at)?;
+        Ok(symlink(to, at)?)
     };
     copy(&files.join("guacd.service"), "usr/lib/systemd/system/guacd.service", 0o644)?;
     copy(&files.join("debian/copyright"), &format!("usr/share/doc/{NAME}/copyright"), 0o644)?;
@@ -273,15 +252,14 @@ fn write_deb(stage: &Path, version: &str, arch: &str, time: u64, deb: &Path) -> 
     }
     link("../lib/guacd-uncapped/sbin/guacd", &root.join("usr/sbin/guacd"))?;
     for page in ["man5/guacd.conf.5", "man8/guacd.8"] {
-        let text =
-            fs::read(home.join("share/man").join(page)).with_context(|| format!("no manual page {page}"))?;
+        let text = fs::read(home.join("share/man").join(page))?;
         let path = root.join(format!("usr/share/man/{page}.gz"));
-        path.parent().map_or(Ok(()), fs::create_dir_all)?;
+        files::create_parent(&path)?;
         let mut gzip = GzBuilder::new().mtime(0).write(File::create(&path)?, Compression::best());
         gzip.write_all(&text)?;
         gzip.finish()?;
     }
-    // FreeRDP looks for plugins in a directory of its own, and nowhere else.
+    // FreeRDP looks for plugins in its own directory only.
     if let Some(dir) = guacd::freerdp_plugin_dir() {
         for plugin in ["libguac-common-svc-client.so", "libguacai-client.so"] {
             link(&format!("/{HOME}/lib/{plugin}"), &root.join(dir.trim_start_matches('/')).join(plugin))?;
@@ -289,7 +267,7 @@ fn write_deb(stage: &Path, version: &str, arch: &str, time: u64, deb: &Path) -> 
     }
     let control = format!(
         "Package: {NAME}\nVersion: {version}\nArchitecture: {arch}\nMaintainer: The guacd-uncapped authors <nobody@localhost>\n\
-         Section: net\nPriority: optional\nInstalled-Size: {}\nDepends: {}, init-system-helpers, passwd\n\
+         Section: net\nPriority: optional\nInstalled-Size: {}\nDepends: {depends}, init-system-helpers, passwd\n\
          Recommends: {RECOMMENDS}\nConflicts: guacd, libguac-client-rdp0\nReplaces: guacd, libguac-client-rdp0\n\
          Provides: guacd (= {version})\n\
          Description: Apache Guacamole's proxy daemon, without a limit on its sessions\n \
@@ -297,34 +275,34 @@ fn write_deb(stage: &Path, version: &str, arch: &str, time: u64, deb: &Path) -> 
          Kubernetes. This one has as many sessions as the machine allows, as it does not\n \
          spend libc's pthread keys on them.\n",
         installed_size(&root)?,
-        dependencies(stage, &home)?,
     );
     fs::write(root.join("DEBIAN/control"), control)?;
-    let dir = deb.parent().unwrap_or(stage);
-    let partial =
-        tempfile::NamedTempFile::new_in(dir).with_context(|| format!("cannot write to {}", dir.display()))?;
-    duct::cmd!("dpkg-deb", "--root-owner-group", "-Zxz", "--build", &root, partial.path())
+    // dpkg-deb changes only times that are later than SOURCE_DATE_EPOCH.
+    let date = format!("--date=@{time}");
+    duct::cmd!("find", &root, "-exec", "touch", "--no-dereference", date, "{}", "+")
+        .run()
+        .context("cannot set the times of the package's files")?;
+    let partial = NewFile::begin(deb)?;
+    duct::cmd!("dpkg-deb", "--root-owner-group", "-Zxz", "--build", &root, partial.temporary_path())
         .env("SOURCE_DATE_EPOCH", time.to_string())
         .stdout_null()
         .run()
         .context("dpkg-deb cannot build the package")?;
-    publish(partial, deb)
+    partial.publish(0o644)
 }
 
-/// In kibibytes, each file rounded up, as Debian's policy has it.
+/// The size of all files in KiB, each rounded up, as Debian's policy defines it.
 fn installed_size(root: &Path) -> Result<u64> {
-    let mut paths = Vec::new();
-    collect(root, &mut paths)?;
     let size = |path: &PathBuf| -> Result<u64> {
         let metadata = fs::symlink_metadata(path)?;
         Ok(if metadata.is_file() { metadata.len().div_ceil(1024) } else { 1 })
     };
-    paths.iter().map(size).sum()
+    files::tree(root)?.iter().map(size).sum()
 }
 
-/// The packages that the libraries come from, and from which versions on, as `dpkg-shlibdeps` finds out.
+/// The packages that guacd's libraries come from, with their lowest versions, by `dpkg-shlibdeps`.
 fn dependencies(stage: &Path, home: &Path) -> Result<String> {
-    // It wants to be in a source package.
+    // It runs in a source package only.
     let dir = stage.join("shlibdeps");
     fs::create_dir_all(dir.join("debian"))?;
     fs::write(dir.join("debian/control"), format!("Source: {NAME}\n\nPackage: {NAME}\nArchitecture: any\n"))?;
@@ -344,13 +322,13 @@ fn dependencies(stage: &Path, home: &Path) -> Result<String> {
         .stdout_capture()
         .unchecked()
         .run()?;
-    let (text, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (text, message) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let depends = text.lines().find_map(|line| line.strip_prefix("shlibs:Depends="));
-    ensure!(output.status.success(), "dpkg-shlibdeps failed: {}", said.trim());
-    Ok(depends.with_context(|| format!("dpkg-shlibdeps found nothing: {}", said.trim()))?.to_owned())
+    ensure!(output.status.success(), "dpkg-shlibdeps failed: {}", message.trim());
+    Ok(depends.with_context(|| format!("dpkg-shlibdeps found nothing: {}", message.trim()))?.to_owned())
 }
 
-/// Makes the packages in a root of another release of Debian's, with that one's own compilers.
+/// Makes the packages in a root of the Debian release `suite`, with its compilers.
 fn elsewhere(
     release: &Release,
     access: &Access,
@@ -358,31 +336,21 @@ fn elsewhere(
     out: &Path,
     work: &Path,
 ) -> Result<Vec<PathBuf>> {
-    fetch::stage(release, access)?;
-    let checkout = work.join("checkout.tar");
-    let tar = duct::cmd!(
-        "tar",
-        "--exclude=./target",
-        "--exclude=./.git",
-        "-cf",
-        &checkout,
-        "-C",
-        layout::root(),
-        "."
-    );
-    tar.run().context("cannot pack the checkout")?;
+    let source = fetch::stage(release, access)?;
+    let dir = TempDir::with_prefix_in("checkout-", work)?;
+    checkout::copy(dir.path())?;
     let made = TempDir::with_prefix_in("made-", work)?;
     let script = format!(
-        "cd /build && export HOME=/root LC_ALL=C.UTF-8 && cargo xtask package --install --release {0} \
-         --from source/{1}* --output /packages",
+        "cd /build && export HOME=/root LC_ALL=C.UTF-8 && cargo xtask package --install --release {} \
+         --from {} --output /packages",
         release.version,
-        release.source_name()
+        source.display()
     );
     let log = work.join(format!("{suite}.log"));
     let step = ui::Step::start(suite);
     let hooks = [
         "--customize-hook=mkdir \"$1\"/build \"$1\"/packages".to_owned(),
-        format!("--customize-hook=tar -xf {} -C \"$1\"/build", quoted(&checkout)),
+        format!("--customize-hook=cp -r {}/. \"$1\"/build", quoted(dir.path())),
         format!("--customize-hook=chroot \"$1\" sh -c '{script}'"),
         format!("--customize-hook=cp -r \"$1\"/packages/. {}", quoted(made.path())),
     ];
@@ -394,9 +362,7 @@ fn elsewhere(
     for entry in fs::read_dir(made.path())? {
         let path = entry?.path();
         let to = out.join(path.file_name().unwrap_or_default());
-        let partial = tempfile::NamedTempFile::new_in(out)?;
-        fs::copy(&path, partial.path()).with_context(|| format!("cannot write {}", to.display()))?;
-        publish(partial, &to)?;
+        files::copy(&path, &to, 0o644)?;
         packages.push(to);
     }
     packages.sort();
@@ -404,7 +370,7 @@ fn elsewhere(
     Ok(packages)
 }
 
-/// Installs the packages into a root with nothing else in it, runs them there, and removes them.
+/// Installs the packages into a root with nothing else in it, runs guacd there, and removes them.
 fn check(packages: &[PathBuf], suite: &str, work: &Path) -> Result<()> {
     let find = |ending: &str| {
         let found = packages.iter().find(|path| path.to_string_lossy().ends_with(ending));
@@ -427,16 +393,58 @@ fn check(packages: &[PathBuf], suite: &str, work: &Path) -> Result<()> {
     ];
     debian::mmdebstrap(&step, &hooks, suite, Path::new("/dev/null"), &log)
         .context("the packages fail their check")?;
-    step.done(format!("installs, runs, moves and goes: {}", log.display()));
+    step.done(format!("installed, run, moved and removed: {}", log.display()));
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
+    /// Packs a made-up prefix whose files have the time `time`, as does the source that it came from. Returns the bytes of the
+    /// packages.
+    fn packages(time: &str) -> Vec<Vec<u8>> {
+        let dir = TempDir::new().unwrap();
+        let prefix = dir.path().join("prefix");
+        for file in ["sbin/guacd", "lib/libguac.so", "share/man/man5/guacd.conf.5", "share/man/man8/guacd.8"]
+        {
+            files::create_parent(&prefix.join(file)).unwrap();
+            fs::write(prefix.join(file), file).unwrap();
+        }
+        symlink("libguac.so", prefix.join("lib/libguac.so.1")).unwrap();
+        fs::create_dir(dir.path().join("pristine")).unwrap();
+        fs::write(dir.path().join("pristine/configure.ac"), "").unwrap();
+        let date = format!("--date={time}");
+        duct::cmd!("find", dir.path(), "-exec", "touch", "--no-dereference", date, "{}", "+").run().unwrap();
+        let system = System {
+            distribution: Distribution {
+                id: "debian".into(),
+                version: "13".into(),
+                ..Distribution::default()
+            },
+            arch: "amd64".into(),
+        };
+        stage_prefix(&prefix, dir.path()).unwrap();
+        let release = Release::load(None).unwrap();
+        let made = pack(dir.path(), &release, &system, "libc6", dir.path()).unwrap();
+        made.iter().map(|package| fs::read(package).unwrap()).collect()
+    }
+
     #[test]
-    fn the_bytes_of_a_tarball_depend_on_what_is_in_it_alone() {
+    fn a_source_with_other_times_gives_the_same_packages() {
+        if run::version_line("dpkg-deb", "--version").is_none() {
+            return; // No Debian.
+        }
+        // A tarball brings the times of the release along, a tree has that of its copy.
+        assert!(packages("2025-06-19 19:32:22 UTC") == packages("2031-01-02 03:04:05 UTC"));
+        assert!(packages("2025-06-19 19:32:22 UTC") == packages("2001-01-02 03:04:05 UTC"));
+    }
+
+    #[test]
+    fn the_bytes_of_a_tarball_depend_on_its_contents_alone() {
         let dir = TempDir::new().unwrap();
         let tarball = |number: &str, names: [&str; 2], mode: u32, text: &str| {
             let (home, out) =
@@ -445,7 +453,7 @@ mod tests {
             for name in names {
                 let path = home.join("lib").join(name);
                 fs::write(&path, text).unwrap();
-                fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+                fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
             }
             symlink("b", home.join("lib/link")).unwrap();
             write_tarball(&home, "guacd", 1_750_361_542, &out).unwrap();

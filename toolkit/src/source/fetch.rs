@@ -1,6 +1,5 @@
-//! Where does the source come from, and is it what is pinned?
+//! Where does a release's source come from, and is it what is pinned?
 
-use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -8,36 +7,49 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flate2::read::GzDecoder;
+use fs_err::{self as fs, File};
 use rustix::fs::{CWD, RenameFlags};
 use tempfile::TempDir;
 use xshell::{Cmd, Shell, cmd};
 
 use crate::failure::Failure;
-use crate::host::{digest, layout, run};
+use crate::host::{digest, files, layout, run};
 use crate::source::release::{Origin, Release};
 use crate::ui;
 
-/// More than any release's tarball has: a download that is larger is none of them.
+/// In bytes. No release tarball is larger than this.
 const LARGEST_TARBALL: u64 = 64 << 20;
+
+/// The name of a source in the cache and in the checkout's source/, with an ending if it is an archive. It does not depend on
+/// the release's name: two releases with the same pin have the same source.
+const NAME: &str = "guacamole-server";
+
+/// The endings of archives in the cache.
+const ENDINGS: [&str; 2] = ["tar.gz", "tar"];
 
 /// From where a source may be taken.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
-    /// A URL, a tarball, an unpacked tree or a git clone, in place of the release's origins.
+    /// A URL, a tarball, an unpacked tree or a git clone, instead of the release's origins.
     pub from: Option<String>,
-    /// Whether the network is off limits.
+    /// Whether the network must not be used.
     pub offline: bool,
 }
 
 /// A release's source in the cache, checked against `pin`.
 pub struct Source {
-    /// The pin: `sha256-…` of the archive as it was served, or `commit-…` if git vouched for it.
+    /// The pin: `sha256-…` of the archive as it was served, or `commit-…` if git checked it.
     pub pin: String,
     /// The archive: a tar file, gzipped if it came so.
     pub archive: PathBuf,
 }
 
-/// The source of `release`: from where the flags say, else from the cache, else from the release's origins.
+/// The source of `release`: from `access.from` if that is given, else from the cache, else from the release's origins, or from
+/// its git repository if it has no origins.
+///
+/// # Errors
+///
+/// [`Failure::Preflight`] when no source can be had; any other when the source does not match its pin.
 pub fn source(release: &Release, access: &Access) -> Result<Source> {
     let cache = layout::cache_dir()?.join("sources");
     if let Some(from) = &access.from {
@@ -46,57 +58,70 @@ pub fn source(release: &Release, access: &Access) -> Result<Source> {
     }
     let tarballs = release.origins.iter().map(|origin| format!("sha256-{}", origin.sha256));
     let mut pins = tarballs.chain([commit_pin(release)]);
-    if let Some(source) = pins.find_map(|pin| cached(release, &cache, pin)) {
+    if let Some(source) = pins.find_map(|pin| cached(&cache, pin)) {
         return Ok(source);
     }
     let mut tried = vec![format!("the cache, {}: not there", cache.display())];
-    for Origin { name, url, sha256 } in &release.origins {
+    let mut attempt = |name: &str, url: &str, get: &dyn Fn() -> Result<Source>| -> Result<Option<Source>> {
         if access.offline {
             tried.push(format!("{name}, {url}: not tried, because of --offline"));
-            continue;
+            return Ok(None);
         }
-        match download(release, url, std::slice::from_ref(sha256), &cache) {
-            Ok(source) => return Ok(source),
+        match get() {
+            Ok(source) => Ok(Some(source)),
             Err(error) => {
                 run::check_interrupted()?;
                 ui::warning(format!("{name}: {error:#}"));
                 tried.push(format!("{name}, {url}: {error:#}"));
+                Ok(None)
             }
+        }
+    };
+    for Origin { name, url, sha256 } in &release.origins {
+        let get = || download(url, std::slice::from_ref(sha256), &cache);
+        if let Some(source) = attempt(name, url, &get)? {
+            return Ok(source);
+        }
+    }
+    if release.origins.is_empty() {
+        let get = || from_git(release, &release.git, &cache);
+        if let Some(source) = attempt("git", &release.git, &get)? {
+            return Ok(source);
         }
     }
     Err(Failure::Preflight(no_source(release, &tried)).into())
 }
 
-/// The source of `release` as its tag has it, without what Apache's tarball has generated besides.
+/// The source of `release` exactly as its commit has it. (Apache's tarball has generated files as well.)
+///
+/// # Errors
+///
+/// As for [`source`].
 pub fn git_tree(release: &Release, access: &Access) -> Result<Source> {
-    let cache = layout::cache_dir()?.join("sources");
-    match &access.from {
-        None => cached(release, &cache, commit_pin(release)).map_or_else(
-            || {
-                ensure!(
-                    !access.offline,
-                    Failure::Preflight(format!(
-                        "the source as git has it is not in the cache: cargo xtask fetch --release {} --from {}",
-                        release.version, release.git
-                    ))
-                );
-                import(release, &release.git, false, &cache).or_else(|error| {
-                    run::check_interrupted()?;
-                    bail!(Failure::Preflight(format!(
-                        "the source as git has it is not in the cache, and cannot be had from {0}: {error:#}\nfrom a \
-                         machine with a network, take a clone, and give it to xtask: git clone --depth 1 --branch {1} {0} \
-                         DIRECTORY; cargo xtask fetch --release {1} --from DIRECTORY",
-                        release.git, release.version
-                    )))
-                })
-            },
-            Ok,
-        ),
-        Some(_) => source(release, access),
+    if access.from.is_some() {
+        return source(release, access);
     }
+    let cache = layout::cache_dir()?.join("sources");
+    if let Some(source) = cached(&cache, commit_pin(release)) {
+        return Ok(source);
+    }
+    let Release { version, git, .. } = release;
+    if access.offline {
+        bail!(Failure::Preflight(format!(
+            "the source from git is not in the cache: cargo xtask fetch --release {version} --from {git}"
+        )));
+    }
+    import(release, git, false, &cache).or_else(|error| {
+        run::check_interrupted()?;
+        bail!(Failure::Preflight(format!(
+            "the source from git is not in the cache, and {git} does not give it: {error:#}\non a machine with a network \
+             make a clone, and give it to xtask: {}; cargo xtask fetch --release {version} --from DIRECTORY",
+            clone_command(release, "DIRECTORY")
+        )))
+    })
 }
 
-/// Unpacks the source into the new directory `into`, without the directory that holds everything in the archive.
+/// Unpacks the source into the new directory `into`, without the archive's top directory. What is at `into` is removed.
 pub fn unpack(source: &Source, into: &Path) -> Result<()> {
     let parent = into.parent().context("a source tree needs a directory to be in")?;
     let temporary =
@@ -112,45 +137,42 @@ pub fn unpack(source: &Source, into: &Path) -> Result<()> {
     let mut entries = fs::read_dir(temporary.path())?.collect::<io::Result<Vec<_>>>()?;
     let tree =
         entries.pop().filter(|_| entries.is_empty()).context("the archive holds more than one directory")?;
-    if into.exists() {
-        fs::remove_dir_all(into).with_context(|| format!("cannot remove {}", into.display()))?;
-    }
-    fs::rename(tree.path(), into).with_context(|| format!("cannot create {}", into.display()))
+    files::remove_tree(into)?;
+    Ok(fs::rename(tree.path(), into)?)
 }
 
-/// Puts the source into the checkout's source/, for builds in another root: in a form that can be checked there once more.
-pub fn stage(release: &Release, access: &Access) -> Result<()> {
+/// Puts the source into the checkout's source/ for a build in another root, in a form that can be checked again there. Returns
+/// its path below the checkout.
+pub fn stage(release: &Release, access: &Access) -> Result<PathBuf> {
     let source = source(release, access)?;
     let dir = layout::root().join("source");
-    create(&dir)?;
-    let tree = dir.join(release.source_name());
-    let tarball = dir.join(format!("{}.tar.gz", release.source_name()));
-    if source.pin.starts_with("sha256-") {
-        fs::copy(&source.archive, &tarball).with_context(|| format!("cannot write {}", tarball.display()))?;
-        match fs::remove_dir_all(&tree) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot remove {}", tree.display()))
-            }
-            _ => Ok(()),
-        }
+    fs::create_dir_all(&dir)?;
+    let (tree, tarball) = (dir.join(NAME), dir.join(format!("{NAME}.tar.gz")));
+    // The source of another release may be there.
+    files::remove_tree(&tree)?;
+    let _ = fs::remove_file(&tarball);
+    let staged = if source.pin.starts_with("sha256-") {
+        files::copy(&source.archive, &tarball, 0o644)?;
+        tarball
     } else {
-        // The archive is of git's making, and has no pin. But the files in it have one.
-        let _ = fs::remove_file(&tarball);
-        unpack(&source, &tree)
-    }
+        // The archive is git's, and has no pin. But its files have one: the tree.
+        unpack(&source, &tree)?;
+        tree
+    };
+    Ok(staged.strip_prefix(layout::root()).unwrap_or(&staged).to_owned())
 }
 
-/// The source that an earlier fetch left in the cache under `pin`, unless it has been damaged since.
-fn cached(release: &Release, cache: &Path, pin: String) -> Option<Source> {
+/// The source that an earlier fetch put into the cache under `pin`, unless it was damaged since.
+fn cached(cache: &Path, pin: String) -> Option<Source> {
     let dir = cache.join(&pin);
-    let archive = archive_in(&dir, release)?;
-    // A tarball is what its pin says. For what git vouched for, we have recorded what that was.
+    let archive = archive_in(&dir)?;
+    // The pin of a tarball is its digest. The digest of an archive from git was recorded when git had checked it.
     let recorded = fs::read_to_string(dir.join("sha256")).ok();
     let expected = pin.strip_prefix("sha256-").map(str::to_owned).or(recorded);
     if expected.is_some() && digest::file(&archive).ok() == expected {
         return Some(Source { pin, archive });
     }
-    ui::warning(format!("{} was damaged in the cache: it has to be fetched again", archive.display()));
+    ui::warning(format!("{} was damaged in the cache, and has to be fetched again", archive.display()));
     // If it cannot be removed, the same warning comes again next time.
     let _ = fs::remove_dir_all(&dir);
     None
@@ -160,29 +182,33 @@ fn commit_pin(release: &Release) -> String {
     format!("commit-{}", release.commit)
 }
 
-/// The archive of `release` in an entry of the cache.
-fn archive_in(entry: &Path, release: &Release) -> Option<PathBuf> {
-    let names = ["tar.gz", "tar"].map(|ending| format!("{}.{ending}", release.source_name()));
-    names.iter().map(|name| entry.join(name)).find(|archive| archive.is_file())
+/// The archive in an entry of the cache.
+fn archive_in(entry: &Path) -> Option<PathBuf> {
+    let files = fs::read_dir(entry).ok()?.filter_map(|file| Some(file.ok()?.path()));
+    let is_archive = |file: &PathBuf| {
+        let name = file.to_string_lossy();
+        ENDINGS.iter().any(|ending| name.ends_with(&format!(".{ending}")))
+    };
+    files.filter(is_archive).min()
 }
 
-/// Puts an archive that has been checked into the cache, whole or not at all.
-fn keep(release: &Release, cache: &Path, pin: String, ending: &str, checked: &Path) -> Result<Source> {
+/// Puts a checked archive into the cache, whole or not at all.
+fn keep(cache: &Path, pin: String, ending: &str, checked: &Path) -> Result<Source> {
     let dir = cache.join(&pin);
     let entry = TempDir::new_in(cache)?;
-    let archive = entry.path().join(format!("{}.{ending}", release.source_name()));
-    fs::copy(checked, &archive).with_context(|| format!("cannot write to {}", cache.display()))?;
+    let archive = entry.path().join(format!("{NAME}.{ending}"));
+    fs::copy(checked, &archive)?;
     fs::write(entry.path().join("sha256"), digest::file(&archive)?)?;
     if fs::rename(entry.path(), &dir).is_err() {
-        // It is there already. Whoever reads the old one goes on doing so.
+        // The entry is there already. A process that reads the old one can go on.
         let replaced = rustix::fs::renameat_with(CWD, entry.path(), CWD, &dir, RenameFlags::EXCHANGE);
         replaced.with_context(|| format!("cannot create {}", dir.display()))?;
     }
-    let archive = archive_in(&dir, release).with_context(|| format!("{} is gone", dir.display()))?;
+    let archive = archive_in(&dir).with_context(|| format!("{} is gone", dir.display()))?;
     Ok(Source { pin, archive })
 }
 
-/// Takes the source from what the user named.
+/// Takes the source from the place that the user named.
 fn import(release: &Release, from: &str, offline: bool, cache: &Path) -> Result<Source> {
     let pins: Vec<String> = release.origins.iter().map(|origin| origin.sha256.clone()).collect();
     if from.contains("://") && !from.starts_with("file://") {
@@ -190,7 +216,7 @@ fn import(release: &Release, from: &str, offline: bool, cache: &Path) -> Result<
         return if from.trim_end_matches('/').ends_with(".git") || !from.starts_with("http") {
             from_git(release, from, cache)
         } else {
-            download(release, from, &pins, cache)
+            download(from, &pins, cache)
         };
     }
     let path = PathBuf::from(from.strip_prefix("file://").unwrap_or(from));
@@ -199,7 +225,7 @@ fn import(release: &Release, from: &str, offline: bool, cache: &Path) -> Result<
     )?;
     let is_git = path.join(".git").exists() || (path.join("HEAD").is_file() && path.join("objects").is_dir());
     if path.is_file() {
-        from_tarball(release, &path, &pins, cache)
+        from_tarball(&path, &pins, cache)
     } else if is_git {
         from_git(release, &path.to_string_lossy(), cache)
     } else {
@@ -207,7 +233,7 @@ fn import(release: &Release, from: &str, offline: bool, cache: &Path) -> Result<
     }
 }
 
-fn from_tarball(release: &Release, file: &Path, pins: &[String], cache: &Path) -> Result<Source> {
+fn from_tarball(file: &Path, pins: &[String], cache: &Path) -> Result<Source> {
     let sha256 = digest::file(file)?;
     if !pins.contains(&sha256) {
         bail!(
@@ -215,12 +241,12 @@ fn from_tarball(release: &Release, file: &Path, pins: &[String], cache: &Path) -
             unique(pins).join(" or ")
         );
     }
-    create(cache)?;
-    keep(release, cache, format!("sha256-{sha256}"), "tar.gz", file)
+    fs::create_dir_all(cache)?;
+    keep(cache, format!("sha256-{sha256}"), "tar.gz", file)
 }
 
-/// Lets git copy the pinned commit: it computes the id of every object that it receives, so that the commit's id vouches
-/// for all of them.
+/// Takes the pinned commit from a git repository. Git computes the id of every object that it receives, so the commit's id
+/// vouches for all of them.
 fn from_git(release: &Release, origin: &str, cache: &Path) -> Result<Source> {
     let repository = ScratchRepository::new(cache)?;
     let commit = &release.commit;
@@ -230,26 +256,27 @@ fn from_git(release: &Release, origin: &str, cache: &Path) -> Result<Source> {
     let fetched = fetch.ignore_status().output()?;
     if !fetched.status.success() {
         run::check_interrupted()?;
-        let said = String::from_utf8_lossy(&fetched.stderr);
+        let message = String::from_utf8_lossy(&fetched.stderr);
+        let what = match &release.tag {
+            Some(tag) => format!("tag {tag}"),
+            None => commit.clone(),
+        };
         let advice = match origin.contains("://") {
             true => String::new(),
             false => format!(
-                "\nif the clone is an old or partial one, complete it: git -C {origin} fetch {} tag {}",
-                release.git, release.version
+                "\nif the clone is old or partial, complete it: git -C {origin} fetch {} {what}",
+                release.git
             ),
         };
-        bail!(
-            "git cannot get commit {commit} (the tag {}) from it:\n{}{advice}",
-            release.version,
-            said.trim_end()
-        );
+        let known_as = release.tag.as_ref().map_or_else(String::new, |tag| format!(" (the tag {tag})"));
+        bail!("git cannot get commit {commit}{known_as} from it:\n{}{advice}", message.trim_end());
     }
     let source = repository.keep(release, commit, cache)?;
     progress.done("");
     Ok(source)
 }
 
-/// Lets git compute the id of an unpacked tree.
+/// Takes an unpacked tree. Git computes its id.
 fn from_tree(release: &Release, tree: &Path, cache: &Path) -> Result<Source> {
     ensure!(
         tree.join("configure.ac").is_file() && tree.join("src/libguac").is_dir(),
@@ -263,7 +290,7 @@ fn from_tree(release: &Release, tree: &Path, cache: &Path) -> Result<Source> {
     ensure!(
         id == release.tree,
         "its git tree is {id}, and upstream.toml pins {}: it was changed or built in, or it comes from Apache's release \
-         tarball, which has generated files besides; give the tarball itself, or a git clone",
+         tarball, which has generated files as well; give the tarball itself, or a git clone",
         release.tree
     );
     let source = repository.keep(release, &id, cache)?;
@@ -271,7 +298,7 @@ fn from_tree(release: &Release, tree: &Path, cache: &Path) -> Result<Source> {
     Ok(source)
 }
 
-/// An empty git repository, gone when it is dropped, in which the user's settings and environment change no byte.
+/// An empty git repository, which is removed when it is dropped. The user's settings and environment do not affect it.
 struct ScratchRepository {
     dir: TempDir,
     shell: Shell,
@@ -284,7 +311,7 @@ impl ScratchRepository {
                 "git is needed to check this source, and is missing: apt-get install git".into()
             ));
         }
-        create(cache)?;
+        fs::create_dir_all(cache)?;
         let repository = ScratchRepository { dir: TempDir::new_in(cache)?, shell: Shell::new()? };
         repository.git(&["init", "--quiet", "--bare"]).run()?;
         Ok(repository)
@@ -294,7 +321,7 @@ impl ScratchRepository {
         let mut git =
             cmd!(self.shell, "git -c core.autocrlf=false -c core.eol=lf -c core.attributesFile=/dev/null");
         git = git.args(["-c", "core.fileMode=true", "-c", "tar.umask=0002"]).args(arguments).quiet();
-        // What git itself calls local to a repository. A hook of another repository's has them set.
+        // The variables that `git rev-parse --local-env-vars` lists. Git sets them while it runs a hook.
         for name in [
             "GIT_ALTERNATE_OBJECT_DIRECTORIES",
             "GIT_COMMON_DIR",
@@ -315,21 +342,22 @@ impl ScratchRepository {
         git.env("GIT_DIR", self.dir.path()).env("GIT_TERMINAL_PROMPT", "0")
     }
 
-    /// Keeps the commit or tree `id`, which is the release's.
+    /// Puts the release's commit or tree `id` into the cache.
     fn keep(&self, release: &Release, id: &str, cache: &Path) -> Result<Source> {
         let tar = self.dir.path().join("source.tar");
-        let prefix = format!("--prefix={}/", release.source_name());
+        // As GitHub names the directory in its archives, whose bytes this one then has.
+        let prefix = format!("--prefix=guacamole-server-{}/", release.upstream_name());
         let output = format!("--output={}", tar.display());
         self.git(&["archive", "--format=tar", &prefix, &output, id]).run()?;
-        keep(release, cache, commit_pin(release), "tar", &tar)
+        keep(cache, commit_pin(release), "tar", &tar)
     }
 }
 
-fn download(release: &Release, url: &str, pins: &[String], cache: &Path) -> Result<Source> {
-    create(cache)?;
+fn download(url: &str, pins: &[String], cache: &Path) -> Result<Source> {
+    fs::create_dir_all(cache)?;
     let dir = TempDir::new_in(cache)?;
     let file = dir.path().join("download");
-    // In a thread, as nothing else can be done while a server that has stalled is waited for.
+    // In a thread, so that a signal is noticed while the server stalls.
     let thread = thread::spawn({
         let (url, file) = (url.to_owned(), file.clone());
         move || download_to(&url, &file)
@@ -339,7 +367,7 @@ fn download(release: &Release, url: &str, pins: &[String], cache: &Path) -> Resu
         thread::sleep(Duration::from_millis(50));
     }
     thread.join().map_err(|_| anyhow!("the download panicked"))??;
-    from_tarball(release, &file, pins, cache)
+    from_tarball(&file, pins, cache)
 }
 
 fn download_to(url: &str, path: &Path) -> Result<()> {
@@ -353,17 +381,13 @@ fn download_to(url: &str, path: &Path) -> Result<()> {
     let response = agent.get(url).call().map_err(|error| anyhow!("{error}"))?;
     let body = response.into_body();
     let progress = ui::download(body.content_length());
-    // One byte more than there may be, to notice that there is more.
+    // One byte more than is allowed, to notice a larger file.
     let mut reader = progress.wrap_read(body.into_reader().take(LARGEST_TARBALL + 1));
-    let mut file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    let mut file = File::create(path)?;
     let length = io::copy(&mut reader, &mut file).context("the download broke off")?;
     progress.finish_and_clear();
     ensure!(length <= LARGEST_TARBALL, "it is larger than any release");
     Ok(())
-}
-
-fn create(cache: &Path) -> Result<()> {
-    fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))
 }
 
 fn unique(pins: &[String]) -> Vec<&str> {
@@ -376,20 +400,39 @@ fn unique(pins: &[String]) -> Vec<&str> {
     unique
 }
 
+/// The command that clones the release's commit into `dir`.
+fn clone_command(release: &Release, dir: &str) -> String {
+    match &release.tag {
+        Some(tag) => format!("git clone --depth 1 --branch {tag} {} {dir}", release.git),
+        None => format!("git clone {} {dir}", release.git),
+    }
+}
+
+/// The error for a source that could not be had: what was tried, and every way to supply it.
 fn no_source(release: &Release, tried: &[String]) -> String {
     let version = &release.version;
-    let name = release.source_name();
-    let url = release.origins.first().map_or("URL", |origin| &origin.url);
-    format!(
-        "no source for guacamole-server {version}. Tried:\n  - {tried}\n\
-         Any one of these supplies it, once, from whatever machine has a network:\n  \
-         - a tarball:          curl -LO {url}\n                        \
-             cargo xtask fetch --release {version} --from {name}.tar.gz\n  \
-         - a git clone:        git clone --depth 1 --branch {version} {git} {name}\n                        \
-             cargo xtask fetch --release {version} --from {name}\n  \
-         - an unpacked tree:   cargo xtask fetch --release {version} --from DIRECTORY\n  \
-         - a mirror of yours:  cargo xtask fetch --release {version} --from https://HOST/{name}.tar.gz",
-        tried = tried.join("\n  - "),
-        git = release.git,
-    )
+    let fetch = format!("cargo xtask fetch --release {version} --from");
+    let mut ways = Vec::new();
+    if let Some(Origin { url, .. }) = release.origins.first() {
+        let file = url.rsplit('/').next().unwrap_or_default();
+        ways.push(("a tarball:", format!("curl -LO {url}"), format!("{fetch} {file}")));
+    }
+    ways.push(("a git clone:", clone_command(release, NAME), format!("{fetch} {NAME}")));
+    ways.push(("an unpacked tree:", String::new(), format!("{fetch} DIRECTORY")));
+    if !release.origins.is_empty() {
+        ways.push(("your own mirror:", String::new(), format!("{fetch} https://HOST/{NAME}.tar.gz")));
+    }
+    let mut text = format!(
+        "no source for guacamole-server {version}. Tried:\n  - {}\nSupply it once, in one of these ways; the first command \
+         of a way runs on any machine with a network:",
+        tried.join("\n  - ")
+    );
+    for (way, get, import) in ways {
+        for (title, command) in
+            [way, ""].into_iter().zip([get, import].iter().filter(|command| !command.is_empty()))
+        {
+            text.push_str(&format!("\n  {title:<20}{command}"));
+        }
+    }
+    text
 }

@@ -1,4 +1,4 @@
-//! The releases that are pinned, their sources, and the patches for them.
+//! The pinned releases, their sources, and the patches for them.
 
 pub mod fetch;
 pub mod release;

@@ -1,10 +1,10 @@
-//! What is pinned? The releases of `upstream.toml`.
+//! Which releases are there, and what are they pinned to? What `upstream.toml` says.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 use serde::Deserialize;
 
 use crate::host::layout;
@@ -13,34 +13,38 @@ use crate::host::layout;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Release {
-    /// Its version, the key of its table.
+    /// Its name here: the key of its table.
     #[serde(skip)]
     pub version: String,
-    /// How far this toolkit stands behind it.
+    /// What this toolkit promises for it.
     pub state: State,
-    /// The commit of the release's tag: pins a git clone.
+    /// Upstream's tag. `None` for a commit that has none.
+    pub tag: Option<String>,
+    /// The commit of the tag: pins a git clone.
     pub commit: String,
-    /// The tree of that commit: pins an unpacked source tree.
+    /// The commit's tree: pins an unpacked source tree.
     pub tree: String,
-    /// When the commit was made, in seconds since 1970: the time that a build has everything it makes speak of.
+    /// The time of the commit, in seconds since 1970: the SOURCE_DATE_EPOCH of builds and packages.
     pub epoch: u64,
-    /// The same tree's hash as Nix has it.
+    /// The NAR hash of the same tree, for Nix.
     pub nar: String,
     /// The URL of the git repository that has the commit.
     pub git: String,
     /// The directory of the patch series, below the root of the checkout.
     patches: PathBuf,
-    /// Where the source can be downloaded, best first.
+    /// Where the source can be downloaded, best first. Without any it comes from `git`.
+    #[serde(default)]
     pub origins: Vec<Origin>,
 }
 
-/// How far this toolkit stands behind a release.
+/// What this toolkit promises for a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// A release that is built, patched and tested here.
+    /// It is built, patched and tested here.
     Supported,
-    /// A commit without a tag, of upstream's next release: built, patched and tested, and never the default.
+    /// It is a commit of upstream's next release, and has no tag yet. It is built, patched and tested here, and is never the
+    /// default.
     Preview,
 }
 
@@ -48,9 +52,9 @@ pub enum State {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
-    /// What to call it.
+    /// Its name in messages.
     pub name: String,
-    /// Where the file is.
+    /// The URL of the file.
     pub url: String,
     /// The SHA-256 of the file.
     pub sha256: String,
@@ -63,19 +67,14 @@ struct Upstream {
 }
 
 impl Release {
-    /// The pinned release that is called `version`, or the newest one that is supported.
+    /// The pinned release `version`, or the newest supported one.
     ///
     /// # Errors
     ///
-    /// When `upstream.toml` cannot be read, or has no such release.
+    /// When `upstream.toml` cannot be read, or does not have the release.
     pub fn load(version: Option<&str>) -> Result<Release> {
         let mut all = Release::all()?;
-        let Some(version) = version else {
-            let supported = all.into_values().filter(|release| release.state == State::Supported);
-            return supported
-                .max_by_key(|release| order(&release.version))
-                .context("upstream.toml has no supported release");
-        };
+        let Some(version) = version else { return default(all) };
         let Some(release) = all.remove(version) else {
             let known: Vec<String> = all.into_keys().collect();
             bail!("release {version} is not pinned in upstream.toml; known releases: {}", known.join(", "));
@@ -90,18 +89,12 @@ impl Release {
     /// When `upstream.toml` cannot be read.
     pub fn all() -> Result<BTreeMap<String, Release>> {
         let path = layout::root().join("upstream.toml");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let mut all: Upstream =
-            toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))?;
-        for (version, release) in &mut all.release {
-            release.version.clone_from(version);
-        }
-        Ok(all.release)
+        parse(&fs::read_to_string(&path)?).with_context(|| format!("cannot understand {}", path.display()))
     }
 
-    /// The name of the release's source tree and, with an ending, of its tarballs.
-    pub fn source_name(&self) -> String {
-        format!("guacamole-server-{}", self.version)
+    /// What upstream calls the commit: its tag, or else the commit's id.
+    pub fn upstream_name(&self) -> &str {
+        self.tag.as_deref().unwrap_or(&self.commit)
     }
 
     /// The directory of the patch series.
@@ -110,12 +103,27 @@ impl Release {
     }
 }
 
-/// Where a version stands among others: by its numbers, and before the same numbers with more behind them.
-fn order(version: &str) -> (Vec<u32>, std::cmp::Reverse<String>) {
+fn parse(text: &str) -> Result<BTreeMap<String, Release>> {
+    let mut all: Upstream = toml::from_str(text)?;
+    for (version, release) in &mut all.release {
+        release.version.clone_from(version);
+    }
+    Ok(all.release)
+}
+
+/// The newest supported release.
+fn default(all: BTreeMap<String, Release>) -> Result<Release> {
+    let supported = all.into_values().filter(|release| release.state == State::Supported);
+    supported.max_by_key(|release| order(&release.version)).context("upstream.toml has no supported release")
+}
+
+/// The place of a version among others: by its numbers, and with a suffix before the same numbers without one. nix/upstream.nix
+/// has the same order.
+fn order(version: &str) -> (Vec<u32>, bool, String) {
     let end = version.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(version.len());
     let (numbers, suffix) = version.split_at(end);
     let numbers = numbers.split('.').filter_map(|number| number.parse().ok()).collect();
-    (numbers, std::cmp::Reverse(suffix.to_owned()))
+    (numbers, suffix.is_empty(), suffix.to_owned())
 }
 
 #[cfg(test)]
@@ -124,9 +132,25 @@ mod tests {
 
     #[test]
     fn versions_are_ordered_by_their_numbers_and_a_suffix_comes_before_none() {
-        let mut versions = ["1.10.0", "1.6.0", "1.6.0-copy", "1.5.5"];
+        let mut versions = ["1.10.0", "1.6.0", "1.6.0-rc2", "1.6.0-rc1", "1.5.5"];
         versions.sort_by_key(|version| order(version));
-        assert_eq!(versions, ["1.5.5", "1.6.0-copy", "1.6.0", "1.10.0"]);
+        assert_eq!(versions, ["1.5.5", "1.6.0-rc1", "1.6.0-rc2", "1.6.0", "1.10.0"]);
+    }
+
+    #[test]
+    fn a_preview_needs_neither_tag_nor_origins_and_is_never_the_default() {
+        let table = |version: &str, state: &str| {
+            format!(
+                "[release.'{version}']\nstate = '{state}'\ncommit = 'c'\ntree = 't'\nepoch = 1\nnar = 'n'\ngit = 'g'\n\
+                 patches = 'patches/{version}'\n"
+            )
+        };
+        let text = [table("2.0.0", "supported"), table("2.0.1-next", "preview")].concat();
+        let all = parse(&text).unwrap();
+        assert_eq!(all["2.0.1-next"].upstream_name(), "c");
+        assert!(all["2.0.1-next"].origins.is_empty());
+        assert_eq!(default(all).unwrap().version, "2.0.0");
+        assert!(default(parse(&table("2.0.1-next", "preview")).unwrap()).is_err());
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! How does the series get into the source? Patch by patch, with no fuzz and no offset.
+//! Which patches does a release have, and how are they applied? One by one, with no fuzz and no offset.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -15,19 +15,23 @@ use crate::host::digest;
 pub struct Patch {
     /// Its file name.
     pub name: String,
-    /// The group that it belongs to.
+    /// Its group: the variant `keys` has one group alone.
     pub group: String,
     /// The SHA-256 of the file.
     pub sha256: String,
 }
 
-/// What a line of a `series` file begins with that names the group of the patches after it. To quilt, it is a comment.
+/// The start of a line in a `series` file that names the group of the patches after it. To quilt the line is a comment.
 const GROUP: &str = "# group:";
 
-/// The patches in `dir`, in the order of its `series` file, which lists each of them once, in one group.
+/// The patches in `dir`, in the order of its `series` file.
+///
+/// # Errors
+///
+/// When the file does not list each patch of the directory once, and in a group.
 pub fn series(dir: &Path) -> Result<Vec<Patch>> {
     let path = dir.join("series");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = fs::read_to_string(&path)?;
     let mut patches = Vec::new();
     let mut names = BTreeSet::new();
     let mut group = None;
@@ -56,6 +60,10 @@ pub fn series(dir: &Path) -> Result<Vec<Patch>> {
 }
 
 /// Applies `patches` of the directory `dir` to the tree `source`.
+///
+/// # Errors
+///
+/// [`Failure::Patch`] when one of them does not apply exactly.
 pub fn apply(dir: &Path, patches: &[Patch], source: &Path) -> Result<()> {
     for Patch { name, .. } in patches {
         let file: PathBuf = dir.join(name);
@@ -78,10 +86,10 @@ pub fn apply(dir: &Path, patches: &[Patch], source: &Path) -> Result<()> {
         .run()
         .context("cannot run `patch`")?;
         let text = String::from_utf8_lossy(&output.stdout);
-        // `patch` takes an offset in its stride and only mentions it. Ours are for this very source.
+        // `patch` succeeds with an offset or fuzz, and mentions it. But a patch is for one exact source.
         if !output.status.success() || text.contains("offset") || text.contains("fuzz") {
             bail!(Failure::Patch(format!(
-                "{} does not apply exactly:\n{}\nrefresh it against the release it is for: CONTRIBUTING.md says how",
+                "{} does not apply exactly:\n{}\nrefresh it for this release: CONTRIBUTING.md says how",
                 dir.join(name).display(),
                 text.trim_end()
             )));

@@ -17,7 +17,7 @@ use toolkit::build::tls_rs;
 use toolkit::failure::Failure;
 use toolkit::host::run::{self, WhenInterrupted};
 use toolkit::host::tools::{self, Need};
-use toolkit::host::{digest, layout};
+use toolkit::host::{digest, layout, lock};
 use toolkit::ui;
 
 use crate::flags;
@@ -52,7 +52,7 @@ pub fn run(flags: &flags::Bench) -> Result<()> {
     if !flags.keys_only {
         tools::preflight(&[Need::Build], guacd::PROTOCOLS, flags.setup.install)?;
     }
-    let _lock = layout::lock("bench")?;
+    let _lock = lock::command("bench")?;
     let libguacs = if flags.keys_only { None } else { Some(libguacs(flags)?) };
 
     let dir = layout::target_dir().join("bench");

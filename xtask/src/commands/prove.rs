@@ -13,8 +13,8 @@ use planted_bugs::Bug;
 use serde::Serialize;
 
 use toolkit::failure::Failure;
-use toolkit::host::layout;
 use toolkit::host::run::{self, WhenInterrupted};
+use toolkit::host::{layout, lock};
 use toolkit::ui;
 
 use crate::flags::{Check, Prove};
@@ -181,7 +181,7 @@ struct Report<'a> {
 
 /// Runs the checks that the flags name, or all.
 pub fn run(flags: &Prove) -> Result<()> {
-    let _lock = layout::lock("prove")?;
+    let _lock = lock::command("prove")?;
     let named = !flags.checks.is_empty();
     let mut findings = Vec::new();
     for check in Check::ALL.into_iter().filter(|check| !named || flags.checks.contains(check)) {

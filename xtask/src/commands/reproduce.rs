@@ -1,9 +1,9 @@
 //! `cargo xtask reproduce`: does the same source give the same files, whoever builds it, where and when?
 //!
-//! It builds twice, in two copies of the checkout, under conditions that differ in all that should not matter, into the
-//! same prefix, and compares what was installed there, byte by byte.
+//! It builds twice, in two copies of the checkout. Everything that should not matter differs between the builds. Both install
+//! into the same prefix, and the two installations are compared byte by byte.
 
-use std::fs::{self, Permissions};
+use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,41 +12,42 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use duct::Expression;
+use fs_err as fs;
 use rustix::fs::Mode;
 use rustix::process::{Pid, Signal, kill_process};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use toolkit::build::guacd::PROTOCOLS;
-use toolkit::build::prefix as install;
+use toolkit::build::prefix;
 use toolkit::failure::Failure;
-use toolkit::host::layout;
 use toolkit::host::run::{self, WhenInterrupted};
 use toolkit::host::tools::{self, Need};
+use toolkit::host::{checkout, files, layout, lock};
 use toolkit::ship::compare::{Difference, compare};
 use toolkit::source::fetch;
 use toolkit::ui;
 
 use crate::flags;
 
-/// How many differing files are explained at length. The others likely differ for the same reason.
+/// How many differing files diffoscope explains. The others probably differ for the same reason.
 const MOST_EXPLAINED: usize = 10;
 
-/// Where the builds take place. Not in names of the same length, as lengths find their way into files too.
+/// The directories of the two builds. Their names have different lengths, as a length may end up in a file as well.
 const PLACES: [&str; 2] = ["one", "another/and/deeper"];
 
-/// Runs a program as it were by another user, who owns what we own.
+/// Runs a program under another user ID, in a user namespace.
 const AS_ANOTHER_USER: [&str; 4] = ["unshare", "--user", "--map-user=4822", "--map-group=4822"];
 
-/// What came of it.
+/// The result.
 #[derive(Serialize)]
 struct Reproduction {
     schema_version: u32,
     release: String,
     variant: &'static str,
     reproducible: bool,
-    /// What was different about the two builds.
+    /// What differed between the two builds.
     conditions: Vec<Condition>,
-    /// What could not be made different, and why.
+    /// What could not be made to differ, and why.
     not_varied: Vec<String>,
     /// How many files, links and directories were compared.
     files: usize,
@@ -59,12 +60,12 @@ struct Condition {
     values: [String; 2],
 }
 
-/// Builds twice, and compares.
+/// Builds twice, and compares the installations.
 pub fn run(flags: &flags::Reproduce) -> Result<()> {
     tools::preflight(&[Need::Build], &[PROTOCOLS, &[Need::Reproduce]].concat(), flags.setup.install)?;
     let release = flags.release.load()?;
-    let _lock = layout::lock("reproduce")?;
-    // Into the cache, where both builds find it.
+    let _lock = lock::command("reproduce")?;
+    // Into the cache: both builds take the source from there.
     fetch::source(&release, &flags.setup.source.access())?;
     let name = format!("reproduce-{}", flags.variant.of().name());
     let work = Work::new(&layout::target_dir().join("guacd").join(&release.version).join(name))?;
@@ -73,15 +74,15 @@ pub fn run(flags: &flags::Reproduce) -> Result<()> {
     for (index, name) in ["first", "second"].into_iter().enumerate() {
         let progress = ui::Step::start(format!("{name} build"));
         let log = work.dir.join(format!("{name}.log"));
-        fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
+        files::begin_log(&log)?;
         let checkout = work.checkout(index, &conditions)?;
         let command = work.build(flags, &release.version, index, &checkout, &conditions)?;
         run::logged(&progress, &format!("the {name} build"), command, &log, WhenInterrupted::End)?;
-        fs::rename(work.prefix(), work.result(index)).context("cannot put the installation aside")?;
+        fs::rename(work.prefix(), work.installed(index))?;
         progress.done(checkout.dir.display());
     }
 
-    let (files, mut differences) = compare(&work.result(0), &work.result(1))?;
+    let (files, mut differences) = compare(&work.installed(0), &work.installed(1))?;
     explain(&work, &mut differences)?;
     let reproducible = differences.is_empty();
     let variant = flags.variant.of().name();
@@ -121,24 +122,24 @@ fn print(report: &Reproduction) {
     }
     for difference in &report.differences {
         ui::result(format!("\n{difference}"));
-        let account = difference.explanation.as_ref().and_then(|file| fs::read_to_string(file).ok());
-        for line in account.iter().flat_map(|text| text.lines().skip(2).take(20)) {
+        let explanation = difference.explanation.as_ref().and_then(|file| fs::read_to_string(file).ok());
+        for line in explanation.iter().flat_map(|text| text.lines().skip(2).take(20)) {
             ui::result(format!("    {line}"));
         }
         if let Some(file) = &difference.explanation {
-            ui::result(format!("    all of it: {}", file.display()));
+            ui::result(format!("    the whole explanation: {}", file.display()));
         }
     }
     if report.reproducible {
-        ui::result(format!("\nreproducible: {} files, and none differs", report.files));
+        ui::result(format!("\nreproducible: none of {} files differs", report.files));
     }
 }
 
-/// What differs between the builds, and what should but cannot.
+/// What differs between the builds, and what cannot be made to differ here.
 fn conditions() -> (Vec<Condition>, Vec<String>) {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let locales = duct::cmd!("locale", "-a").stderr_null().read().unwrap_or_default();
-    // A language, if there is one, whose messages and order of letters are not English.
+    // Preferably one whose messages and order of letters are not English.
     let locale =
         locales.lines().find(|name| !["C", "POSIX", "en"].iter().any(|plain| name.starts_with(plain)));
     let condition = |name, values: [&str; 2]| Condition { name, values: values.map(str::to_owned) };
@@ -165,11 +166,11 @@ fn conditions() -> (Vec<Condition>, Vec<String>) {
         .stderr_null()
         .run()
         .is_ok();
-    add("user id", ["as it is", "4822"], can_unshare, "this system allows no user namespaces");
+    add("user id", ["your own", "4822"], can_unshare, "this system allows no user namespaces");
     (conditions, not_varied)
 }
 
-/// The value of a condition for one of the builds, if it could be made to differ.
+/// The value of a condition in one of the builds, if the condition differs.
 fn value<'a>(conditions: &'a [Condition], name: &str, index: usize) -> Option<&'a str> {
     conditions
         .iter()
@@ -177,23 +178,23 @@ fn value<'a>(conditions: &'a [Condition], name: &str, index: usize) -> Option<&'
         .map(|condition| condition.values[index].as_str())
 }
 
-/// Where the two builds and what they install are.
+/// The directory of the two builds and their installations.
 struct Work {
     dir: PathBuf,
 }
 
 impl Work {
     fn new(dir: &Path) -> Result<Work> {
-        // What a run that was killed has left, its file system first.
+        // A run that was killed may have left a mounted file system and files.
         let work = Work { dir: dir.to_owned() };
         unmount(&work.place(1));
         work.remove()?;
-        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        let work = Work { dir: dir.canonicalize()? };
-        install::check_space(&work.dir, 2 * install::BYTES_NEEDED)?;
-        // For both builds, whatever cargo does to ours in the meantime.
-        fs::copy(std::env::current_exe()?, work.xtask()).context("cannot copy xtask")?;
-        // Without faketime's library: its lock and that of rustc's allocator wait for each other, for ever.
+        fs::create_dir_all(dir)?;
+        let work = Work { dir: fs::canonicalize(dir)? };
+        prefix::check_space(&work.dir, 2 * prefix::BYTES_NEEDED)?;
+        // A copy for both builds: cargo may replace the original meanwhile.
+        fs::copy(std::env::current_exe()?, work.xtask())?;
+        // Without faketime's library: its lock and that of rustc's allocator would wait for each other for ever.
         let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
         fs::write(work.rustc(), format!("#!/bin/sh\nunset LD_PRELOAD\nexec {rustc} \"$@\"\n"))?;
         fs::set_permissions(work.rustc(), Permissions::from_mode(0o755))?;
@@ -201,20 +202,15 @@ impl Work {
     }
 
     fn remove(&self) -> Result<()> {
-        match fs::remove_dir_all(&self.dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot remove {}", self.dir.display()))
-            }
-            _ => Ok(()),
-        }
+        files::remove_tree(&self.dir)
     }
 
-    /// Where one of the builds takes place.
+    /// The directory of one of the builds.
     fn place(&self, index: usize) -> PathBuf {
         self.dir.join(PLACES[index])
     }
 
-    /// The prefix that both of them install into, as a prefix is part of what is built.
+    /// The prefix that both install into: the prefix is part of what is built.
     fn prefix(&self) -> PathBuf {
         self.dir.join("prefix")
     }
@@ -227,26 +223,18 @@ impl Work {
         self.dir.join("rustc")
     }
 
-    /// What one of them has installed.
-    fn result(&self, index: usize) -> PathBuf {
+    /// Where the installation of one of them is kept.
+    fn installed(&self, index: usize) -> PathBuf {
         self.dir.join(["installed-first", "installed-second"][index])
     }
 
     /// Makes a copy of the checkout.
     fn checkout(&self, index: usize, conditions: &[Condition]) -> Result<Checkout> {
         let dir = self.place(index);
-        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        fs::create_dir_all(&dir)?;
         let reversed = index == 1 && value(conditions, "file order", index).is_some();
         let disorder = reversed.then(|| Disorder::mount(&self.dir.join("backwards"), &dir)).transpose()?;
-        let root = layout::root();
-        for name in ["Cargo.lock", "Cargo.toml", "LICENSE", "NOTICE", "patches", "upstream.toml"]
-            .into_iter()
-            .chain(members(&root)?.iter().map(String::as_str))
-        {
-            let copy = dir.join(name);
-            fs::create_dir_all(copy.parent().unwrap_or(&dir))?;
-            duct::cmd!("cp", "-rL", "-T", root.join(name), copy).run()?;
-        }
+        checkout::copy(&dir)?;
         Ok(Checkout { dir, _disorder: disorder })
     }
 
@@ -280,7 +268,7 @@ impl Work {
 
         let home = self.dir.join(value("home").unwrap_or("home"));
         fs::create_dir_all(&home)?;
-        // Where cargo, rustup and the sources are does not follow the home.
+        // These stay where they are when HOME changes.
         let cache = layout::cache_dir()?;
         let users_home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
         let or_below_home =
@@ -299,7 +287,7 @@ impl Work {
             .env("TZ", value("time zone").unwrap_or("UTC0"))
             .env("USER", value("user").unwrap_or_default())
             .env("LOGNAME", value("user").unwrap_or_default())
-            // Only what programs take for the current time: make goes by the times of files, and locks by the other clock.
+            // Only the current time differs: make compares the times of files, and locks use the monotonic clock.
             .env("NO_FAKE_STAT", "1")
             .env("DONT_FAKE_MONOTONIC", "1")
             .before_spawn(move |command| {
@@ -321,24 +309,7 @@ struct Checkout {
     _disorder: Option<Disorder>,
 }
 
-/// The members of the workspace.
-fn members(root: &Path) -> Result<Vec<String>> {
-    #[derive(Deserialize)]
-    struct Manifest {
-        workspace: Workspace,
-    }
-    #[derive(Deserialize)]
-    struct Workspace {
-        members: Vec<String>,
-    }
-    let path = root.join("Cargo.toml");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let manifest: Manifest =
-        toml::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))?;
-    Ok(manifest.workspace.members)
-}
-
-/// A file system whose directories list their files backwards. It is unmounted when dropped.
+/// A mounted file system whose directories list their files in reverse. It is unmounted when this is dropped.
 struct Disorder {
     daemon: Child,
     dir: PathBuf,
@@ -346,21 +317,21 @@ struct Disorder {
 
 impl Disorder {
     fn mount(files: &Path, dir: &Path) -> Result<Disorder> {
-        fs::create_dir_all(files).with_context(|| format!("cannot create {}", files.display()))?;
+        fs::create_dir_all(files)?;
         let outside = fs::metadata(dir)?.dev();
         let mut command = Command::new("disorderfs");
         command.args(["-f", "--shuffle-dirents=no", "--reverse-dirents=yes", "--sort-dirents=yes"]);
         command.arg(files).arg(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        // Ctrl-C is for us to hear: the file system is needed until the build has ended.
+        // Its own process group, so that Ctrl-C does not reach it: the build needs the file system until it has ended.
         command.process_group(0);
-        run::die_with_parent(&mut command);
+        run::end_with_parent(&mut command);
         let daemon = command.spawn().context("cannot start disorderfs")?;
         let mut disorder = Disorder { daemon, dir: dir.to_owned() };
         let deadline = Instant::now() + Duration::from_secs(10);
         while fs::metadata(dir)?.dev() == outside {
             ensure!(
                 disorder.daemon.try_wait()?.is_none() && Instant::now() < deadline,
-                "disorderfs cannot mount a file system here (it needs /dev/fuse): uninstall it to do without"
+                "disorderfs cannot mount a file system here (it needs /dev/fuse): uninstall disorderfs to build without it"
             );
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -381,7 +352,7 @@ fn unmount(dir: &Path) {
     let _ = duct::cmd!("fusermount", "-u", "-z", dir).stdout_null().stderr_null().unchecked().run();
 }
 
-/// Has diffoscope say what the files' differences are.
+/// Makes diffoscope explain the differences of the files.
 fn explain(work: &Work, differences: &mut [Difference]) -> Result<()> {
     if differences.is_empty() || run::version_line("diffoscope", "--version").is_none() {
         return Ok(());
@@ -392,11 +363,11 @@ fn explain(work: &Work, differences: &mut [Difference]) -> Result<()> {
     for difference in differences.iter_mut().take(MOST_EXPLAINED) {
         progress.busy_with(difference.path.display());
         let report = dir.join(format!("{}.txt", difference.path.to_string_lossy().replace('/', "-")));
-        let files = [0, 1].map(|index| work.result(index).join(&difference.path));
+        let files = [0, 1].map(|index| work.installed(index).join(&difference.path));
         if !files.iter().all(|file| file.is_file()) {
             continue;
         }
-        // It exits with 1, as they differ. What it says of itself is of no use here.
+        // It exits with 1, as the files differ.
         let command = duct::cmd!("diffoscope", "--no-progress", "--text", &report, &files[0], &files[1]);
         let log = work.dir.join("diffoscope.log");
         let _ = run::logged(&progress, "diffoscope", command, &log, WhenInterrupted::End);

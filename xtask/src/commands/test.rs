@@ -89,7 +89,7 @@ fn show(title: &str, arguments: &[&str], command: Expression, mend: &str) -> Res
         .stdin_null()
         .unchecked()
         .before_spawn(|command| {
-            run::die_with_parent(command);
+            run::end_with_parent(command);
             Ok(())
         })
         .run()?;

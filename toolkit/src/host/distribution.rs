@@ -1,0 +1,58 @@
+//! Which Linux distribution is this? What `/etc/os-release` says.
+
+use fs_err as fs;
+
+/// A distribution, by the fields of os-release(5). A field that the file lacks is empty.
+#[derive(Debug, Default, PartialEq)]
+pub struct Distribution {
+    /// `ID`, as `debian`.
+    pub id: String,
+    /// `ID_LIKE`: the distributions that this one derives from, separated by blanks.
+    pub id_like: String,
+    /// `VERSION_ID`, as `12`.
+    pub version: String,
+    /// `VERSION_CODENAME`, as `bookworm`.
+    pub codename: String,
+}
+
+impl Distribution {
+    /// The distribution that this runs on.
+    pub fn this() -> Distribution {
+        Distribution::parse(&fs::read_to_string("/etc/os-release").unwrap_or_default())
+    }
+
+    fn parse(text: &str) -> Distribution {
+        let field = |name: &str| {
+            let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            value.unwrap_or_default().trim_matches(['"', '\'']).to_owned()
+        };
+        Distribution {
+            id: field("ID"),
+            id_like: field("ID_LIKE"),
+            version: field("VERSION_ID"),
+            codename: field("VERSION_CODENAME"),
+        }
+    }
+
+    /// Whether it has apt-get, and Debian's names for packages.
+    pub fn is_like_debian(&self) -> bool {
+        self.id_like.split(' ').chain([self.id.as_str()]).any(|id| id == "debian" || id == "ubuntu")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_read_with_quotes_and_without() {
+        let debian = "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\nID=debian\n";
+        let debian = Distribution::parse(debian);
+        assert_eq!((&*debian.id, &*debian.version, &*debian.codename), ("debian", "12", "bookworm"));
+        assert!(debian.is_like_debian());
+        let mint = Distribution::parse("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n");
+        assert!(mint.is_like_debian() && mint.version.is_empty());
+        assert!(!Distribution::parse("ID=\"fedora\"\nVERSION_ID=42\n").is_like_debian());
+        assert!(!Distribution::parse("").is_like_debian());
+    }
+}
