@@ -1,5 +1,5 @@
 {
-  description = "Apache Guacamole's guacd without libc's cap on its sessions";
+  description = "Apache Guacamole's guacd without libc's limit on its sessions";
 
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
 

@@ -19,10 +19,10 @@ rustPlatform.buildRustPackage {
     "--package=key-limit"
   ];
 
-  # They belong to `cargo xtask test`, as they want a guacd and an sshd.
+  # `cargo xtask test` runs the tests: they need a guacd and an sshd.
   doCheck = false;
 
-  # It looks for its preload library beside itself.
+  # It looks for its preload library in its own directory.
   postInstall = ''
     ln -s ../lib/libkey_limit.so $out/bin
   '';

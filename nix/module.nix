@@ -1,4 +1,4 @@
-# NixOS' own services.guacamole-server, with this guacd in it and room for its sessions.
+# Makes NixOS' services.guacamole-server run this guacd, with room for its sessions.
 self:
 { lib, pkgs, ... }:
 {

@@ -1,5 +1,5 @@
-# guacd of a release of upstream.toml: `patched`, with the patches of the group `keys` alone, or `stock`, as it is.
-# Follows nixpkgs' own guacamole-server.
+# guacd of a release of upstream.toml. The variants are `patched`, `keys` (the patches of that group alone), and `stock`
+# (upstream's source, unchanged). It follows nixpkgs' own guacamole-server.
 {
   lib,
   stdenv,
@@ -110,11 +110,11 @@ stdenv.mkDerivation (finalAttrs: {
 
   enableParallelBuilding = true;
 
-  # Of stock 1.6.0 one test in 75 reads memory that nobody has set, and fails or not.
+  # One test in 75 of stock 1.6.0 reads uninitialized memory, and fails at random.
   doCheck = patched;
   checkInputs = [ cunit ];
 
-  # guacd finds its protocols through the library path. The links are nixpkgs', for what FreeRDP loads by name.
+  # guacd finds its protocols through the library path. nixpkgs makes the same links, for libraries that FreeRDP loads by name.
   postInstall = ''
     ln -s ${freerdp}/lib/* $out/lib/
     wrapProgram $out/sbin/guacd --prefix LD_LIBRARY_PATH ":" $out/lib
@@ -123,7 +123,7 @@ stdenv.mkDerivation (finalAttrs: {
   passthru = {
     inherit tls-rs;
 
-    # Sessions that are held together and then prove themselves, under musl's cap of keys, which ends stock's at 58.
+    # Sessions that are held together and then prove themselves, with musl's limit of 128 keys. Stock ends at 58 with it.
     tests.stress = runCommand "${finalAttrs.pname}-stress-${finalAttrs.version}" {
       nativeBuildInputs = [ guac-stress ];
       FONTCONFIG_FILE = makeFontsConf { fontDirectories = [ dejavu_fonts ]; };

@@ -1,4 +1,4 @@
-# Everything that `cargo xtask build`, `stress` and `test` want.
+# A shell with everything that `cargo xtask build`, `stress` and `test` need.
 {
   cargo,
   clippy,

@@ -1,4 +1,4 @@
-# The static library that becomes part of libguac.so, laid out as --with-tls-rs wants it.
+# The static library in libguac.so, in the directories that configure's --with-tls-rs expects.
 {
   lib,
   rustPlatform,
@@ -28,7 +28,7 @@ rustPlatform.buildRustPackage {
     runHook postBuild
   '';
 
-  # They belong to `cargo xtask test`, as they want C compilers, sanitizers and emulators.
+  # `cargo xtask test` runs the tests: they need C compilers, sanitizers and emulators.
   doCheck = false;
 
   installPhase = ''

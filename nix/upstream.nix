@@ -1,5 +1,5 @@
-# What upstream.toml and patches/ say, for Nix: the releases that are supported, each with its
-# patches: the path and the group of each.
+# What upstream.toml and patches/ say: every release, with the path and the group of each of its patches, and the default
+# release.
 { lib }:
 let
   inherit (builtins.fromTOML (builtins.readFile ../upstream.toml)) release;
@@ -30,12 +30,33 @@ let
       };
     in
     (lib.foldl' read start lines).patches;
+
+  # Versions are ordered by their numbers, and a suffix comes before the same numbers without one: as in
+  # toolkit/src/source/release.rs, and not as in lib.versionOlder.
+  older =
+    a: b:
+    let
+      split = version: builtins.match "([0-9.]*)(.*)" version;
+      numbers = version: lib.head (split version);
+      suffix = version: lib.last (split version);
+      order = builtins.compareVersions (numbers a) (numbers b);
+    in
+    if order != 0 then
+      order < 0
+    else if suffix a == "" || suffix b == "" then
+      suffix a != "" && suffix b == ""
+    else
+      suffix a < suffix b;
 in
 rec {
-  releases = lib.mapAttrs (_: pinned: pinned // { patches = series (../. + "/${pinned.patches}"); }) (
-    lib.filterAttrs (_: pinned: pinned.state == "supported") release
-  );
+  releases = lib.mapAttrs (
+    _: pinned: pinned // { patches = series (../. + "/${pinned.patches}"); }
+  ) release;
 
-  # The newest.
-  default = lib.last (lib.sort lib.versionOlder (lib.attrNames releases));
+  # The newest supported one. A preview is never the default.
+  default = lib.last (
+    lib.sort older (
+      lib.filter (name: releases.${name}.state == "supported") (lib.attrNames releases)
+    )
+  );
 }

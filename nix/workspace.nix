@@ -1,4 +1,4 @@
-# The cargo workspace, and nothing else of the checkout: cargo wants every member, whichever it builds.
+# The cargo workspace alone: cargo reads the manifest of every member, whichever it builds.
 { lib }:
 let
   inherit (builtins.fromTOML (builtins.readFile ../Cargo.toml)) workspace;

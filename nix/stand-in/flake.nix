@@ -1,7 +1,7 @@
-# A stand-in for nixpkgs, where neither it nor a binary cache can be had: the host's own compilers and libraries in the
-# clothes of stdenv, callPackage and fetchers, so far as this flake wears them. What it shows is that the flake evaluates,
-# builds in the sandbox, passes its tests and gives the same bytes twice. `cargo xtask nix --stand-in` arranges the rest:
-# it mounts the host's /usr into the sandbox, and the Rust toolchain as /rust, and seeds the sources.
+# A replacement for nixpkgs, for where neither it nor a binary cache is available. It has those parts of stdenv, callPackage and
+# the fetchers that this flake uses, and they use the host's own compilers and libraries. It shows that the flake evaluates,
+# builds in the sandbox, passes its tests and gives the same bytes twice. `cargo xtask nix --stand-in` does the rest: it
+# mounts the host's /usr into the sandbox, and the Rust toolchain as /rust, and puts the sources into the store.
 {
   outputs =
     _:

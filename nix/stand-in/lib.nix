@@ -1,4 +1,4 @@
-# Of nixpkgs' lib, what this flake calls. The names and what they do are nixpkgs'.
+# The functions of nixpkgs' lib that this flake calls. They have nixpkgs' names, and do the same.
 let
   inherit (builtins) attrNames listToAttrs match replaceStrings stringLength substring;
 in
@@ -13,7 +13,7 @@ rec {
   nameValuePair = name: value: { inherit name value; };
 
   # Lists
-  inherit (builtins) foldl';
+  inherit (builtins) foldl' head;
   last = list: builtins.elemAt list (builtins.length list - 1);
   optional = condition: item: if condition then [ item ] else [ ];
 
@@ -24,7 +24,6 @@ rec {
   splitString = separator: text: filter builtins.isString (builtins.split (escapeRegex separator) text);
   escapeRegex = replaceStrings [ "." ] [ "\\." ];
   trim = text: toString (builtins.head (match "[ \t]*(.*[^ \t])?[ \t]*" text));
-  versionOlder = a: b: builtins.compareVersions a b < 0;
 
   # Modules
   mkDefault = content: { _type = "override"; priority = 1000; inherit content; };

@@ -1,4 +1,4 @@
-# Of nixpkgs' packages, what this flake calls for.
+# The packages of nixpkgs that this flake uses.
 { lib, system }:
 self:
 let
@@ -9,7 +9,7 @@ let
     in
     lib.makeOverridable f (builtins.intersectAttrs (builtins.functionArgs f) self // args);
 
-  # The attributes of a derivation, fixed point and all, to a package.
+  # Makes a package of the attributes of a derivation, which may be a function of the final ones.
   mkDerivation =
     attrs:
     let
@@ -48,7 +48,7 @@ let
     in
     finalPackage;
 
-  # A tool or a library of the host. It is there, or its derivation says what is missing.
+  # A tool or a library of the host. If it is missing, its derivation fails and names it.
   host =
     name: test:
     mkDerivation {
@@ -62,7 +62,7 @@ let
   tool = name: program: host name "command -v ${program}";
   library = name: modules: host name (builtins.concatStringsSep " || " (map (module: "pkg-config --exists ${module}") modules));
 
-  # What a fetcher would bring, if it has not been put into the store before.
+  # A file that a fetcher would download. It has to be in the store already.
   fixed =
     { name, how, ... }@args:
     derivation {
@@ -146,7 +146,7 @@ in
       inherit inputsFrom packages;
     };
 
-  # Hooks: what stdenv.sh does when their names are among the inputs.
+  # Hooks: stdenv.sh does their work if their names are among the inputs.
   autoPatchelfHook = tool "autoPatchelfHook" "true";
   autoreconfHook = tool "autoreconfHook" "autoreconf";
   makeBinaryWrapper = tool "makeBinaryWrapper" "true";
@@ -167,7 +167,7 @@ in
 
   cairo = library "cairo" [ "cairo" ];
   cunit = library "cunit" [ "cunit" ];
-  # Only guacenc wants it, which upstream's configure leaves out where it is missing.
+  # Only guacenc needs it. Without it upstream's configure leaves guacenc out.
   ffmpeg-headless = tool "ffmpeg" "true";
   freerdp = library "freerdp" [
     "freerdp2"

@@ -1,4 +1,4 @@
-# What stdenv does to build a package, so far as this flake's packages go: the phases, in order, with the host's tools.
+# Builds a package as stdenv does: those phases, in order, that this flake's packages use, with the host's tools.
 export PATH=/rust/bin:/usr/bin:/bin HOME=$TMPDIR SOURCE_DATE_EPOCH=315532800 LC_ALL=C.UTF-8
 for input in $inputs; do
     PATH=$input/bin:$PATH
@@ -57,5 +57,5 @@ if [[ -d $out/sbin ]]; then
     ln -s bin "$out/sbin"
 fi
 find "$out" -type f \( -name '*.so*' -o -path '*/bin/*' \) -exec strip -S {} + 2> /dev/null || true
-# A shell that ends in another program is taken for a failure by newer versions of Nix.
+# Newer versions of Nix take a shell that replaces itself with another program for a failure.
 exit 0

@@ -48,7 +48,7 @@ impl Cache {
     /// The archive of the release in it.
     fn archive(&self) -> Result<PathBuf> {
         let is_archive =
-            |file: &PathBuf| file.to_string_lossy().contains(&format!("{}.tar", release().source_name()));
+            |file: &PathBuf| file.to_string_lossy().contains("/guacamole-server.tar");
         self.files()?.into_iter().find(is_archive).context("there is no archive in the cache")
     }
 
@@ -170,9 +170,7 @@ fn damage_in_the_cache_is_noticed() -> Result<()> {
     let cache = Cache::new()?;
     let dir = TempDir::new()?;
     cache.fetch_from(&tarball(dir.path())?)?.expect(0, &[])?;
-    let archive =
-        cache.files()?.into_iter().find(|file| file.ends_with(format!("{}.tar.gz", release().source_name())));
-    let archive = archive.ok_or_else(|| anyhow::anyhow!("no archive in {:?}", cache.files()))?;
+    let archive = cache.archive()?;
     let mut bytes = fs::read(&archive)?;
     bytes[1000] ^= 1;
     fs::write(&archive, bytes)?;
@@ -189,8 +187,12 @@ fn without_a_network_every_way_to_supply_the_source_is_named() -> Result<()> {
     let output = fetch.run()?;
     let version = &release().version;
     let origins = release().origins.iter().map(|origin| format!("{}: ", origin.url));
+    let clone = match &release().tag {
+        Some(tag) => format!("git clone --depth 1 --branch {tag} {}", release().git),
+        None => format!("git clone {}", release().git),
+    };
     let others =
-        ["the cache".to_owned(), "curl -LO".to_owned(), format!("git clone --depth 1 --branch {version}")];
+        ["the cache".to_owned(), "curl -LO".to_owned(), clone];
     let import = format!("cargo xtask fetch --release {version} --from DIRECTORY");
     let words: Vec<String> = origins.chain(others).chain([import]).collect();
     output.expect(3, &words.iter().map(String::as_str).collect::<Vec<_>>())?;
