@@ -47,8 +47,7 @@ impl Cache {
 
     /// The archive of the release in it.
     fn archive(&self) -> Result<PathBuf> {
-        let is_archive =
-            |file: &PathBuf| file.to_string_lossy().contains("/guacamole-server.tar");
+        let is_archive = |file: &PathBuf| file.to_string_lossy().contains("/guacamole-server.tar");
         self.files()?.into_iter().find(is_archive).context("there is no archive in the cache")
     }
 
@@ -191,8 +190,7 @@ fn without_a_network_every_way_to_supply_the_source_is_named() -> Result<()> {
         Some(tag) => format!("git clone --depth 1 --branch {tag} {}", release().git),
         None => format!("git clone {}", release().git),
     };
-    let others =
-        ["the cache".to_owned(), "curl -LO".to_owned(), clone];
+    let others = ["the cache".to_owned(), "curl -LO".to_owned(), clone];
     let import = format!("cargo xtask fetch --release {version} --from DIRECTORY");
     let words: Vec<String> = origins.chain(others).chain([import]).collect();
     output.expect(3, &words.iter().map(String::as_str).collect::<Vec<_>>())?;

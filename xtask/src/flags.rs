@@ -1,4 +1,4 @@
-//! The command line of `cargo xtask`, all of it.
+//! The command line of `cargo xtask`: every command and every flag.
 
 use std::path::PathBuf;
 
@@ -7,16 +7,30 @@ use toolkit::build::guacd;
 use toolkit::source::fetch::Access;
 use toolkit::source::release;
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 usage; 3 a tool, a library or the source is missing; 4 a patch does \
-    not apply; 5 a stress run or a benchmark missed its threshold, or two builds differ; 130 interrupted.";
+/// The last lines of every help text.
+macro_rules! exit_codes {
+    () => {
+        "Exit codes: 0 done; 1 failed; 2 usage; 3 a tool, a library or the source is missing; 4 a patch does not apply; 5 a \
+         stress run or a benchmark missed its threshold, or two builds differ; 130 interrupted."
+    };
+}
 
-/// What `cargo xtask` is asked to do.
+/// The examples of a command, and the exit codes.
+macro_rules! examples {
+    ($($example:literal),+) => {
+        concat!("Examples:\n", $("  ", $example, "\n",)+ "\n", exit_codes!())
+    };
+}
+
+const EXIT_CODES: &str = exit_codes!();
+
+/// The command line.
 #[derive(Parser)]
 #[command(
     name = "xtask",
     bin_name = "cargo xtask",
     version,
-    about = "Builds a guacd whose sessions are limited by the machine and not by libc, and proves it",
+    about = "Builds a guacd whose sessions are limited by the machine and not by libc, and tests it under load",
     after_help = EXIT_CODES
 )]
 pub struct Cli {
@@ -40,13 +54,15 @@ pub enum Command {
     Prove(Prove),
 }
 
-/// Fetch a release's source, check it against its pin, and keep it in the user's cache.
+/// Fetch a release's source, check it against its pin, and keep it in the cache.
 ///
-/// Without --from the release's origins are tried one after another: the Apache archive, the Apache downloads, the
-/// archive of the tag on GitHub. What is in the cache already is not fetched again. The cache is below
-/// $XDG_CACHE_HOME/guacd-uncapped, or ~/.cache/guacd-uncapped.
+/// Without --from, the release's origins in upstream.toml are tried in order. A source that is in the cache is not fetched
+/// again. The cache is $XDG_CACHE_HOME/guacd-uncapped, or ~/.cache/guacd-uncapped. The path of the source's archive is printed.
 #[derive(Args)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = examples!(
+    "cargo xtask fetch",
+    "cargo xtask fetch --from ~/Downloads/guacamole-server.tar.gz"
+))]
 pub struct Fetch {
     #[command(flatten)]
     pub release: Release,
@@ -55,13 +71,16 @@ pub struct Fetch {
     pub source: Source,
 }
 
-/// Fetch, patch, configure and make guacd, and install it into a prefix.
+/// Build guacd and install it into a prefix: fetch, patch, configure, make, install.
 ///
-/// A step whose inputs have not changed is skipped, and the prefix appears whole or not at all. Beside it,
-/// PREFIX.manifest.json leads to the list of what it was made from. guacd finds its protocol plugins through the library path:
+/// A step is skipped if its inputs have not changed. The prefix appears whole or not at all, and PREFIX.manifest.json lists what
+/// it was made from. The path of the prefix is printed. guacd finds its protocol plugins through the library path:
 /// LD_LIBRARY_PATH=PREFIX/lib PREFIX/sbin/guacd -f
 #[derive(Args)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = examples!(
+    "cargo xtask build --install",
+    "cargo xtask build --variant stock --prefix /opt/guacd -- --without-rdp"
+))]
 pub struct Build {
     #[command(flatten)]
     pub release: Release,
@@ -120,22 +139,20 @@ pub struct Stress {
     pub setup: Setup,
 }
 
-/// Build a library that lifts the cap on pthread keys for a guacd that cannot be rebuilt: one from a package, or in an
-/// image.
+/// Build a library that removes the limit on pthread keys from a guacd that you cannot rebuild.
 ///
-/// Prints the path of the library, and how to use it: guacd is started with the environment variable LD_PRELOAD set to
-/// that path, and the library then keeps all pthread keys of its processes, a million at once. The same file serves glibc
-/// and musl, so it may be built elsewhere than where guacd runs, on a processor of the same kind. To build it takes Rust
-/// and a C compiler, and nothing of guacd. If the loader cannot load the file, guacd runs without it, so look whether it
-/// is there. For programs that are setuid or linked statically, the variable has no effect.
+/// Start guacd with the environment variable LD_PRELOAD set to the library's path, which is printed. guacd can then have a
+/// million keys per process. The same file works with glibc and musl, so it may be built on another machine with the same
+/// kind of processor. The build needs Rust and a C compiler, and not guacd's libraries. If the loader cannot load the file, guacd
+/// runs without it: check /proc/PID/maps. The variable has no effect on programs that are setuid or linked statically.
 #[derive(Args)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = examples!("cargo xtask preload", "cargo xtask preload --out /usr/local/lib"))]
 pub struct Preload {
     /// The directory to put the library into [default: target/preload].
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 
-    /// Do not touch the network.
+    /// Do not use the network.
     #[arg(long)]
     pub offline: bool,
 }
@@ -184,10 +201,13 @@ pub struct Bench {
 
 /// Build the container image with Docker, and check it.
 ///
-/// The image has the interface of the official guacamole/guacd and can stand in its place. Nothing but the base image and
-/// packages come from the network: the source is put into source/, from where the Dockerfile takes it.
+/// The image can take the place of the official guacamole/guacd. Its source is put into source/ first, so only the base image,
+/// Debian's packages and the crates come from the network. The image's name is printed.
 #[derive(Args)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = examples!(
+    "cargo xtask image --check",
+    "cargo xtask image --tag registry.example.org/guacd:latest --stress 300 --key-limit 128"
+))]
 pub struct Image {
     #[command(flatten)]
     pub release: Release,
@@ -199,7 +219,7 @@ pub struct Image {
     #[arg(long, value_name = "NAME")]
     pub tag: Option<String>,
 
-    /// An image to build on, in place of the Dockerfile's: Debian 13 too, such as debian@sha256:... or a mirror's.
+    /// The image to build on, which has to be Debian 13, as debian@sha256:... [default: debian:trixie-slim].
     #[arg(long, value_name = "IMAGE")]
     pub base: Option<String>,
 
@@ -207,41 +227,45 @@ pub struct Image {
     #[arg(long, value_name = "MODE")]
     pub network: Option<String>,
 
-    /// Check the image afterwards, with a read-only root and no capabilities: that all five protocols answer, that its
-    /// health check notices a guacd that hangs, and that it stops within 5 s while 100 sessions are open.
+    /// Check the image in containers with a read-only root and no capabilities: all five protocols answer, the health check
+    /// notices a guacd that hangs, and guacd stops within 5 s while 100 sessions are open.
     #[arg(long)]
     pub check: bool,
 
-    /// Hold this many sessions through a container of the image afterwards.
+    /// Hold this many sessions through a container of the image.
     #[arg(long, value_name = "SESSIONS", value_parser = clap::value_parser!(u32).range(1..=i64::from(guac_stress::flags::MOST_SESSIONS)))]
     pub stress: Option<u32>,
 
-    /// Give guacd in that container this many pthread keys per process, where 128 stands in for musl. The run fails if the
-    /// limit was not in force.
+    /// Limit each process of guacd in that container to this many pthread keys, as musl does with 128. The run fails if the
+    /// limit did not apply.
     #[arg(long, value_name = "KEYS", requires = "stress", value_parser = clap::value_parser!(u32).range(1..))]
     pub key_limit: Option<u32>,
 
-    /// Build the image a second time, without anything from the first, and compare the two file by file: names, contents,
-    /// permissions and owners, and what a container of it is started with. Of files, the times may differ.
+    /// Build the image a second time, without the caches of the first build, and compare the two: names, contents, permissions
+    /// and owners of files, and the container's configuration. Only the times of files may differ.
     #[arg(long, requires = "own_daemon")]
     pub rebuild: bool,
 
-    /// Start a Docker daemon for this run alone, and make the base image from Debian's packages. As root, where docker.io and
-    /// mmdebstrap are installed. The image goes with the daemon: this is for checking.
+    /// Start a Docker daemon for this run alone, and make the base image from Debian's packages. The image is removed together
+    /// with the daemon. Needs root, docker.io and mmdebstrap.
     #[arg(long, conflicts_with_all = ["base", "network"])]
     pub own_daemon: bool,
 
-    /// Print what was built, and which checks it passed, as JSON.
+    /// Print the image and the checks that it passed as JSON.
     #[arg(long)]
     pub json: bool,
 }
 
 /// Make a tarball that runs from any directory, and a Debian package with a systemd unit.
 ///
-/// Both are for the distribution on which they are made, whose libraries they need. dpkg-dev and patchelf make them. The
-/// same source gives the same bytes: their times are SOURCE_DATE_EPOCH, or that of the source.
+/// Both are for the distribution on which they are made, whose libraries they need. The same source gives the same bytes, in
+/// whichever form it came: all files have the time of the release's commit, or SOURCE_DATE_EPOCH. Needs dpkg-dev, patchelf and
+/// binutils. The paths of the packages are printed.
 #[derive(Args)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = examples!(
+    "cargo xtask package --install",
+    "sudo cargo xtask package --suite trixie --check --output dist"
+))]
 pub struct Package {
     #[command(flatten)]
     pub release: Release,
@@ -249,50 +273,49 @@ pub struct Package {
     #[command(flatten)]
     pub setup: Setup,
 
-    /// Where to put them [default: target/guacd/packages].
+    /// The directory to put the packages into [default: target/guacd/packages].
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
 
-    /// Make them in a root of this release of Debian, with its own compilers, and so for it: trixie, or newer. (Rust is too
-    /// old in the ones before, which have to be running.) As root, with mmdebstrap.
+    /// Make the packages for this release of Debian, in a root with its compilers: trixie or newer, as older ones lack Rust 1.85.
+    /// Needs root and mmdebstrap.
     #[arg(long, value_name = "CODENAME")]
     pub suite: Option<String>,
 
-    /// Install them in a root that has nothing else, ask what runs there for every protocol, move the tarball's, and remove
-    /// them again. As root, with mmdebstrap.
+    /// Install the packages in a root that has nothing else, check that guacd answers for every protocol, move the tarball's
+    /// files, and remove everything again. Needs root and mmdebstrap.
     #[arg(long)]
     pub check: bool,
 
-    /// Print what was made, as JSON.
+    /// Print the packages as JSON.
     #[arg(long)]
     pub json: bool,
 }
 
 /// Build an output of the flake with Nix, and print its store path.
 ///
-/// Nix takes the files that git knows of. The log, and the link that keeps the result from being collected, are
-/// below target/guacd/nix.
+/// Nix takes the files that git knows. The logs, and the link that protects the result from garbage collection, are in
+/// target/guacd/nix.
 #[derive(Args)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = examples!("cargo xtask nix --check", "cargo xtask nix stock --stress 50"))]
 pub struct Nix {
-    /// The output: `default`, `keys`, `stock`, `guacd-1_6_0` and so on, `tls-rs`, `guac-stress`.
+    /// The output: `default`, `keys`, `stock`, `tls-rs`, `guac-stress`, or a release as `guacd-1_6_0`.
     #[arg(default_value = "default")]
     pub output: String,
 
-    /// Also run `nix flake check`, which evaluates every output, runs upstream's tests and a short stress run; and build
-    /// the output a second time, which fails unless it comes out bit by bit the same.
+    /// Run `nix flake check` first, which builds every output and runs upstream's tests and a short stress run. Then build the
+    /// output a second time: the run fails if the bytes differ.
     #[arg(long)]
     pub check: bool,
 
-    /// Then hold this many sessions through the guacd that was built.
+    /// Hold this many sessions through the guacd that was built.
     #[arg(long, value_name = "SESSIONS", value_parser = clap::value_parser!(u32).range(1..=i64::from(guac_stress::flags::MOST_SESSIONS)))]
     pub stress: Option<u32>,
 
-    /// Build with this machine's own compilers and libraries in place of nixpkgs', in Nix's sandbox, without a network
-    /// once the source and the crates are there.
+    /// Build with this machine's own compilers and libraries instead of nixpkgs, in Nix's sandbox.
     ///
-    /// For where nixpkgs cannot be had: it shows that the flake evaluates and builds, and that builds are
-    /// reproducible. The store is below target/guacd/nix-stand-in; the machine's own is not touched.
+    /// For machines that cannot download nixpkgs: it shows that the flake evaluates and builds, and that its builds are
+    /// reproducible. The store is in target/guacd/nix-stand-in, and the machine's own store is not used.
     #[arg(long)]
     pub stand_in: bool,
 
@@ -300,19 +323,18 @@ pub struct Nix {
     pub setup: Setup,
 }
 
-/// Build guacd twice under conditions that should not matter, and compare what is installed, byte by byte.
+/// Build guacd twice under different conditions, and compare the two installations byte by byte.
 ///
-/// The builds differ in their directory, number of compilers, umask, time zone, locale, home and user; in the time, with
-/// faketime; and in the order that directories list their files in, with disorderfs. Names, contents, permissions, owners and
-/// links are compared, and nothing is left out; only the times of files are not. Diffoscope, if it is there, explains a
-/// difference; else the section and the bytes are named.
+/// The builds differ in directory, number of compilers, umask, time zone, locale, home and user; in the time, if faketime is
+/// installed; and in the order in which directories list their files, if disorderfs is. Names, contents, permissions, owners and
+/// links are compared; the times of files are not. diffoscope, if it is installed, explains differences.
 #[derive(Args)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = examples!("cargo xtask reproduce", "cargo xtask reproduce --variant stock --json"))]
 pub struct Reproduce {
     #[command(flatten)]
     pub release: Release,
 
-    /// `patched`, or `stock`: the release as it is.
+    /// Which guacd to build.
     #[arg(long, value_enum, default_value_t = Variant::Patched)]
     pub variant: Variant,
 
@@ -346,36 +368,42 @@ impl Judged {
     }
 }
 
-/// Say which tools and libraries are there, what each is for, and the command that installs what is missing.
+/// List the tools and libraries that are installed, what each is for, and the command that installs the missing ones.
 ///
-/// Exits with 3 if something is missing without which guacd cannot be built.
+/// Also lists the limits of this machine, and how many sessions each allows. The exit code is 3 if something is missing without
+/// which guacd cannot be built.
 #[derive(Args)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = examples!("cargo xtask doctor", "cargo xtask doctor --install"))]
 pub struct Doctor {
-    /// Install what guacd is missing, optional protocols included (Debian and Ubuntu; as root, or through sudo).
+    /// Install what guacd is missing, with all optional protocols (Debian and Ubuntu; needs root or sudo).
     #[arg(long)]
     pub install: bool,
 
-    /// Print the findings as JSON.
+    /// Print the list as JSON.
     #[arg(long)]
     pub json: bool,
 }
 
-/// Run every check of the project: format, lints, unit tests, C tests, and the integration tests.
+/// Run every check of the project: format, lints, unit tests, C tests, and integration tests.
 ///
-/// The integration tests build stock and patched guacd and hold 300 sessions. Those that need upstream's source are
-/// skipped, in one loud line, where it can neither be found in the cache nor fetched. With --install they get an OpenSSH
-/// server, too, which Debian's package starts: do that in a container or a virtual machine.
+/// The integration tests build a stock and a patched guacd of the release, and hold 300 sessions. Tests that need upstream's
+/// source are skipped, with a warning, if it is neither in the cache nor can be fetched. With --install an OpenSSH server is
+/// installed as well, which Debian's package starts: use a container or a virtual machine for that.
 #[derive(Args)]
-#[command(after_help = EXIT_CODES)]
+#[command(after_help = examples!("cargo xtask test --quick", "cargo xtask test --all-releases"))]
 pub struct Test {
     #[command(flatten)]
     pub release: Release,
 
+    /// Run the integration tests for every release in upstream.toml, one after the other. A release whose source is missing is
+    /// skipped, with a warning.
+    #[arg(long, conflicts_with = "from")]
+    pub all_releases: bool,
+
     #[command(flatten)]
     pub setup: Setup,
 
-    /// Only the quick checks: nothing that builds or runs a guacd.
+    /// Run only the quick checks: no guacd is built or run.
     #[arg(long)]
     pub quick: bool,
 }
@@ -424,13 +452,13 @@ pub enum Check {
 
 #[derive(Args)]
 pub struct Release {
-    /// Which guacamole-server release, of those that upstream.toml pins [default: the newest supported one].
+    /// A guacamole-server release of upstream.toml [default: the newest supported one].
     #[arg(long, value_name = "RELEASE", env = "GUACD_RELEASE", hide_env_values = true)]
     pub release: Option<String>,
 }
 
 impl Release {
-    /// Looks it up in upstream.toml.
+    /// The release in upstream.toml.
     pub fn load(&self) -> anyhow::Result<release::Release> {
         release::Release::load(self.release.as_deref())
     }
@@ -438,35 +466,35 @@ impl Release {
 
 #[derive(Args)]
 pub struct Source {
-    /// Take the source from here: a URL, a tarball, an unpacked tree, or a git clone (bare or not).
+    /// Take the source from a URL, a tarball, an unpacked tree, or a git clone (bare or not).
     #[arg(long, value_name = "URL|TARBALL|DIRECTORY|GIT")]
     pub from: Option<String>,
 
-    /// Do not touch the network.
+    /// Do not use the network.
     #[arg(long)]
     pub offline: bool,
 }
 
 impl Source {
-    /// As the toolkit has it.
+    /// The toolkit's type for it.
     pub fn access(&self) -> Access {
         Access { from: self.from.clone(), offline: self.offline }
     }
 }
 
-/// What a command may do to get what it needs.
+/// What a command may do to get its source and tools.
 #[derive(Args)]
 pub struct Setup {
     #[command(flatten)]
     pub source: Source,
 
-    /// Install the tools and libraries that are missing first (Debian and Ubuntu; as root, or through sudo).
+    /// Install missing tools and libraries first (Debian and Ubuntu; needs root or sudo).
     #[arg(long)]
     pub install: bool,
 }
 
 impl Setup {
-    /// As the toolkit has it.
+    /// The toolkit's type for it.
     pub fn options(&self) -> guacd::Setup {
         guacd::Setup { source: self.source.access(), install: self.install }
     }
@@ -477,14 +505,14 @@ impl Setup {
 pub enum Variant {
     /// With all patches.
     Patched,
-    /// With the patches of the group `keys` alone: no limit of keys, but every other one.
+    /// With the patches of the group `keys` alone: they remove the limit on keys, and no other limit.
     Keys,
     /// As upstream made it.
     Stock,
 }
 
 impl Variant {
-    /// What the toolkit calls it.
+    /// The toolkit's type for it.
     pub fn of(self) -> guacd::Variant {
         match self {
             Variant::Patched => guacd::Variant::Patched,

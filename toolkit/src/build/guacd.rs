@@ -357,8 +357,8 @@ impl<'a> Build<'a> {
     /// Sets SOURCE_DATE_EPOCH to the time of the release's commit, unless the user has set it.
     fn at_epoch(&self, command: Expression) -> Expression {
         match std::env::var_os("SOURCE_DATE_EPOCH") {
-            Some(_) => command,
-            None => command.env("SOURCE_DATE_EPOCH", self.release.epoch.to_string()),
+            Some(epoch) if !epoch.is_empty() => command,
+            _ => command.env("SOURCE_DATE_EPOCH", self.release.epoch.to_string()),
         }
     }
 

@@ -177,10 +177,10 @@ fn pack(stage: &Path, release: &Release, system: &System, depends: &str, out: &P
 /// The time of all files in the packages: SOURCE_DATE_EPOCH, or else the time of the release's commit.
 fn build_time(release: &Release) -> Result<u64> {
     match std::env::var("SOURCE_DATE_EPOCH") {
-        Ok(epoch) => {
+        Ok(epoch) if !epoch.is_empty() => {
             epoch.parse().with_context(|| format!("SOURCE_DATE_EPOCH={epoch} is not a number of seconds"))
         }
-        Err(_) => Ok(release.epoch),
+        _ => Ok(release.epoch),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `cargo xtask doctor`: what does this machine have of what a build needs, and how does one get the rest?
+//! `cargo xtask doctor`: lists the tools and libraries that are installed, and how to install the missing ones.
 
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -8,7 +8,7 @@ use toolkit::ui;
 
 use crate::flags;
 
-/// What doctor lists, in sections.
+/// The sections of the list, by need.
 const SECTIONS: [(&str, &[Need]); 5] = [
     ("To build guacd", &[Need::Build]),
     ("Protocols and features", &[Need::Ssh, Need::Optional]),
@@ -26,7 +26,7 @@ struct Diagnosis<'a> {
     install: Option<String>,
 }
 
-/// Lists what is there and what is not.
+/// Prints the list.
 pub fn run(flags: &flags::Doctor) -> Result<()> {
     let mut findings = tools::probe();
     let of_a_build = |need| OF_A_BUILD.contains(&need);

@@ -1,4 +1,4 @@
-//! `cargo xtask image`: builds the container image, and checks that it does what it says.
+//! `cargo xtask image`: builds the container image, and checks it.
 
 use anyhow::Result;
 use toolkit::ship::image::{self, Options};

@@ -19,7 +19,7 @@ pub fn run(flags: &flags::Nix) -> Result<()> {
     }
 }
 
-/// Holds sessions through the guacd that was built.
+/// Holds `count` sessions through the guacd that was built.
 fn hold(built: &Path, count: u32, flags: &flags::Nix) -> Result<()> {
     ensure!(
         built.join("sbin/guacd").exists(),

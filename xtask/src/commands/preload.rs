@@ -1,4 +1,4 @@
-//! `cargo xtask preload`: builds the library that lifts the cap on keys for a guacd that cannot be rebuilt.
+//! `cargo xtask preload`: builds the library that removes the limit on keys from a guacd that cannot be rebuilt.
 
 use anyhow::Result;
 use toolkit::build::preload;
@@ -10,13 +10,13 @@ use crate::flags;
 pub fn run(flags: &flags::Preload) -> Result<()> {
     let library = preload::build(flags.out.as_deref(), flags.offline)?;
     if library.as_os_str().as_encoded_bytes().iter().any(|byte| b" :".contains(byte)) {
-        ui::warning("LD_PRELOAD takes a space or a colon for the end of a path: copy the library elsewhere");
+        ui::warning("a space or a colon ends a path in LD_PRELOAD: copy the library to a path without them");
     }
     let path = library.display();
     ui::result(&path);
     ui::note(format!("to use it, start guacd with LD_PRELOAD={path}"));
     ui::note(format!("    systemd: sudo systemctl edit guacd    [Service] Environment=LD_PRELOAD={path}"));
     ui::note(format!("    Docker:  docker run -v {path}:{path}:ro -e LD_PRELOAD={path} ..."));
-    ui::note("to see that it is there: grep guacd_uncapped /proc/PID/maps, for the process id of guacd");
+    ui::note("to check that it is loaded: grep guacd_uncapped /proc/PID/maps, with the process ID of guacd");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: is the project sound? Every check that CI makes, in the order of what it costs.
+//! `cargo xtask test`: runs every check that CI runs, the cheapest first.
 
 use anyhow::{Result, bail, ensure};
 use duct::Expression;
@@ -7,6 +7,7 @@ use toolkit::failure::Failure;
 use toolkit::host::tools::{self, Need};
 use toolkit::host::{layout, run};
 use toolkit::source::fetch;
+use toolkit::source::release::Release;
 use toolkit::ui;
 
 use crate::flags;
@@ -32,7 +33,7 @@ pub fn run(flags: &flags::Test) -> Result<()> {
     cargo("format", &["fmt", "--all", "--check"], "cargo fmt --all", offline)?;
     let clippy = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
     cargo("lints", &clippy, "cargo clippy --workspace --all-targets --fix", offline)?;
-    // Package by package: together they would be compiled with each other's features, and xtask all over again.
+    // One by one: together they would be compiled with each other's features, and xtask once more.
     for package in [
         "toolkit",
         "xtask",
@@ -50,26 +51,43 @@ pub fn run(flags: &flags::Test) -> Result<()> {
         return Ok(());
     }
     loom(offline)?;
-    if let Err(error) = fetch::source(&release, &flags.setup.source.access()) {
-        run::check_interrupted()?;
-        if flags.setup.source.from.is_some() {
-            return Err(error);
+    if flags.all_releases {
+        for other in Release::all()?.into_values().filter(|other| other.version != release.version) {
+            if has_source(&other, flags)? {
+                integration(&other, offline)?;
+            } else {
+                ui::warning(format!("NO SOURCE OF RELEASE {}: IT IS NOT TESTED", other.version));
+            }
         }
-        ui::warning(format!("NO SOURCE: THE TESTS THAT NEED IT ARE SKIPPED\n{error:#}"));
     }
-    let arguments = ["test", "--locked", "--package", "tests"];
-    let command = layout::cargo(&arguments, offline).env("GUACD_RELEASE", &release.version);
-    show(
-        "integration",
-        &arguments,
-        command,
-        &format!("GUACD_RELEASE={} cargo test -p tests", release.version),
-    )
+    if !has_source(&release, flags)? {
+        ui::warning(format!("NO SOURCE OF RELEASE {}: TESTS THAT NEED IT ARE SKIPPED", release.version));
+    }
+    integration(&release, offline)
 }
 
-/// Has loom try every interleaving of `tls-rs`'s registry, and shows that it would notice bugs.
+/// Whether the source of `release` is in the cache, or can be fetched into it. Prints why not.
+fn has_source(release: &Release, flags: &flags::Test) -> Result<bool> {
+    let Err(error) = fetch::source(release, &flags.setup.source.access()) else { return Ok(true) };
+    run::check_interrupted()?;
+    if flags.setup.source.from.is_some() {
+        return Err(error);
+    }
+    ui::warning(format!("{error:#}"));
+    Ok(false)
+}
+
+/// Runs the integration tests for `release`.
+fn integration(release: &Release, offline: bool) -> Result<()> {
+    let arguments = ["test", "--locked", "--package", "tests"];
+    let command = layout::cargo(&arguments, offline).env("GUACD_RELEASE", &release.version);
+    let title = format!("integration, release {}", release.version);
+    show(&title, &arguments, command, &format!("GUACD_RELEASE={} cargo test -p tests", release.version))
+}
+
+/// Makes loom try every interleaving of small programs on `tls-rs`'s registry.
 fn loom(offline: bool) -> Result<()> {
-    // A directory of its own: other flags would have everything compiled again, here and back.
+    // In a separate target directory: with other flags cargo would compile everything again each time.
     let target = layout::target_dir().join("loom");
     let target = target.to_string_lossy();
     let arguments = ["test", "--locked", "--release", "--package", "tls-rs", "--target-dir", &target, "loom"];
@@ -77,12 +95,13 @@ fn loom(offline: bool) -> Result<()> {
     show("loom", &arguments, command, "RUSTFLAGS='--cfg loom' cargo test --release -p tls-rs loom")
 }
 
-fn cargo(title: &str, arguments: &[&str], mend: &str, offline: bool) -> Result<()> {
-    show(title, arguments, layout::cargo(arguments, offline), mend)
+fn cargo(title: &str, arguments: &[&str], remedy: &str, offline: bool) -> Result<()> {
+    show(title, arguments, layout::cargo(arguments, offline), remedy)
 }
 
-/// Runs cargo with our terminal: the tests' own reports are what the user wants to see.
-fn show(title: &str, arguments: &[&str], command: Expression, mend: &str) -> Result<()> {
+/// Runs cargo on xtask's terminal, where the user sees the output of the tests. `remedy` is the command that repeats the failing
+/// check, or corrects what it found.
+fn show(title: &str, arguments: &[&str], command: Expression, remedy: &str) -> Result<()> {
     run::check_interrupted()?;
     ui::heading(format!("{title}: cargo {}", arguments.join(" ")));
     let output = command
@@ -95,7 +114,7 @@ fn show(title: &str, arguments: &[&str], command: Expression, mend: &str) -> Res
         .run()?;
     run::check_interrupted()?;
     if !output.status.success() {
-        bail!("{title} failed; to see it alone, or to mend it: {mend}");
+        bail!("{title} failed; to repeat or correct it: {remedy}");
     }
     Ok(())
 }
