@@ -1,6 +1,6 @@
 #!/bin/sh
-# `./bootstrap.sh ARGUMENTS` is `cargo xtask ARGUMENTS` for a machine that has nothing but Rust: cargo cannot even compile
-# xtask without a C compiler to link it. If there is none, and --install is among the arguments, it is installed.
+# `./bootstrap.sh ARGUMENTS` is `cargo xtask ARGUMENTS` on a machine without a C compiler, which cargo needs to link xtask. With
+# --install among the arguments the compiler is installed first.
 set -eu
 cd "$(dirname "$0")"
 
@@ -11,7 +11,7 @@ fail() {
 
 command -v cargo >/dev/null || fail "cargo is missing: install Rust from https://rustup.rs, and open a new shell"
 
-# Cargo itself says that less clearly.
+# Cargo's own message is less clear.
 minor=$(cargo --version | sed -n 's/^cargo 1\.\([0-9]*\).*/\1/p')
 [ "${minor:-85}" -ge 85 ] || fail "Rust 1.85 or newer is needed, and this is 1.$minor: rustup update, or https://rustup.rs"
 
@@ -21,11 +21,11 @@ if ! command -v cc >/dev/null; then
         *) fail "a C compiler is missing, which cargo links with: add --install, or install one" \
             "(on Debian: apt-get install gcc libc6-dev)" ;;
     esac
-    command -v apt-get >/dev/null || fail "--install knows Debian and Ubuntu only: install a C compiler, and try again"
+    command -v apt-get >/dev/null || fail "--install works on Debian and Ubuntu only: install a C compiler, and try again"
     if [ "$(id -u)" -eq 0 ]; then
         sudo=
     else
-        command -v sudo >/dev/null || fail "--install needs root, or sudo: run as root, or install a C compiler by hand"
+        command -v sudo >/dev/null || fail "--install needs root or sudo: run as root, or install a C compiler by hand"
         sudo=sudo
     fi
     $sudo apt-get -qq update

@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn names_that_upstreams_build_cannot_cope_with_are_refused() {
-        assert!(check_characters(Path::new("/opt/guacd-1.6.0_a+b"), "").is_ok());
+        assert!(check_characters(Path::new("/opt/guacd-2.0_a+b"), "").is_ok());
         for name in ["/opt/two words", "/opt/a,b", "/opt/$HOME", "/opt/a:b"] {
             assert!(check_characters(Path::new(name), "choose another").is_err(), "{name}");
         }

@@ -367,7 +367,7 @@ mod tests {
     fn manifest() -> Manifest {
         Manifest {
             schema_version: manifest::SCHEMA_VERSION,
-            release: "1.6.0".to_owned(),
+            release: "2.0.0".to_owned(),
             commit: "1f66".to_owned(),
             epoch: 1,
             variant: "patched".to_owned(),

@@ -132,9 +132,9 @@ mod tests {
 
     #[test]
     fn versions_are_ordered_by_their_numbers_and_a_suffix_comes_before_none() {
-        let mut versions = ["1.10.0", "1.6.0", "1.6.0-rc2", "1.6.0-rc1", "1.5.5"];
+        let mut versions = ["2.10.0", "2.6.0", "2.6.0-rc2", "2.6.0-rc1", "2.5.5"];
         versions.sort_by_key(|version| order(version));
-        assert_eq!(versions, ["1.5.5", "1.6.0-rc1", "1.6.0-rc2", "1.6.0", "1.10.0"]);
+        assert_eq!(versions, ["2.5.5", "2.6.0-rc1", "2.6.0-rc2", "2.6.0", "2.10.0"]);
     }
 
     #[test]
