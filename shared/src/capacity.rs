@@ -1,0 +1,180 @@
+//! How many sessions can this machine carry? Each limit, how many sessions it is enough for, and which of them is reached
+//! first.
+
+use std::{fs, path::Path};
+
+use rustix::process::{Resource, geteuid, getrlimit};
+use serde::{Deserialize, Serialize};
+
+/// Memory of an SSH session, in bytes: guacd's process for it, its share of guacd's parent, and the load generator's.
+/// Measured with stock 1.6.0 and servers within the load generator, as all figures of this module.
+pub const SSH_BYTES: f64 = 14.5e6;
+
+/// The same for a telnet session.
+pub const TELNET_BYTES: f64 = 13.5e6;
+
+/// The same for a VNC session.
+pub const VNC_BYTES: f64 = 8.5e6;
+
+/// What an sshd takes for a session: memory in bytes, and tasks.
+const SSHD_BYTES: f64 = 4.0e6;
+const SSHD_TASKS: f64 = 2.0;
+
+/// Threads of guacd's parent and of a session's process, and descriptors of the parent.
+const TASKS: f64 = 12.0;
+const DESCRIPTORS: f64 = 3.0;
+
+/// Memory mappings of guacd's parent: two threads, each with a stack and its guard, and what malloc maps for them.
+const MAPPINGS: f64 = 6.5;
+
+/// A larger limit is no limit: nobody sets one of that size.
+const UNLIMITED: u64 = 1 << 50;
+
+/// A resource of which there is a limited amount.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Limit {
+    /// The resource: memory, open files, tasks, mappings, terminals or ports.
+    pub name: String,
+    /// Where the limit is set, or where it was read.
+    pub source: String,
+    /// How much of it is left: bytes, or a number.
+    pub available: u64,
+    /// How much of it a session takes, as measured with stock 1.6.0.
+    pub per_session: f64,
+    /// How many sessions that is enough for.
+    pub sessions: u64,
+}
+
+/// What a session needs of this machine.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Demand {
+    /// Memory of a session, in bytes, where guacd runs on this machine. None where it runs elsewhere: then a session needs a
+    /// port and two descriptors here, and no more.
+    pub guacd_bytes: Option<f64>,
+    /// Whether an sshd on this machine serves the session.
+    pub has_sshd: bool,
+}
+
+/// The limits of this machine for such sessions, the one that is reached first in front.
+pub fn limits(demand: Demand) -> Vec<Limit> {
+    let sshd = f64::from(u8::from(demand.has_sshd));
+    let mut limits = Vec::new();
+    let mut limit = |name: &str, source: &str, available: Option<u64>, per_session: f64| {
+        let Some(available) = available.filter(|&available| available < UNLIMITED) else { return };
+        limits.push(Limit {
+            name: name.into(),
+            source: source.into(),
+            available,
+            per_session,
+            sessions: (available as f64 / per_session) as u64,
+        });
+    };
+    let descriptors = if demand.guacd_bytes.is_some() { DESCRIPTORS } else { 2.0 };
+    limit("open files", "RLIMIT_NOFILE", getrlimit(Resource::Nofile).maximum, descriptors);
+    // A session has one port towards guacd, and one from guacd to its target.
+    limit("ports", "net.ipv4.ip_local_port_range", ports(), 1.0);
+    if let Some(bytes) = demand.guacd_bytes {
+        let bytes = bytes + sshd * SSHD_BYTES;
+        let tasks = TASKS + sshd * SSHD_TASKS;
+        limit("memory", "MemAvailable", memory(), bytes);
+        limit(
+            "memory",
+            "the memory cgroup",
+            cgroup("memory", "memory.max", "memory.limit_in_bytes", memory_used),
+            bytes,
+        );
+        limit("tasks", "the pids cgroup", cgroup("pids", "pids.max", "pids.max", tasks_used), tasks);
+        limit("tasks", "kernel.pid_max", sysctl("kernel/pid_max"), tasks);
+        limit("tasks", "kernel.threads-max", sysctl("kernel/threads-max"), tasks);
+        if !geteuid().is_root() {
+            limit("tasks", "RLIMIT_NPROC", getrlimit(Resource::Nproc).maximum, tasks);
+        }
+        limit("mappings", "vm.max_map_count", sysctl("vm/max_map_count"), MAPPINGS);
+    }
+    if demand.has_sshd {
+        let left = sysctl("kernel/pty/max").zip(sysctl("kernel/pty/nr"));
+        limit("terminals", "kernel.pty.max", left.map(|(max, used)| max.saturating_sub(used)), 1.0);
+    }
+    limits.sort_by_key(|limit| limit.sessions);
+    limits
+}
+
+fn memory() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+fn sysctl(name: &str) -> Option<u64> {
+    number(&Path::new("/proc/sys").join(name))
+}
+
+fn ports() -> Option<u64> {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut range = range.split_whitespace().filter_map(|port| port.parse::<u64>().ok());
+    let (low, high) = (range.next()?, range.next()?);
+    (high + 1).checked_sub(low)
+}
+
+fn number(file: &Path) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+const fn memory_used(version_2: bool) -> &'static str {
+    if version_2 { "memory.current" } else { "memory.usage_in_bytes" }
+}
+
+const fn tasks_used(_: bool) -> &'static str {
+    "pids.current"
+}
+
+/// What is left of a cgroup's limit: the minimum over this process's group and all above it.
+fn cgroup(controller: &str, limit: &str, limit_of_1: &str, used: fn(bool) -> &'static str) -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let left = groups.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, group) = (fields.next()?, fields.next()?);
+        let (root, limit, version_2) = match controllers {
+            "" => ("/sys/fs/cgroup".into(), limit, true),
+            names if names.split(',').any(|name| name == controller) => {
+                (format!("/sys/fs/cgroup/{controller}"), limit_of_1, false)
+            }
+            _ => return None,
+        };
+        let root = Path::new(&root);
+        let group = root.join(group.trim_start_matches('/'));
+        let above = group.ancestors().take_while(|group| group.starts_with(root));
+        // In a container, the group may have the name that the host gives it, and be the root here.
+        let left = above.filter_map(|group| {
+            Some(number(&group.join(limit))?.saturating_sub(number(&group.join(used(version_2)))?))
+        });
+        left.min()
+    });
+    left.min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_that_is_reached_first_comes_first() {
+        let limits = limits(Demand { guacd_bytes: Some(SSH_BYTES), has_sshd: false });
+        assert!(limits.is_sorted_by_key(|limit| limit.sessions));
+        for name in ["memory", "open files", "tasks", "ports", "mappings"] {
+            assert!(
+                limits.iter().any(|limit| limit.name == name && limit.sessions > 0),
+                "{name}: {limits:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_real_sshd_needs_terminals_and_a_guacd_elsewhere_only_ports_and_files_here() {
+        let limits_with_sshd = limits(Demand { guacd_bytes: Some(SSH_BYTES), has_sshd: true });
+        assert!(limits_with_sshd.iter().any(|limit| limit.name == "terminals"));
+        let limits = limits(Demand { guacd_bytes: None, has_sshd: false });
+        let names = limits.into_iter().map(|limit| limit.name).collect::<Vec<_>>();
+        assert_eq!(names.len(), 2, "{names:?}");
+    }
+}
