@@ -56,7 +56,7 @@ pub fn compile(logs: &Path, offline: bool) -> Result<PathBuf> {
 pub fn hand_over(mut command: Command) -> Result<()> {
     // Its own process group, so that Ctrl-C reaches it once: a second signal would cut its report short.
     command.process_group(0);
-    run::end_with_parent(&mut command);
+    shared::tie::to_parent(&mut command);
     let mut child = command.stdin(Stdio::null()).spawn().context("cannot start guac-stress")?;
     let status = loop {
         if let Some(status) = child.try_wait()? {

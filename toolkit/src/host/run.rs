@@ -3,7 +3,6 @@
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use duct::Expression;
 use fs_err::{self as fs, File};
 use rustix::process::{Pid, Signal};
+use shared::tie;
 
 use crate::failure::Failure;
 use crate::ui;
@@ -76,7 +76,7 @@ pub fn logged(
             // Ctrl-C reaches none of them before xtask has seen it.
             command.process_group(0);
             if end {
-                end_with_parent(command);
+                tie::to_parent(command);
             }
             Ok(())
         })
@@ -115,23 +115,6 @@ pub fn advise(result: Result<()>, log: &Path, advice: &[(&str, &str)]) -> Result
             None => Err(error),
         }
     })
-}
-
-/// Makes the kernel send SIGTERM to the program when xtask ends, however it ends.
-pub fn end_with_parent(command: &mut Command) {
-    let parent = rustix::process::getpid();
-    // SAFETY: the closure runs in the forked child and makes two system calls: it neither allocates nor locks, on the error
-    // path either.
-    unsafe {
-        command.pre_exec(move || {
-            rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
-            // xtask may have ended before the call above: then no signal comes.
-            if rustix::process::getppid() != Some(parent) {
-                return Err(rustix::io::Errno::SRCH.into());
-            }
-            Ok(())
-        });
-    }
 }
 
 /// The first line that a program prints with the argument `argument`, such as `--version`, or `None` if it fails. `program`

@@ -1,11 +1,9 @@
 //! Which tools and libraries does this machine have, and which packages provide the missing ones?
 
-use std::path::Path;
 use std::thread;
 
 use anyhow::{Result, bail, ensure};
 use fs_err as fs;
-use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -161,17 +159,6 @@ pub struct Finding {
     packages: &'static [&'static str],
 }
 
-/// A resource limit, and how many sessions it allows.
-#[derive(Serialize)]
-pub struct Limit {
-    /// What it is called, and where it is set.
-    pub name: &'static str,
-    /// How much it allows.
-    pub value: u64,
-    /// How many sessions of a stock guacd that is.
-    pub sessions: u64,
-}
-
 /// Checks that everything in `needs` is there. With `may_install`, missing packages for `needs` and `optional` are installed
 /// first.
 ///
@@ -320,35 +307,4 @@ pub fn install(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Result<bo
     run::logged(&progress, "apt-get install", apt(&arguments), &log, WhenInterrupted::Finish)?;
     progress.done(format!("{} packages: {}", packages.len(), packages.join(" ")));
     Ok(true)
-}
-
-/// The limits that sessions run into, measured on a stock 1.6.0: 3 descriptors in guacd's parent process and 12 tasks per
-/// session, and 14 MB for a session over SSH. With the patches it is 1, 10 and 4 MB.
-pub fn limits() -> Vec<Limit> {
-    let mut limits = Vec::new();
-    let mut add = |name, value: Option<u64>, base: u64, each: u64| {
-        if let Some(value) = value {
-            limits.push(Limit { name, value, sessions: value.saturating_sub(base) / each });
-        }
-    };
-    // Root is exempt from RLIMIT_NPROC, as long as it has its capabilities.
-    let nproc = getrlimit(Resource::Nproc).current.filter(|_| !rustix::process::geteuid().is_root());
-    let number = |path: &str| fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok());
-    // This process's group and all above it, from `0::/a/b`.
-    let group = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let group = group.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-    let groups =
-        Path::new(group).ancestors().map(|group| Path::new("/sys/fs/cgroup").join(group).join("pids.max"));
-    let tasks = groups.filter_map(|path| number(&path.to_string_lossy())).min();
-    let memory = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
-    });
-    // The soft limit is not listed: the harness raises it to the hard one.
-    add("open files (ulimit -Hn)", getrlimit(Resource::Nofile).maximum, 6, 3);
-    add("processes (ulimit -u)", nproc, 100, 12);
-    add("tasks of this control group", tasks, 100, 12);
-    add("kernel.pid_max", number("/proc/sys/kernel/pid_max"), 1000, 12);
-    add("available memory (kB)", memory, 500_000, 14_000);
-    limits
 }

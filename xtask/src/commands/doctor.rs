@@ -2,8 +2,9 @@
 
 use anyhow::{Result, bail};
 use serde::Serialize;
+use shared::capacity::{self, Demand, Limit, SSH_BYTES};
 use toolkit::failure::Failure;
-use toolkit::host::tools::{self, Finding, Limit, Need, OF_A_BUILD};
+use toolkit::host::tools::{self, Finding, Need, OF_A_BUILD};
 use toolkit::ui;
 
 use crate::flags;
@@ -34,13 +35,13 @@ pub fn run(flags: &flags::Doctor) -> Result<()> {
         findings = tools::probe();
     }
     let missing = tools::missing_packages(&findings, of_a_build);
+    let limits = capacity::limits(Demand { guacd_bytes: Some(SSH_BYTES), has_sshd: false });
     let command = (!missing.is_empty()).then(|| tools::install_command(&missing)).flatten();
     if flags.json {
-        let report =
-            Diagnosis { schema_version: 1, findings: &findings, limits: &tools::limits(), install: command };
+        let report = Diagnosis { schema_version: 2, findings: &findings, limits: &limits, install: command };
         ui::result(serde_json::to_string_pretty(&report)?);
     } else {
-        print(&findings, &tools::limits());
+        print(&findings, &limits);
         if let Some(command) = command {
             ui::result(format!(
                 "\nTo install what guacd is missing: {command}\n                              or: cargo xtask doctor --install"
@@ -63,9 +64,12 @@ fn print(findings: &[Finding], limits: &[Limit]) {
             ui::check(finding.version.is_some(), finding.need == Need::Build, finding.name, remark);
         }
     }
-    ui::result("Limits, and the sessions of a stock guacd that each allows (of a patched one, no fewer)");
-    for limit in limits {
-        ui::result(format!("  {:<30} {:>12} {:>8}", limit.name, limit.value, limit.sessions));
+    ui::result(
+        "Limits of this machine, and how many SSH sessions of a stock guacd each allows (a patched one needs less)",
+    );
+    for Limit { name, source, available, sessions, .. } in limits {
+        let what = format!("{name} ({source})");
+        ui::result(format!("  {what:<45} {available:>14} {sessions:>9}"));
     }
 }
 

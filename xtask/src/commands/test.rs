@@ -108,7 +108,7 @@ fn show(title: &str, arguments: &[&str], command: Expression, remedy: &str) -> R
         .stdin_null()
         .unchecked()
         .before_spawn(|command| {
-            run::end_with_parent(command);
+            shared::tie::to_parent(command);
             Ok(())
         })
         .run()?;

@@ -9,7 +9,6 @@ use guac_probe::{Answer, probe};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
-use crate::host::run;
 use crate::ship::image::docker::{Container, Docker, READ_ONLY};
 use crate::ship::image::key_limit::KeyLimit;
 use crate::{stress, ui};
@@ -139,7 +138,7 @@ fn stop(docker: &Docker, image: &str, guac_stress: &Path) -> Result<String> {
         format!("--guacd={address}"),
         "--hold=5m".to_owned(),
     ]);
-    run::end_with_parent(&mut command);
+    shared::tie::to_parent(&mut command);
     let load = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let mut load = EndOnDrop(load.context("cannot start guac-stress")?);
     // guacd itself and the process that forks are two, and each session has one.

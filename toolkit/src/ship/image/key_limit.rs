@@ -4,8 +4,9 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use fs_err as fs;
+use shared::key_counters::{KeyCounters, SIZE};
 use tempfile::TempDir;
 
 use crate::host::files;
@@ -28,7 +29,7 @@ impl KeyLimit {
         let library = dir.path().join(Self::LIBRARY);
         files::copy(&built, &library, 0o755)?;
         let counters = dir.path().join(Self::COUNTERS);
-        fs::write(&counters, [0; 12])?;
+        fs::write(&counters, [0; SIZE])?;
         // The container's user is another one.
         fs::set_permissions(&counters, Permissions::from_mode(0o666))?;
         Ok(KeyLimit { limit, dir })
@@ -50,18 +51,14 @@ impl KeyLimit {
 
     /// The counters: the most keys of any process, and the refusals. An error if the limit did not apply.
     pub fn result(&self, container: &Container<'_>) -> Result<String> {
-        let bytes = fs::read(self.dir.path().join(Self::COUNTERS))?;
-        let word =
-            |index: usize| bytes.get(4 * index..4 * index + 4)?.try_into().ok().map(u32::from_ne_bytes);
-        let (Some(most), Some(refused), Some(loaded)) = (word(0), word(1), word(2)) else {
-            bail!("the file of counters is too short: a process in the container has changed it");
-        };
+        let KeyCounters { most_in_a_process: most, refusals, is_loaded } =
+            KeyCounters::read(&self.dir.path().join(Self::COUNTERS))?;
         // The loader only warns when it cannot load a library, as one for a newer libc, and guacd then runs without it.
         ensure!(
-            loaded == 1 && most > 0,
+            is_loaded && most > 0,
             "the limit of keys did not apply in the container; its log ends in:\n{}",
             container.log()
         );
-        Ok(format!("{most} of {} keys in the process that had most, {refused} refused", self.limit))
+        Ok(format!("{most} of {} keys in the process that had most, {refusals} refused", self.limit))
     }
 }
