@@ -5,11 +5,10 @@ mod chart;
 mod report;
 mod rounds;
 
-use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use fs_err as fs;
 
 use toolkit::build::guacd::{self, Options, Variant};
 use toolkit::build::steps::{Running, Steps};
@@ -17,7 +16,7 @@ use toolkit::build::tls_rs;
 use toolkit::failure::Failure;
 use toolkit::host::run::{self, WhenInterrupted};
 use toolkit::host::tools::{self, Need};
-use toolkit::host::{digest, layout, lock};
+use toolkit::host::{digest, files, layout, lock};
 use toolkit::ui;
 
 use crate::flags;
@@ -66,10 +65,10 @@ pub fn run(flags: &flags::Bench) -> Result<()> {
 
     ui::result(&report);
     if let Some(path) = &flags.json {
-        write(path, &(serde_json::to_string_pretty(&report)? + "\n"))?;
+        files::write(path, serde_json::to_string_pretty(&report)? + "\n")?;
     }
     if let Some(path) = &flags.chart {
-        write(path, &chart::draw(&report))?;
+        files::write(path, chart::draw(&report))?;
     }
     let [undecided, missed] =
         [Verdict::Undecided, Verdict::Missed].map(|verdict| report.thresholds_that_are(verdict));
@@ -165,7 +164,7 @@ fn measure(
     libguacs: Option<&[PathBuf; 2]>,
 ) -> Result<Vec<Case>> {
     let (samples, log) = (dir.join("samples.jsonl"), dir.join("logs/measure.log"));
-    fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
+    files::begin_log(&log)?;
     let mut arguments = vec![samples.clone().into_os_string()];
     arguments.extend(if flags.quick { QUICK } else { THOROUGH }.map(Into::into));
     arguments.extend(libguacs.into_iter().flatten().map(|path| path.clone().into_os_string()));
@@ -175,8 +174,7 @@ fn measure(
         let command = duct::cmd(program, &arguments).stdin_bytes(wanted.join("\n"));
         run::logged(&progress, "measuring", command, &log, WhenInterrupted::End)?;
         made += 1;
-        let text =
-            fs::read_to_string(&samples).with_context(|| format!("cannot read {}", samples.display()))?;
+        let text = fs::read_to_string(&samples)?;
         let cases = text.lines().map(serde_json::from_str).collect::<Result<_, _>>();
         cases.with_context(|| format!("cannot understand {}", samples.display()))
     })?;
@@ -199,16 +197,4 @@ fn machine() -> Machine {
         compiler: run::version_line(&tools::c_compiler(), "--version").unwrap_or_default(),
         rustc: run::version_line("rustc", "--version").unwrap_or_default(),
     }
-}
-
-/// Writes a file, whole or not at all.
-fn write(path: &Path, text: &str) -> Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let written = tempfile::NamedTempFile::new_in(dir).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        file.as_file().set_permissions(permissions)?;
-        Ok(file.persist(path)?)
-    });
-    written.map(drop).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -3,18 +3,18 @@
 //! Each check is shown to work: it also runs on copies of the checkout, each with a bug of `tls-rs/bugs` in it, and must
 //! report the bug.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use duct::Expression;
+use fs_err as fs;
 use planted_bugs::Bug;
 use serde::Serialize;
 
 use toolkit::failure::Failure;
 use toolkit::host::run::{self, WhenInterrupted};
-use toolkit::host::{layout, lock};
+use toolkit::host::{checkout, files, layout, lock};
 use toolkit::ui;
 
 use crate::flags::{Check, Prove};
@@ -222,7 +222,6 @@ pub fn run(flags: &Prove) -> Result<()> {
 /// `tls-rs/tests/loom.rs`.
 fn prove_one(check: Check, flags: &Prove) -> Result<()> {
     let dir = check.dir();
-    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let log = dir.join("log");
     let step = ui::Step::start(check.name());
     run_all(&step, check.name(), check.commands(&layout::root(), flags, false), &log)?;
@@ -247,7 +246,7 @@ fn see(check: Check, flags: &Prove, bug: &Bug, words: &str) -> Result<()> {
     let step = ui::Step::start(&title);
     let result = run_all(&step, &title, check.commands(&tree, flags, true), &log);
     run::check_interrupted()?;
-    let printed = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
+    let printed = fs::read(&log)?;
     ensure!(
         result.is_err() && String::from_utf8_lossy(&printed).contains(words),
         "{} does not report a bug that was planted, {}: {}",
@@ -261,22 +260,15 @@ fn see(check: Check, flags: &Prove, bug: &Bug, words: &str) -> Result<()> {
 
 /// Runs commands until one fails. Their output goes to a new `log`.
 fn run_all(step: &ui::Step, title: &str, commands: Vec<Expression>, log: &Path) -> Result<()> {
-    let _ = fs::remove_file(log);
+    files::begin_log(log)?;
     commands.into_iter().try_for_each(|command| run::logged(step, title, command, log, WhenInterrupted::End))
 }
 
 /// A copy of the checkout with a bug in it.
 fn copy_with(bug: &Bug) -> Result<PathBuf> {
-    let (root, copy) = (layout::root(), layout::target_dir().join("prove/copy"));
-    let _ = fs::remove_dir_all(&copy);
-    fs::create_dir_all(&copy).with_context(|| format!("cannot create {}", copy.display()))?;
-    let entries = fs::read_dir(&root).with_context(|| format!("cannot read {}", root.display()))?;
-    for entry in entries {
-        let path = entry?.path();
-        if !path.ends_with("target") && !path.ends_with(".git") {
-            duct::cmd!("cp", "-a", &path, &copy).run().context("cannot copy the checkout")?;
-        }
-    }
+    let copy = layout::target_dir().join("prove/copy");
+    files::remove_tree(&copy)?;
+    checkout::copy(&copy)?;
     bug.plant(&copy)?;
     Ok(copy)
 }

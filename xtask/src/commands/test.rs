@@ -41,6 +41,7 @@ pub fn run(flags: &flags::Test) -> Result<()> {
         "tls-rs",
         "planted-bugs",
         "guacd-uncapped-preload",
+        "shared",
         "key-limit",
         "guac-stress",
     ] {
