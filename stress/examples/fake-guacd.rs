@@ -15,7 +15,7 @@ mod fake;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = env::args().nth(1).ok_or("give the address to listen on, such as 127.0.0.1:4900")?;
-    guac_stress::processes::raise_descriptor_limit()?;
+    guac_stress::guacd::processes::raise_descriptor_limit()?;
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     socket.bind(address.parse()?)?;

@@ -27,7 +27,7 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use crate::processes;
+use crate::guacd::processes;
 
 /// The exit code of an interrupted run.
 pub const INTERRUPTED: u8 = 130;

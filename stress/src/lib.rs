@@ -9,44 +9,23 @@
 //! [`chaos`] and [`fuzz`] are two of them), [`guacd`] (the daemon under test), [`sample`] (what it takes), [`target`] (what
 //! guacd connects to), [`machine`] (what can be carried at all), [`program`] (a whole invocation).
 
-pub mod flags;
+pub mod cli;
+pub use cli as flags;
 pub mod report;
 
-#[cfg(feature = "engine")]
-pub mod chaos;
-#[cfg(feature = "engine")]
-pub mod codec;
-#[cfg(feature = "engine")]
-pub mod crowd;
-#[cfg(feature = "engine")]
-pub mod fuzz;
 #[cfg(feature = "engine")]
 pub mod guacd;
 #[cfg(feature = "engine")]
 pub mod guardian;
 #[cfg(feature = "engine")]
-pub mod keys;
-#[cfg(feature = "engine")]
-pub mod link;
-#[cfg(feature = "engine")]
-pub mod log;
+pub mod load;
 #[cfg(feature = "engine")]
 pub mod machine;
 #[cfg(feature = "engine")]
-pub mod output;
-#[cfg(feature = "engine")]
-pub mod preload;
-#[cfg(feature = "engine")]
-pub mod print;
-#[cfg(feature = "engine")]
-pub mod processes;
-#[cfg(feature = "engine")]
 pub mod program;
-#[cfg(feature = "engine")]
-pub mod sample;
 #[cfg(feature = "engine")]
 pub mod scenario;
 #[cfg(feature = "engine")]
-pub mod session;
-#[cfg(feature = "engine")]
 pub mod target;
+#[cfg(feature = "engine")]
+pub mod wire;

@@ -6,7 +6,7 @@ use procfs::Current;
 use rustix::process::{Resource, geteuid, getrlimit};
 
 use crate::{
-    flags::{Load, Protocol, Target},
+    cli::{Load, Protocol, Target},
     report::Limit,
 };
 
@@ -136,7 +136,7 @@ fn cgroup(controller: &str, limit: &str, limit_of_1: &str, used: fn(bool) -> &'s
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flags::Cli;
+    use crate::cli::Cli;
     use clap::Parser;
 
     fn of(flags: &[&str]) -> Vec<Limit> {

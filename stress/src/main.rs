@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, error::ErrorKind};
-use guac_stress::{flags::Cli, guardian, print, program};
+use guac_stress::{cli::Cli, guardian, program, report::console as print};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

@@ -16,16 +16,16 @@ use tokio::{
 };
 
 use crate::{
-    flags::{self, Cli, HostPort, Prefix},
-    guacd::{Guacd, Start},
+    cli::{self, Cli, HostPort, Prefix},
+    guacd::processes,
+    guacd::start::{Guacd, Start},
     guardian::INTERRUPTED,
+    load::session::Setup,
     machine,
-    output::Output,
-    print::{self, Progress},
-    processes,
+    report::console::{self, Progress},
+    report::json::Output,
     report::{Report, Run, SCHEMA_VERSION},
     scenario::{self, Label},
-    session::Setup,
     target::Target,
 };
 
@@ -48,7 +48,7 @@ pub fn run(cli: &Cli, scratch: &Path) -> ExitCode {
         Ok(report) if report.passed => ExitCode::SUCCESS,
         Ok(_) => ExitCode::from(5),
         Err(error) => {
-            print::error(&error);
+            console::error(&error);
             ExitCode::from(if error.is::<Preflight>() { 3 } else { 1 })
         }
     }
@@ -94,7 +94,7 @@ async fn load_all(
         machine: machine::limits(&cli.load),
         runs: Vec::new(),
     };
-    print::machine(&report.machine, cli.load.open_at_once());
+    console::machine(&report.machine, cli.load.open_at_once());
     let all = guacds.len();
     let mut error = None;
     for guacd in guacds {
@@ -126,7 +126,7 @@ async fn load_all(
         error.take().map_or(Ok(()), Err)?;
     }
     let written = output.map_or(Ok(()), |output| output.write(&report));
-    print::report(&report);
+    console::report(&report);
     error.map_or(Ok(()), Err)?;
     written?;
     Ok(report)
@@ -201,7 +201,7 @@ fn reachable(cli: &Cli, address: &HostPort) -> Result<Vec<SocketAddr>> {
         bail!("{address} has no address");
     }
     let is_here = found.iter().all(|found| found.ip().is_loopback());
-    if !is_here && !matches!(cli.load.target, flags::Target::Address(_)) {
+    if !is_here && !matches!(cli.load.target, cli::Target::Address(_)) {
         bail!(Preflight(format!(
             "the target '{}' listens on this machine's loopback interface, where the guacd at {address} cannot connect \
              to: give the HOST:PORT of a server for --protocol {} as --target",

@@ -14,16 +14,16 @@ use rustix::process::Pid;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::{
-    flags::{self, HostPort, Load, Protocol},
-    link::{Echo, Login},
-    processes::SECRETS,
+    cli::{self, HostPort, Load, Protocol},
+    guacd::processes::SECRETS,
+    load::session::fresh_nonce,
     program::Preflight,
     report::Scenario,
-    session::fresh_nonce,
+    wire::link::{Echo, Login},
 };
 
-mod embedded;
 mod openssh;
+mod ssh;
 mod telnet;
 mod vnc;
 
@@ -70,19 +70,19 @@ impl Target {
         };
         let localhost = Ipv4Addr::LOCALHOST.to_string();
         match &load.target {
-            flags::Target::Embedded => {
-                let server = embedded::start(pipe_opener(&pipe), &self.connections)
+            cli::Target::Embedded => {
+                let server = ssh::start(pipe_opener(&pipe), &self.connections)
                     .context("start the embedded SSH server")?;
                 Ok(login(&localhost, server.port, &server.user, ("password", server.password)))
             }
-            flags::Target::OpenSsh => {
+            cli::Target::OpenSsh => {
                 let sshd = openssh::Sshd::start(scratch)?;
                 let login =
                     login(&localhost, sshd.port(), sshd.user(), ("private-key", sshd.private_key().into()));
                 self.sshd = Some(sshd);
                 Ok(login)
             }
-            flags::Target::Address(address) => {
+            cli::Target::Address(address) => {
                 let user = load.user.as_deref().unwrap_or_default();
                 Ok(login(&address.host, address.port, user, secret(load)?))
             }
@@ -92,7 +92,7 @@ impl Target {
     fn telnet(&self, load: &Load) -> Result<Login> {
         let pipe = new_pipe();
         let (mut arguments, call) = match &load.target {
-            flags::Target::Address(address) => {
+            cli::Target::Address(address) => {
                 let mut arguments = there(load, address)?;
                 arguments.push(("login-success-regex", PROMPT.into()));
                 arguments.push(("login-failure-regex", REFUSAL.into()));
@@ -106,7 +106,7 @@ impl Target {
 
     fn vnc(&self, load: &Load) -> Result<Login> {
         let (arguments, screen, call) = match &load.target {
-            flags::Target::Address(address) => (there(load, address)?, None, Some("guac-stress".to_owned())),
+            cli::Target::Address(address) => (there(load, address)?, None, Some("guac-stress".to_owned())),
             _ => {
                 let arguments = here(vnc::start(&self.connections)?);
                 (arguments, Some(vnc::SIZE.map(|length| length.to_string())), None)

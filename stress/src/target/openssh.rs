@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use russh::keys::{Algorithm, PrivateKey, key::safe_rng, ssh_key::LineEnding};
 use rustix::process::{Pid, geteuid};
 
-use crate::{processes, program::Preflight};
+use crate::{guacd::processes, program::Preflight};
 
 /// An sshd that runs. It and its sessions end when this is dropped.
 pub struct Sshd {

@@ -4,11 +4,11 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use clap::Parser;
 use guac_stress::{
-    flags::{Cli, Protocol},
-    link::{Echo, Login},
+    cli::{Cli, Protocol},
+    load::session::Setup,
     report::{Check, Phase, Run},
     scenario::{Label, measure},
-    session::Setup,
+    wire::link::{Echo, Login},
 };
 use tokio::sync::watch;
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use guac_stress::codec::{self, Decoder, Instruction};
+use guac_stress::wire::codec::{self, Decoder, Instruction};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},

@@ -8,10 +8,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::Instant;
 
 use crate::{
-    crowd::{Crowd, Step, TICK},
-    flags::Load,
+    cli::Load,
+    guacd::sample,
+    load::crowd::{Crowd, Step, TICK},
     report::{Bound, Check, Strike, StrikeKind},
-    sample,
 };
 
 /// How long guacd may take to be rid of a session whose client is gone or does nothing. It drops a user after 15 s.

@@ -11,7 +11,7 @@ use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
-    crowd::{Step, Tally},
+    load::crowd::{Step, Tally},
     report::{Bound, Check, Latency, Limit, MemoryKind, Report, Run, Scenario},
 };
 

@@ -16,11 +16,11 @@ use tokio::{
 };
 
 use crate::{
-    flags::Load,
-    guacd::Guacd,
+    cli::Load,
+    guacd::sample::Sampler,
+    guacd::start::Guacd,
+    load::session::{self, Failed, How, Order, Orders, Setup, Told},
     report::{ByAge, Failure, Latency, Phase, Strike, StrikeKind},
-    sample::Sampler,
-    session::{self, Failed, How, Order, Orders, Setup, Told},
 };
 
 /// Sessions that lost their connection this shortly before guacd was seen to be dead have died of that.
@@ -599,8 +599,8 @@ pub fn latency<'t>(times: impl IntoIterator<Item = &'t Duration>) -> Option<Late
 mod tests {
     use super::*;
     use crate::{
-        flags::{Cli, Protocol},
-        link::{Echo, Login},
+        cli::{Cli, Protocol},
+        wire::link::{Echo, Login},
     };
     use clap::Parser;
 

@@ -1,5 +1,8 @@
 //! What is done to guacd, and what decides? Each scenario is a short script for a crowd of sessions, and ends in checks.
 
+pub mod chaos;
+pub mod fuzz;
+
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Result;
@@ -8,17 +11,15 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::{sync::watch, task, time::Instant};
 
 use crate::{
-    chaos,
-    crowd::{Crowd, Step, TICK, Tally},
-    flags::Load,
-    fuzz,
-    guacd::Guacd,
+    cli::Load,
+    guacd::sample,
+    guacd::start::Guacd,
+    load::crowd::{Crowd, Step, TICK, Tally},
+    load::session::Setup,
     report::{
         self, Bound::AtLeast, Bound::AtMost, Check, Ends, Fuzz, Generator, Keys, Round, Run, Sample,
         Scenario, Shutdown, Usage,
     },
-    sample,
-    session::Setup,
 };
 
 /// A hold that is shorter says nothing of what an idle session takes.

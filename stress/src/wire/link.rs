@@ -8,9 +8,9 @@
 use base64::{Engine, prelude::BASE64_STANDARD};
 
 use crate::{
-    codec::{self, Instruction},
-    flags::Protocol,
+    cli::Protocol,
     report::Phase,
+    wire::codec::{self, Instruction},
 };
 
 /// The protocol version that is spoken.
@@ -265,7 +265,7 @@ fn describe_error(code: &str, message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::Decoder;
+    use crate::wire::codec::Decoder;
 
     fn instructions(bytes: &[u8]) -> Vec<Instruction> {
         let mut decoder = Decoder::default();

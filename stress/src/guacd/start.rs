@@ -16,9 +16,10 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Pid;
 
 use crate::{
-    keys::KeyLimit,
-    log::{LogBook, Reader},
-    preload, processes,
+    guacd::keys::KeyLimit,
+    guacd::log::{LogBook, Reader},
+    guacd::preload,
+    guacd::processes,
     program::Preflight,
     report::Keys,
 };

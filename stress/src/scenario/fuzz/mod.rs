@@ -28,12 +28,12 @@ use tokio::{
 };
 
 use crate::{
-    codec::{MOST_CHARS, MOST_ELEMENTS},
-    crowd::{Crowd, Step, TICK},
-    log::LogBook,
+    guacd::log::LogBook,
+    guacd::sample,
+    load::crowd::{Crowd, Step, TICK},
     program::Preflight,
     report::{self, Fuzz},
-    sample,
+    wire::codec::{MOST_CHARS, MOST_ELEMENTS},
 };
 
 /// How many inputs are sent at the same time.
@@ -556,7 +556,7 @@ pub fn checks(fuzz: &Fuzz, max_crashes: u32) -> impl Iterator<Item = report::Che
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::Decoder;
+    use crate::wire::codec::Decoder;
 
     #[test]
     fn an_input_follows_from_its_seed_and_number() {

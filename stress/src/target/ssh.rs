@@ -11,7 +11,7 @@ use russh::{
 };
 
 use super::Connections;
-use crate::session::fresh_nonce;
+use crate::load::session::fresh_nonce;
 
 /// What guacd needs to log in.
 pub struct Embedded {

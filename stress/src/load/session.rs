@@ -12,11 +12,11 @@ use tokio::{
 };
 
 use crate::{
-    codec::{self, Decoder},
-    link::{Event, Link, Login},
-    log::LogBook,
+    guacd::log::LogBook,
     report::Phase,
     target::Connections,
+    wire::codec::{self, Decoder},
+    wire::link::{Event, Link, Login},
 };
 
 /// guacd drops a user that it has not heard of for 15 seconds.
@@ -381,7 +381,7 @@ pub fn fresh_nonce() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{flags::Protocol, link::Echo};
+    use crate::{cli::Protocol, wire::link::Echo};
     use std::net::Ipv4Addr;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},

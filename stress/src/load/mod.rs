@@ -1,0 +1,2 @@
+pub mod crowd;
+pub mod session;

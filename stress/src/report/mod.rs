@@ -1,0 +1,7 @@
+#[cfg(feature = "engine")]
+pub mod console;
+#[cfg(feature = "engine")]
+pub mod json;
+pub mod model;
+
+pub use model::*;
