@@ -1,5 +1,5 @@
-//! What does `guac-stress` itself cost? This plays a guacd in front of a terminal, for as many sessions as there are
-//! descriptors, and next to nothing each: load it with `guac-stress --guacd`, and what that takes is the generator's own.
+//! What does `guac-stress` itself cost? This program plays a guacd in front of a terminal, for as many sessions as there are
+//! descriptors, at almost no cost. Load it with `guac-stress --guacd` to measure what the generator itself takes.
 //!
 //!     cargo run --release --package guac-stress --example fake-guacd -- 127.0.0.1:4900
 #![allow(clippy::print_stderr)]

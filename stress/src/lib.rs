@@ -1,30 +1,30 @@
 //! A load generator for any guacd: it opens many sessions at once over the real Guacamole protocol, with real SSH behind
-//! them, and counts a session as alive only when what was typed into it has come back out of it.
+//! them. A session counts as alive only when what was typed into it has come back.
 //!
-//! Two parts. [`flags`] and [`report`] say what can be asked for and what was found; they are light, and other tools of
-//! the workspace use them alone. The rest is the engine behind the feature `engine`, and belongs to the program.
+//! Two parts. The light part says what can be asked for and what was measured, and other tools of the workspace use it
+//! alone: [`cli`] (a subcommand per scenario), [`plan`] (what a run is asked to do), [`report`] (the result), and the flags
+//! in [`scenario`], [`load`] and [`guacd`]. The rest is the engine, behind the feature `engine`.
 //!
-//! Reading order: [`codec`] (the wire), [`link`] (what a session makes of what it receives), [`session`] (one session
-//! over a socket), [`crowd`] (many of them: ramp, hold, proof), [`scenario`] (what is done with a crowd, and what decides;
-//! [`chaos`] and [`fuzz`] are two of them), [`guacd`] (the daemon under test), [`sample`] (what it takes), [`target`] (what
-//! guacd connects to), [`machine`] (what can be carried at all), [`program`] (a whole invocation).
+//! Reading order: [`wire`] (the protocol, without I/O), [`load`] (one session, and all of them: ramp, hold, proof),
+//! [`scenario`] (what is done with the sessions, and what decides), [`guacd`] (the daemon under test), [`target`] (what
+//! guacd connects to), [`report`] (the result and its printers), [`program`] (a whole invocation).
 
 pub mod cli;
-pub use cli as flags;
-pub mod report;
-
-#[cfg(feature = "engine")]
 pub mod guacd;
+pub mod load;
+pub mod plan;
+pub mod report;
+pub mod scenario;
+pub mod values;
+
 #[cfg(feature = "engine")]
 pub mod guardian;
 #[cfg(feature = "engine")]
-pub mod load;
-#[cfg(feature = "engine")]
 pub mod machine;
 #[cfg(feature = "engine")]
-pub mod program;
+pub mod preflight;
 #[cfg(feature = "engine")]
-pub mod scenario;
+pub mod program;
 #[cfg(feature = "engine")]
 pub mod target;
 #[cfg(feature = "engine")]

@@ -2,16 +2,25 @@
 
 use std::process::ExitCode;
 
+use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, error::ErrorKind};
-use guac_stress::{cli::Cli, guardian, program, report::console as print};
+use guac_stress::{cli::Cli, guardian, plan::Plan, program, report::console};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    if let Err(wrong) = cli.check() {
-        Cli::command().error(ErrorKind::ArgumentConflict, wrong).exit();
-    }
-    guardian::run(|scratch| program::run(&cli, scratch)).unwrap_or_else(|error| {
-        print::error(&error);
+    let plan = Cli::parse().into_plan();
+    plan.map_or_else(read_plan, Ok).and_then(run).unwrap_or_else(|error| {
+        console::error(&error);
         ExitCode::FAILURE
     })
+}
+
+fn read_plan() -> Result<Plan> {
+    serde_json::from_reader(std::io::stdin().lock()).context("read a plan from standard input")
+}
+
+fn run(plan: Plan) -> Result<ExitCode> {
+    if let Err(wrong) = plan.check() {
+        Cli::command().error(ErrorKind::ArgumentConflict, wrong).exit();
+    }
+    guardian::run(|scratch| program::run(&plan, scratch))
 }

@@ -1,7 +1,6 @@
-//! What does a whole invocation do? Start a target, then one guacd after another, load each, and report.
+//! What does a whole invocation do? It starts a target, then one guacd after another, loads each, and reports.
 
 use std::{
-    fmt,
     net::{SocketAddr, ToSocketAddrs},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -9,41 +8,35 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context as _, Result, bail};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
 
 use crate::{
-    cli::{self, Cli, HostPort, Prefix},
-    guacd::processes,
-    guacd::start::{Guacd, Start},
+    guacd::{
+        processes,
+        start::{Guacd, Start},
+    },
     guardian::INTERRUPTED,
     load::session::Setup,
     machine,
-    report::console::{self, Progress},
-    report::json::Output,
-    report::{Report, Run, SCHEMA_VERSION},
-    scenario::{self, Label},
-    target::Target,
+    plan::Plan,
+    preflight::Preflight,
+    report::{
+        Run, SCHEMA_VERSION, StressReport,
+        console::{self, ProgressDisplay},
+        json::JsonFile,
+    },
+    scenario::{self, measure::measure, measurements::Context},
+    target::Targets,
+    values::{HostPort, Prefix, Target},
 };
 
-/// Something is missing that a run needs: exit code 3. Says what to do about it.
-#[derive(Debug)]
-pub struct Preflight(pub String);
-
-impl fmt::Display for Preflight {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Preflight {}
-
-/// Runs everything that the command line asks for, with `scratch` for temporary files, and gives the exit code.
-pub fn run(cli: &Cli, scratch: &Path) -> ExitCode {
-    match start_and_load(cli, scratch) {
+/// Runs a plan, with `scratch` for temporary files, and returns the exit code.
+pub fn run(plan: &Plan, scratch: &Path) -> ExitCode {
+    match start_and_load(plan, scratch) {
         Ok(report) if report.interrupted => ExitCode::from(INTERRUPTED),
         Ok(report) if report.passed => ExitCode::SUCCESS,
         Ok(_) => ExitCode::from(5),
@@ -54,21 +47,22 @@ pub fn run(cli: &Cli, scratch: &Path) -> ExitCode {
     }
 }
 
-fn start_and_load(cli: &Cli, scratch: &Path) -> Result<Report> {
-    let mut output = cli.load.json.as_deref().map(Output::prepare).transpose()?;
+fn start_and_load(plan: &Plan, scratch: &Path) -> Result<StressReport> {
+    let mut output = plan.load.json.as_deref().map(JsonFile::prepare).transpose()?;
     processes::adopt_orphans()?;
     processes::raise_process_limit();
-    enough_descriptors(cli)?;
+    enough_descriptors(plan)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("start the async runtime")?;
-    // On this thread, which is the main one: what it starts dies with it.
+    // On the main thread: what is started here ends with the thread that started it.
     let report = runtime.block_on(async {
         let stop = stop_on_signals()?;
-        let target = Target::start(&cli.load, scratch).await?;
-        load_all(cli, scratch, &target, output.as_mut(), stop).await
+        let can_be_cut = matches!(plan.scenario, scenario::Scenario::Chaos(_));
+        let target = Targets::start(&plan.load, can_be_cut, scratch).await?;
+        load_all(plan, scratch, &target, output.as_mut(), stop).await
     })?;
     runtime.shutdown_background();
     Ok(report)
@@ -76,32 +70,32 @@ fn start_and_load(cli: &Cli, scratch: &Path) -> Result<Report> {
 
 /// Loads one guacd after another. What was measured is written and printed, whatever happens next.
 async fn load_all(
-    cli: &Cli,
+    plan: &Plan,
     scratch: &Path,
-    target: &Target,
-    mut output: Option<&mut Output>,
+    target: &Targets,
+    mut output: Option<&mut JsonFile>,
     stop: watch::Receiver<bool>,
-) -> Result<Report> {
-    let guacds = match &cli.load.guacd {
-        Some(address) => vec![Under::External(address)],
-        None => cli.prefixes.iter().map(Under::Prefix).collect(),
+) -> Result<StressReport> {
+    let guacds = match &plan.load.guacd {
+        Some(address) => vec![Subject::Running(address)],
+        None => plan.guacds.prefixes.iter().map(Subject::Prefix).collect(),
     };
-    let mut report = Report {
+    let mut report = StressReport {
         schema_version: SCHEMA_VERSION,
         started_at_unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
         interrupted: false,
         passed: false,
-        machine: machine::limits(&cli.load),
+        machine: machine::limits(&plan.load),
         runs: Vec::new(),
     };
-    console::machine(&report.machine, cli.load.open_at_once());
+    console::machine(&report.machine, plan.scenario.size().open_at_once);
     let all = guacds.len();
     let mut error = None;
     for guacd in guacds {
         if *stop.borrow() {
             break;
         }
-        let guacd = match load_one(cli, scratch, guacd, target, stop.clone()).await {
+        let guacd = match load_one(plan, scratch, guacd, target, stop.clone()).await {
             Ok((run, guacd)) => {
                 report.runs.push(run);
                 guacd
@@ -112,116 +106,121 @@ async fn load_all(
             }
         };
         report.interrupted = *stop.borrow();
-        report.passed = report.runs.len() == all && Report::judged(&report.runs).all(Run::passed);
+        report.passed = report.runs.len() == all && StressReport::judged(&report.runs).all(Run::passed);
         if let Some(output) = &mut output {
-            // It is written once more at the end, and a failure told then.
+            // It is written once more at the end, and a failure is reported then.
             let _ = output.write_so_far(&report);
         }
-        // Its end can take seconds, and somebody who is impatient would cut them short: so after the report.
+        // Ending guacd can take seconds. It comes after the report, because an impatient user may cut it short.
         drop(guacd);
     }
     report.interrupted = *stop.borrow();
     if report.runs.is_empty() {
-        // Nothing was measured, so there is nothing to tell but why. An interruption comes with a report all the same.
+        // Nothing was measured, so only the error is reported. An interruption still gives a report.
         error.take().map_or(Ok(()), Err)?;
     }
     let written = output.map_or(Ok(()), |output| output.write(&report));
-    console::report(&report);
+    console::report(&report, scenario::section);
     error.map_or(Ok(()), Err)?;
     written?;
     Ok(report)
 }
 
-/// What is loaded: a guacd that runs already, or one to be started.
-enum Under<'a> {
-    External(&'a HostPort),
+/// The guacd to load: one that runs already, or one to be started.
+enum Subject<'a> {
+    Running(&'a HostPort),
     Prefix(&'a Prefix),
 }
 
-/// Gives back the guacd that was started too: to drop it ends it.
+/// Also returns the guacd that was started, which ends when it is dropped.
 async fn load_one(
-    cli: &Cli,
+    plan: &Plan,
     scratch: &Path,
-    under: Under<'_>,
-    target: &Target,
+    subject: Subject<'_>,
+    target: &Targets,
     stop: watch::Receiver<bool>,
 ) -> Result<(Run, Option<Guacd>)> {
-    let (variant, addresses, mut guacd) = match under {
-        Under::External(address) => ("external", reachable(cli, address)?, None),
-        Under::Prefix(prefix) => {
-            let guacd = start(cli, scratch, prefix, target)?;
+    let (variant, addresses, mut guacd) = match subject {
+        Subject::Running(address) => ("external", reachable(plan, address)?, None),
+        Subject::Prefix(prefix) => {
+            let guacd = start(plan, scratch, prefix, target)?;
             (prefix.variant.as_str(), vec![guacd.address()], Some(guacd))
         }
     };
     let setup = Setup {
         guacd: addresses,
         logins: target.logins().to_vec(),
-        timeout: cli.load.timeout,
+        timeout: plan.load.timeout,
         log: guacd.as_ref().map(Guacd::log),
+    };
+    let context = Context {
+        release: plan.guacds.release.clone(),
+        variant: variant.into(),
+        logs: logs(plan),
         connections: Some(target.connections()),
     };
-    let label = Label { release: cli.release.clone(), variant: variant.into(), logs: logs(cli) };
-    let mut progress = Progress::new(variant, cli.load.count);
-    let mut watch = |tally| progress.show(tally);
-    let run = scenario::measure(label, &cli.load, Arc::new(setup), guacd.as_mut(), stop, &mut watch).await;
-    progress.finish();
+    let mut display = ProgressDisplay::new(variant, plan.scenario.size().sessions);
+    let mut watch = |progress| display.show(progress);
+    let (scenario, load) = (&plan.scenario, &plan.load);
+    let run = measure(context, scenario, load, Arc::new(setup), guacd.as_mut(), stop, &mut watch).await;
+    display.finish();
     Ok((run?, guacd))
 }
 
-fn start(cli: &Cli, scratch: &Path, prefix: &Prefix, target: &Target) -> Result<Guacd> {
-    let library = match &cli.key_limit_library {
+fn start(plan: &Plan, scratch: &Path, prefix: &Prefix, target: &Targets) -> Result<Guacd> {
+    let library = match &plan.guacds.key_limit_library {
         Some(library) => library.clone(),
         None => std::env::current_exe().context("find this program")?.with_file_name("libkey_limit.so"),
     };
     Guacd::start(&Start {
         prefix: &prefix.dir,
-        port: cli.load.port,
+        port: plan.load.port,
         name: &prefix.variant,
-        logs: &logs(cli),
+        logs: &logs(plan),
         scratch,
-        preload: cli.preload.as_deref(),
-        key_limit: cli.load.key_limit.map(|limit| (library.as_path(), limit)),
+        preload: plan.guacds.preload.as_deref(),
+        key_limit: plan.load.key_limit.map(|limit| (library.as_path(), limit)),
         spared: target.processes(),
     })
     .with_context(|| format!("start the {} guacd", prefix.variant))
 }
 
-/// Where logs go, and inputs that did harm.
-fn logs(cli: &Cli) -> PathBuf {
-    cli.logs.clone().unwrap_or_else(std::env::temp_dir)
+/// The directory for guacd's logs, and for inputs that did damage.
+fn logs(plan: &Plan) -> PathBuf {
+    plan.guacds.logs.clone().unwrap_or_else(std::env::temp_dir)
 }
 
-/// The addresses of a guacd that runs already; which has to be able to reach the target.
-fn reachable(cli: &Cli, address: &HostPort) -> Result<Vec<SocketAddr>> {
-    let found = (address.host.as_str(), address.port)
+/// The addresses of a guacd that runs already. Fails where that cannot reach the target.
+fn reachable(plan: &Plan, address: &HostPort) -> Result<Vec<SocketAddr>> {
+    let addresses = (address.host.as_str(), address.port)
         .to_socket_addrs()
         .with_context(|| format!("look up {address}"))?
         .collect::<Vec<_>>();
-    if found.is_empty() {
+    if addresses.is_empty() {
         bail!("{address} has no address");
     }
-    let is_here = found.iter().all(|found| found.ip().is_loopback());
-    if !is_here && !matches!(cli.load.target, cli::Target::Address(_)) {
+    let is_here = addresses.iter().all(|address| address.ip().is_loopback());
+    if !is_here && !matches!(plan.load.target, Target::Address(_)) {
         bail!(Preflight(format!(
-            "the target '{}' listens on this machine's loopback interface, where the guacd at {address} cannot connect \
-             to: give the HOST:PORT of a server for --protocol {} as --target",
-            cli.load.target,
-            cli.load.protocol.as_str()
+            "the target '{}' listens on this machine's loopback interface, which the guacd at {address} cannot reach: \
+             give the HOST:PORT of a server for --protocol {} as --target",
+            plan.load.target,
+            plan.load.protocol.as_str()
         )));
     }
-    Ok(found)
+    Ok(addresses)
 }
 
-/// We hold two files for each session, one towards guacd and one in the embedded target. What guacd itself needs of the same
-/// limit is for the warning about this machine.
-fn enough_descriptors(cli: &Cli) -> Result<()> {
+/// Checks the limit of open files. This program holds two for each session: one towards guacd, one in the embedded target.
+/// guacd's own need is part of the warning about this machine.
+fn enough_descriptors(plan: &Plan) -> Result<()> {
     let limit = processes::raise_descriptor_limit()?;
-    let need = u64::from(cli.load.open_at_once()) * 2 + 64;
+    let need = u64::from(plan.scenario.size().open_at_once) * 2 + 64;
     if limit < need {
         bail!(Preflight(format!(
-            "{} sessions need {need} open files, and the limit is {limit}: have root raise it \
-             (`ulimit -n {need}` in a shell of root's, or limits.conf), or give a lower --count",
-            cli.load.open_at_once()
+            "{} sessions need {need} open files, and the limit is {limit}: raise it as root \
+             (`ulimit -n {need}`, or limits.conf), or give a lower --count",
+            plan.scenario.size().open_at_once
         )));
     }
     Ok(())
@@ -245,7 +244,7 @@ fn stop_on_signals() -> Result<watch::Receiver<bool>> {
             _ = hangup.recv() => {}
         }
         stop.send_replace(true);
-        // Kept, so that nobody takes the end of this task for a signal.
+        // Kept, because the end of this task would look like a signal.
         std::future::pending::<()>().await;
     });
     Ok(stopped)

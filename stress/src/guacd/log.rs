@@ -1,5 +1,5 @@
-//! Which process of guacd's wrote what? guacd's standard error is one end of a pair of sockets, and the kernel tells us at
-//! the other end which process wrote each line. That works for lines without any prefix too, such as GLib's last words.
+//! Which process of guacd wrote which line? guacd's standard error is one end of a pair of sockets; at the other end, the
+//! kernel names the process that wrote each line. This works for lines without guacd's prefix too, such as GLib's.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -22,8 +22,8 @@ use tokio::sync::Notify;
 /// How many of guacd's last lines are kept for a report.
 const LAST_LINES: usize = 12;
 
-/// Longer lines are taken for several.
-const LONGEST_LINE: usize = 64 * 1024;
+/// Longer lines are split.
+const MAX_LINE: usize = 64 * 1024;
 
 /// What guacd has said so far.
 #[derive(Default)]
@@ -38,7 +38,7 @@ struct Inner {
     parent: i32,
     /// The most telling line of each process.
     telling: HashMap<i32, Line>,
-    /// Processes with a telling line that is no session's yet, in the order of those lines.
+    /// Processes with a telling line and without a session, in the order of those lines.
     unclaimed: VecDeque<i32>,
     /// The process of each session, by the session's id.
     process: HashMap<String, i32>,
@@ -61,7 +61,7 @@ enum Weight {
     Unknown,
     Warning,
     Error,
-    /// The last words of a process that kills itself: they are not guacd's, and so without its prefix.
+    /// The last line of a process that kills itself. guacd did not write it, so it lacks guacd's prefix.
     LastWords,
 }
 
@@ -187,8 +187,8 @@ fn weigh(line: &str) -> (Weight, &str) {
     (weight, message)
 }
 
-/// Whose end a line reports, if it does, and how much that says: with most signals that a process crashed, but not with
-/// those that it is sent on purpose.
+/// The process whose end a line reports, and the weight of that line: most signals mean a crash, but not those that are sent
+/// on purpose.
 fn obituary(message: &str) -> Option<(i32, Weight, &str)> {
     let (process, end) = message.strip_prefix("ERROR:\tConnection process ")?.split_once(" was ")?;
     let signal = end.strip_prefix("ended by signal ")?;
@@ -235,7 +235,7 @@ impl Reader {
             .name("guacd-log".into())
             .spawn(move || {
                 read(&ours, |pid, line| {
-                    // A full disk must not stop the run: what counts is read here.
+                    // A full disk must not stop the run, which reads the lines here.
                     let _ = writeln!(copy, "{pid}\t{line}");
                     into.line(pid, line);
                 });
@@ -273,15 +273,15 @@ fn read(socket: &OwnedFd, mut line: impl FnMut(i32, &str)) {
         let text = begun.entry(pid).or_default();
         text.extend_from_slice(&bytes[..length]);
         loop {
-            let head = &text[..text.len().min(LONGEST_LINE)];
+            let head = &text[..text.len().min(MAX_LINE)];
             match head.iter().position(|&byte| byte == b'\n') {
                 Some(end) => {
                     line(pid, String::from_utf8_lossy(&head[..end]).trim_end_matches('\r'));
                     text.drain(..=end);
                 }
-                None if head.len() == LONGEST_LINE => {
+                None if head.len() == MAX_LINE => {
                     line(pid, &String::from_utf8_lossy(head));
-                    text.drain(..LONGEST_LINE);
+                    text.drain(..MAX_LINE);
                 }
                 None => break,
             }
@@ -364,12 +364,12 @@ mod tests {
     fn a_line_without_end_is_cut() {
         let (reader, end) = Reader::start(tempfile::tempfile().unwrap()).unwrap();
         let mut end = File::from(end);
-        end.write_all(&[b'x'; 3 * LONGEST_LINE]).unwrap();
+        end.write_all(&[b'x'; 3 * MAX_LINE]).unwrap();
         end.write_all(b"y\n").unwrap();
         drop(end);
         reader.finish();
         let lines = reader.book.last_lines().iter().map(String::len).collect::<Vec<_>>();
-        assert_eq!(lines, [LONGEST_LINE, LONGEST_LINE, LONGEST_LINE, 1]);
+        assert_eq!(lines, [MAX_LINE, MAX_LINE, MAX_LINE, 1]);
     }
 
     #[test]

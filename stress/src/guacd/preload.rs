@@ -1,4 +1,4 @@
-//! Which libraries is guacd started with, besides its own? Those of `--preload` and `--key-limit`, through `LD_PRELOAD`.
+//! Which libraries does `LD_PRELOAD` add to guacd? Those of `--preload` and `--key-limit`.
 
 use std::{
     ffi::OsString,
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use procfs::process::{MMapPath, Process};
 use rustix::process::Pid;
 
-use crate::program::Preflight;
+use crate::preflight::Preflight;
 
 /// The full path of a library that can be preloaded. `flag` names it, and `build` is the command that makes it.
 ///
@@ -27,7 +27,7 @@ pub fn find(library: &Path, flag: &str, build: &str) -> Result<PathBuf> {
     // ld.so(8): "the items of the list can be separated by spaces or colons, and there is no support for escaping".
     if library.as_os_str().as_encoded_bytes().iter().any(|byte| b" :".contains(byte)) {
         bail!(Preflight(format!(
-            "{} cannot be preloaded, as LD_PRELOAD takes a space or a colon for the end of a path: copy the library to \
+            "{} cannot be preloaded, because LD_PRELOAD ends a path at a space or a colon: copy the library to \
              another directory, and name it with {flag}",
             library.display()
         )));
@@ -35,8 +35,8 @@ pub fn find(library: &Path, flag: &str, build: &str) -> Result<PathBuf> {
     Ok(library)
 }
 
-/// What `LD_PRELOAD` is to be: the libraries in this order, which is that in which they are asked for a function, and then
-/// those that are preloaded already.
+/// The value of `LD_PRELOAD`: the libraries in this order, in which the loader looks for a function, and then those that are
+/// preloaded already.
 pub fn list(libraries: &[&Path], others: OsString) -> OsString {
     let mut list = OsString::new();
     let libraries = libraries.iter().map(|library| library.as_os_str());

@@ -1,4 +1,4 @@
-//! Which processes are ours, what do they take, and how do they end? Whatever is started here ends with us, however we end.
+//! Which processes are ours, what may they use, and how do they end? Whatever is started here ends together with us.
 
 use std::{
     io,
@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use rustix::process::{
     Pid, Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, kill_process, set_child_subreaper,
-    set_parent_process_death_signal, setrlimit, waitpid,
+    setrlimit, waitpid,
 };
 
 /// Makes every process that descends from this one, and whose parent dies, a child of this one.
@@ -38,7 +38,7 @@ pub fn raise_descriptor_limit() -> Result<u64> {
 /// Lets this user have as many processes as the system allows: guacd has a dozen tasks for each session.
 pub fn raise_process_limit() {
     let hard = getrlimit(Resource::Nproc).maximum;
-    // It is a favour: guacd says so itself when there are too few.
+    // A failure does no harm: guacd reports it when there are too few.
     let _ = setrlimit(Resource::Nproc, Rlimit { current: hard, maximum: hard });
 }
 
@@ -47,27 +47,17 @@ pub fn raise_process_limit() {
 pub const SECRETS: [&str; 2] = ["GUAC_STRESS_PASSWORD", "GUAC_STRESS_PRIVATE_KEY"];
 
 /// Starts a program that gets SIGTERM when the calling thread ends, that the terminal's Ctrl-C does not reach, and that
-/// does not inherit any secrets.
+/// inherits no secrets.
 ///
 /// # Errors
 ///
 /// When it cannot be started.
 pub fn spawn_tied(command: &mut Command) -> io::Result<Child> {
-    let parent = getpid();
     command.process_group(0);
     for secret in SECRETS {
         command.env_remove(secret);
     }
-    // SAFETY: the closure makes two system calls. It takes no lock and no memory, on its way to an error neither.
-    unsafe {
-        command.pre_exec(move || {
-            set_parent_process_death_signal(Some(Signal::TERM))?;
-            if rustix::process::getppid() != Some(parent) {
-                return Err(io::Error::from_raw_os_error(libc::ESRCH));
-            }
-            Ok(())
-        });
-    }
+    shared::tie::to_parent(command);
     command.spawn()
 }
 
@@ -131,9 +121,9 @@ mod tests {
         let mut command = Command::new("env");
         command.env(SECRETS[0], "the password").env(SECRETS[1], "the key").env("OTHER", "kept");
         let mut child = spawn_tied(command.stdout(Stdio::piped())).unwrap();
-        let mut told = String::new();
-        child.stdout.take().unwrap().read_to_string(&mut told).unwrap();
+        let mut output = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut output).unwrap();
         child.wait().unwrap();
-        assert!(told.contains("OTHER=kept") && !told.contains("GUAC_STRESS"), "{told}");
+        assert!(output.contains("OTHER=kept") && !output.contains("GUAC_STRESS"), "{output}");
     }
 }

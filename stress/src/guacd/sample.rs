@@ -1,5 +1,5 @@
-//! What do guacd's processes take? All of it comes from `/proc`. Most of it is cheap to read; each process's share of memory is
-//! not, and is read only where it is asked for.
+//! What do guacd's processes use? All of it comes from `/proc`. Most of it is cheap to read; a process's share of memory is
+//! expensive, and is read only on request.
 
 use std::{
     collections::HashMap,
@@ -20,14 +20,14 @@ use rustix::process::Pid;
 
 use crate::report::{MemoryKind, ProcessUse, Sample, Usage};
 
-/// How often guacd is looked at, at most.
+/// Minimum time between two samples.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// To look may take this part of the time, as it is the machine's that is measured.
+/// Sampling may take one part in so many of the time, because it uses the machine that is measured.
 const SHARE: u32 = 50;
 
-/// No more samples than this are kept: every other one of them is dropped then, and half as many taken from then on.
-const MOST_SAMPLES: usize = 240;
+/// Maximum number of samples. Beyond it, every other sample is dropped, and the interval doubles.
+const MAX_SAMPLES: usize = 240;
 
 /// What a process and its descendants take.
 pub fn usage(parent: Pid) -> Option<Usage> {
@@ -61,7 +61,7 @@ pub fn process(pid: i32, session: u32) -> Option<ProcessUse> {
     })
 }
 
-/// Whether a process is still there. A zombie is not: it only waits for its parent to look.
+/// Whether a process still runs. A zombie does not: it only waits for its parent to reap it.
 pub fn is_there(pid: i32) -> bool {
     Process::new(pid).and_then(|process| process.stat()).is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'))
 }
@@ -149,7 +149,7 @@ fn pss(pid: i32) -> Option<u64> {
     rollup.memory_map_rollup.0.first()?.extension.map.get("Pss").copied()
 }
 
-/// Looks at a process again and again, until it is dropped.
+/// Samples a process again and again, until it is dropped.
 pub struct Sampler {
     samples: Arc<Mutex<Vec<Sample>>>,
     sessions: Arc<AtomicU32>,
@@ -157,22 +157,22 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Begins to look. None where no thread can be had, as everything goes on without.
+    /// Starts the sampling. None where no thread can be started; a run does without samples then.
     pub fn start(parent: Pid, begun: Instant) -> Option<Self> {
         let samples = Arc::new(Mutex::new(Vec::new()));
         let sessions = Arc::new(AtomicU32::new(0));
         let (stop, stopped) = mpsc::channel::<()>();
         let (into, open) = (Arc::clone(&samples), Arc::clone(&sessions));
-        let look = move || {
+        let sample_all = move || {
             let mut least = INTERVAL;
             loop {
-                let looked = Instant::now();
+                let began = Instant::now();
                 if let Some(sample) =
                     sample(parent, begun.elapsed().as_secs_f64(), open.load(Ordering::Relaxed))
                 {
                     let mut samples = into.lock().unwrap_or_else(PoisonError::into_inner);
                     samples.push(sample);
-                    if samples.len() > MOST_SAMPLES {
+                    if samples.len() > MAX_SAMPLES {
                         let mut odd = false;
                         samples.retain(|_| {
                             odd = !odd;
@@ -181,22 +181,22 @@ impl Sampler {
                         least *= 2;
                     }
                 }
-                let wait = least.max(looked.elapsed() * SHARE);
+                let wait = least.max(began.elapsed() * SHARE);
                 if stopped.recv_timeout(wait) != Err(mpsc::RecvTimeoutError::Timeout) {
                     return;
                 }
             }
         };
-        thread::Builder::new().name("sampler".into()).spawn(look).ok()?;
+        thread::Builder::new().name("sampler".into()).spawn(sample_all).ok()?;
         Some(Self { samples, sessions, _stop: stop })
     }
 
-    /// Says how many sessions are open, for the samples to come.
+    /// Sets how many sessions are open, for the samples to come.
     pub fn set_sessions(&self, open: u32) {
         self.sessions.store(open, Ordering::Relaxed);
     }
 
-    /// What was seen so far.
+    /// The samples so far.
     pub fn samples(&self) -> Vec<Sample> {
         self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

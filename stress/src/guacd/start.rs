@@ -2,7 +2,6 @@
 
 use std::{
     ffi::OsString,
-    fs::File,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
@@ -15,20 +14,18 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rustix::process::Pid;
 
-use crate::{
-    guacd::keys::KeyLimit,
-    guacd::log::{LogBook, Reader},
-    guacd::preload,
-    guacd::processes,
-    program::Preflight,
-    report::Keys,
+use super::{
+    keys::KeyLimit,
+    log::{LogBook, Reader},
+    preload, processes,
 };
+use crate::{preflight::Preflight, report::Keys};
 
 /// How long guacd may take to listen, and how long to end by itself.
 const START: Duration = Duration::from_secs(10);
 const END: Duration = Duration::from_secs(2);
 
-/// How often to try another free port, when somebody else took the one that was free a moment ago.
+/// How often to try another free port, when another process took the one that was free a moment ago.
 const TRIES: u32 = 5;
 
 /// A guacd that runs. It and all its children end when this is dropped.
@@ -58,7 +55,7 @@ pub struct Start<'a> {
     pub preload: Option<&'a Path>,
     /// The library that limits keys, and how many it is to allow.
     pub key_limit: Option<(&'a Path, u32)>,
-    /// Children of this process that do not belong to guacd.
+    /// Children of this process that are not guacd's.
     pub spared: Vec<Pid>,
 }
 
@@ -104,7 +101,7 @@ impl Guacd {
                      `ss -ltnp 'sport = :{port}'` and stop it, or leave --port out"
                 ),
                 None if taken && tries < TRIES => {}
-                _ => bail!("guacd {end} at its start; its last words: {}", lines.join(" | ")),
+                _ => bail!("guacd {end} at its start; its last lines: {}", lines.join(" | ")),
             }
         }
     }
@@ -116,7 +113,7 @@ impl Guacd {
         log_file: &Path,
         port: u16,
     ) -> Result<Self> {
-        let copy = File::create(log_file).with_context(|| format!("create {}", log_file.display()))?;
+        let copy = fs_err::File::create(log_file)?.into_file();
         let (log, log_end) = Reader::start(copy)?;
 
         let mut command = Command::new(program);
@@ -153,7 +150,7 @@ impl Guacd {
                 self.log.finish();
                 return Ok(Some(end));
             }
-            // guacd says that it listens a moment before it does; and who else might answer on the port does not say it.
+            // guacd logs that it listens a moment before it does. Another program could answer on the port, but would not log it.
             if self.log.book.is_listening() && TcpStream::connect(self.address).is_ok() {
                 return Ok(None);
             }
@@ -168,18 +165,18 @@ impl Guacd {
         }
     }
 
-    /// A limit that does not hold would pass for one that was not reached, and stock for what it was to become.
+    /// A limit that is not in force would look like one that was not reached; stock would look like stock with the library.
     fn check_libraries(&self) -> Result<()> {
         let missing = if !self.keys.as_ref().is_none_or(KeyLimit::is_applied) {
             "the limit on its pthread keys"
         } else if !self.preload.as_ref().is_none_or(|library| preload::is_loaded(self.pid(), library)) {
-            "what --preload names"
+            "the library of --preload"
         } else {
             return Ok(());
         };
         bail!(Preflight(format!(
-            "guacd runs without {missing}, as the preload library was not loaded: see {} for what the loader says. \
-             Likely, the library was built for another libc or another processor than guacd, or guacd is linked \
+            "guacd runs without {missing}, because the library was not loaded: {} has the loader's message. \
+             The library was probably built for another libc or another processor than guacd, or guacd is linked \
              statically, has file capabilities, or is a script that clears its environment",
             self.log_file.display()
         )))
@@ -195,12 +192,12 @@ impl Guacd {
         processes::pid_of(&self.child)
     }
 
-    /// What it has said.
+    /// Its log.
     pub fn log(&self) -> Arc<LogBook> {
         Arc::clone(&self.log.book)
     }
 
-    /// The file with everything that it has said.
+    /// The file with all that it wrote.
     pub fn log_file(&self) -> &Path {
         &self.log_file
     }
@@ -235,9 +232,9 @@ impl Drop for Guacd {
     }
 }
 
-/// A log file of its own for each run.
+/// A new log file for each run.
 fn log_file(start: &Start<'_>) -> Result<PathBuf> {
-    std::fs::create_dir_all(start.logs).with_context(|| format!("create {}", start.logs.display()))?;
+    fs_err::create_dir_all(start.logs)?;
     let name = start.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
     let file =
         tempfile::Builder::new().prefix(&format!("guacd-{name}-")).suffix(".log").tempfile_in(start.logs);

@@ -1,4 +1,4 @@
-//! Many sessions at once: they are opened, held, made to prove themselves, closed; and each is accounted for.
+//! Many sessions at once: they are opened, held, made to prove themselves, and closed; and each is accounted for.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,128 +8,68 @@ use std::{
     time::{Duration, Instant as StdInstant},
 };
 
-use hdrhistogram::Histogram;
 use tokio::{
     sync::{mpsc, watch},
     task::{self, JoinSet},
     time::{Instant, interval, sleep_until},
 };
 
+use super::{
+    latency::latency,
+    session::{self, Cause, Failed, Notice, Order, Orders, Setup},
+    state::{self, Disruption, Failure, KINDS, State},
+};
 use crate::{
-    cli::Load,
-    guacd::sample::Sampler,
-    guacd::start::Guacd,
-    load::session::{self, Failed, How, Order, Orders, Setup, Told},
-    report::{ByAge, Failure, Latency, Phase, Strike, StrikeKind},
+    guacd::{sample::Sampler, start::Guacd},
+    report::{
+        self, ByAge, Fault, FaultKind, Latency, Phase,
+        progress::{Progress, Step},
+    },
+    values::Rate,
 };
 
-/// Sessions that lost their connection this shortly before guacd was seen to be dead have died of that.
+/// Sessions that lost their connection at most this long before guacd was seen to be dead have died of that.
 const SAME_DEATH: Duration = Duration::from_secs(3);
 
-/// Sessions of this long a time, at the given rate, may be coming up at once; and each is waited for so long.
+/// At most 2 s' worth of sessions may be connecting at once; after 5 s a session no longer counts against that.
 const BACKLOG: Duration = Duration::from_secs(2);
-const PROMISING: Duration = Duration::from_secs(5);
+const SLOW: Duration = Duration::from_secs(5);
 
-/// How often guacd is looked at, and progress is told.
+/// How often guacd is checked, and progress is shown.
 pub const TICK: Duration = Duration::from_millis(200);
 
-/// So many sessions at each end of a run are compared with each other.
+/// How many of the first and of the last sessions are compared with each other.
 const AGE_GROUP: usize = 100;
 
-/// Where a run stands, for those who watch it.
+/// How fast sessions are opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tally {
-    /// What is being done.
-    pub step: Step,
-    /// How many sessions were asked for.
-    pub requested: u32,
-    /// How many were begun.
-    pub started: u32,
-    /// How many are open, with a first proof.
-    pub alive: u32,
-    /// How many have given the last proof that was asked of them.
+pub enum Pace {
+    /// At the rate, but no faster than guacd keeps up.
+    Steady,
+    /// At the rate, whether guacd keeps up or not.
+    Forced,
+}
+
+/// What came of a proof.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Proof {
+    /// How many sessions had to prove themselves.
+    pub sessions: u32,
+    /// How many did.
     pub proven: u32,
-    /// How many are dead.
-    pub failed: u32,
-}
-
-/// What a run is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// Sessions are being opened.
-    Ramp,
-    /// All are open.
-    Hold,
-    /// All have to give back a fresh nonce.
-    Proof,
-    /// All were closed, and guacd gets time to notice.
-    Settle,
-    /// Some are struck.
-    Chaos,
-    /// So many malformed handshakes were sent.
-    Fuzz(u32),
-    /// guacd was told to end.
-    Shutdown,
-}
-
-/// Where one session stands.
-enum State {
-    Waiting,
-    Coming(StdInstant),
-    Alive,
-    Proven,
-    /// It was proven, and then closed.
-    Closed,
-    Failed(Dead),
-    Struck(Struck),
-}
-
-/// How many kinds of states there are.
-const KINDS: usize = 7;
-
-impl State {
-    fn kind(&self) -> usize {
-        match self {
-            Self::Waiting => 0,
-            Self::Coming(_) => 1,
-            Self::Alive => 2,
-            Self::Proven => 3,
-            Self::Closed => 4,
-            Self::Failed(_) => 5,
-            Self::Struck(_) => 6,
-        }
-    }
-}
-
-/// How a session died.
-struct Dead {
-    failed: Failed,
-    at: StdInstant,
-    /// What guacd had said about it by then.
-    said: Option<String>,
-    /// Whether the client was told. None as long as it may yet be.
-    heard: Option<bool>,
-}
-
-/// What was done to a session on purpose.
-struct Struck {
-    kind: StrikeKind,
-    at: StdInstant,
-    /// How long it took to end as it should.
-    ended: Option<Duration>,
+    /// How long that took, from the word that was typed.
+    pub latency: Option<Latency>,
 }
 
 /// All sessions of a run, and the guacd that they go through.
 pub struct Crowd<'a> {
-    /// What was asked for.
-    pub load: &'a Load,
     /// What sessions share.
     pub setup: Arc<Setup>,
     /// The guacd, where it was started here.
     pub guacd: Option<&'a mut Guacd>,
     /// When the run began.
     pub begun: StdInstant,
-    /// What looks at guacd over time.
+    /// What samples guacd over time.
     pub sampler: Option<Sampler>,
     /// How guacd ended by itself.
     pub died: Option<String>,
@@ -137,7 +77,9 @@ pub struct Crowd<'a> {
     pub established: u32,
     /// How many were open at the same time, at most.
     pub peak_alive: u32,
-    watch: &'a mut dyn FnMut(Tally),
+    requested: u32,
+    rate: Rate,
+    watch: &'a mut dyn FnMut(Progress),
 
     /// One for each session that was begun. To drop them closes the sessions.
     tasks: JoinSet<()>,
@@ -145,16 +87,16 @@ pub struct Crowd<'a> {
     session_of: HashMap<task::Id, usize>,
     orders: HashMap<usize, mpsc::UnboundedSender<Order>>,
     proofs: watch::Sender<u32>,
-    tell: mpsc::UnboundedSender<(usize, Told)>,
-    told: mpsc::UnboundedReceiver<(usize, Told)>,
+    notify: mpsc::UnboundedSender<(usize, Notice)>,
+    notices: mpsc::UnboundedReceiver<(usize, Notice)>,
 
     step: Step,
     states: Vec<State>,
     /// How many sessions there are in each kind of state.
     counts: [u32; KINDS],
     ids: Vec<Option<String>>,
-    /// How many sessions it is not known of yet whether their clients are told of their end.
-    unheard: u32,
+    /// How many failed sessions there are whose client may yet be informed.
+    undecided: u32,
     first_proofs: Vec<Option<Duration>>,
     last_proofs: Vec<Duration>,
 }
@@ -162,19 +104,19 @@ pub struct Crowd<'a> {
 impl<'a> Crowd<'a> {
     /// Sessions that are all still to be opened.
     pub fn new(
-        load: &'a Load,
+        count: u32,
+        rate: Rate,
         setup: Arc<Setup>,
         guacd: Option<&'a mut Guacd>,
-        watch: &'a mut dyn FnMut(Tally),
+        watch: &'a mut dyn FnMut(Progress),
     ) -> Self {
-        let (tell, told) = mpsc::unbounded_channel();
-        let count = load.count as usize;
+        let (notify, notices) = mpsc::unbounded_channel();
+        let size = count as usize;
         let mut counts = [0; KINDS];
-        counts[State::Waiting.kind()] = load.count;
+        counts[State::Waiting.kind()] = count;
         let begun = StdInstant::now();
         let sampler = guacd.as_ref().and_then(|guacd| Sampler::start(guacd.pid(), begun));
         Self {
-            load,
             setup,
             guacd,
             begun,
@@ -182,68 +124,69 @@ impl<'a> Crowd<'a> {
             died: None,
             established: 0,
             peak_alive: 0,
+            requested: count,
+            rate,
             watch,
             tasks: JoinSet::new(),
             session_of: HashMap::new(),
             orders: HashMap::new(),
             proofs: watch::Sender::new(0),
-            tell,
-            told,
+            notify,
+            notices,
             step: Step::Ramp,
-            states: (0..count).map(|_| State::Waiting).collect(),
+            states: (0..size).map(|_| State::Waiting).collect(),
             counts,
-            ids: vec![None; count],
-            unheard: 0,
-            first_proofs: vec![None; count],
+            ids: vec![None; size],
+            undecided: 0,
+            first_proofs: vec![None; size],
             last_proofs: Vec::new(),
         }
     }
 
     /// Begins one session after another, and waits until each has come up or failed.
     ///
-    /// A machine that does not keep up is given time, unless it is to be pressed: to pile logins on each other would
-    /// measure its processors, and bring out the faults of bursts. Those that take too long hold nobody up, for they
-    /// may be dead.
-    pub async fn open(&mut self, sessions: Range<usize>, press: bool) {
+    /// At a steady pace, guacd gets time to keep up: too many logins at once would measure the machine's processors, and
+    /// bring out the faults of bursts. Sessions that take too long hold nobody up, as they may be dead.
+    pub async fn open(&mut self, sessions: Range<usize>, pace: Pace) {
         self.step = Step::Ramp;
-        let most_coming = (self.load.rate.per_second() * BACKLOG.as_secs_f64()).ceil().max(2.0) as u32;
+        let max_coming = (self.rate.per_second() * BACKLOG.as_secs_f64()).ceil().max(2.0) as u32;
         let mut turn = Instant::now();
         for index in sessions {
-            self.attend_until(Some(turn), |crowd| crowd.died.is_some()).await;
-            if !press {
+            self.run_until(Some(turn), |crowd| crowd.died.is_some()).await;
+            if pace == Pace::Steady {
                 let enough =
-                    |crowd: &Self| crowd.died.is_some() || crowd.promising(index, most_coming) < most_coming;
-                self.attend_until(None, enough).await;
+                    |crowd: &Self| crowd.died.is_some() || crowd.connecting(index, max_coming) < max_coming;
+                self.run_until(None, enough).await;
             }
             if self.died.is_some() {
                 return;
             }
-            turn = turn.max(Instant::now() - TICK) + self.load.rate.interval();
-            let tell = self.tell.clone();
+            turn = turn.max(Instant::now() - TICK) + self.rate.interval();
+            let notify = self.notify.clone();
             let (order, orders) = mpsc::unbounded_channel();
             self.orders.insert(index, order);
             let before = *self.proofs.borrow();
             let orders = Orders { proofs: self.proofs.subscribe(), before, order: orders };
-            let session = session::live(Arc::clone(&self.setup), index, orders, move |told| {
-                let _ = tell.send((index, told));
+            let session = session::run(Arc::clone(&self.setup), index, orders, move |notice| {
+                let _ = notify.send((index, notice));
             });
             self.begin(index, session);
         }
-        self.attend_until(None, |crowd| crowd.coming() == 0).await;
+        self.run_until(None, |crowd| crowd.coming() == 0).await;
     }
 
-    /// How many of the sessions before this one are coming up, and not too slowly; or any number that is enough.
-    fn promising(&self, before: usize, enough: u32) -> u32 {
-        if self.coming() < enough {
+    /// How many of the sessions before this one are connecting, slow ones left out. Counts no further than `max`.
+    fn connecting(&self, before: usize, max: u32) -> u32 {
+        if self.coming() < max {
             return self.coming();
         }
         let since = |state: &State| match state {
             State::Coming(since) => Some(since.elapsed()),
             _ => None,
         };
-        // They were begun in this order.
+        // Sessions are begun in the order of their numbers.
         let coming = self.states[..before].iter().rev().filter_map(since);
-        coming.take_while(|&since| since < PROMISING).take(enough as usize).count() as u32
+        coming.take_while(|&since| since < SLOW).take(max as usize).count() as u32
     }
 
     fn begin(&mut self, index: usize, session: impl Future<Output = ()> + Send + 'static) {
@@ -255,31 +198,34 @@ impl<'a> Crowd<'a> {
     /// Holds all sessions open, for as long as any is.
     pub async fn hold(&mut self, time: Duration) {
         self.step = Step::Hold;
-        self.attend_until(Some(Instant::now() + time), |crowd| crowd.alive() == 0).await;
+        self.run_until(Some(Instant::now() + time), |crowd| crowd.alive() == 0).await;
     }
 
-    /// Has all sessions prove themselves that are open, and waits until each has or has failed. Tells how many had to,
-    /// how many did, and how long it took them.
-    pub async fn prove(&mut self) -> (u32, u32, Option<Latency>) {
+    /// Makes all open sessions prove themselves, and waits until each has done so or failed.
+    pub async fn prove(&mut self) -> Proof {
         self.step = Step::Proof;
         for index in 0..self.states.len() {
             if matches!(self.states[index], State::Proven) {
                 self.set(index, State::Alive);
             }
         }
-        let asked = self.alive();
+        let sessions = self.alive();
         let before = self.last_proofs.len();
         self.proofs.send_modify(|proofs| *proofs += 1);
-        self.attend_until(None, |crowd| crowd.coming() + crowd.counts[State::Alive.kind()] == 0).await;
-        // What ends with the last proof, as of something that the proof itself brought out, has not outlived it.
-        self.attend_until(Some(Instant::now() + TICK), |crowd| crowd.died.is_some()).await;
-        self.look_after_guacd();
-        (asked, self.counts[State::Proven.kind()], latency(&self.last_proofs[before..]))
+        self.run_until(None, |crowd| crowd.coming() + crowd.counts[State::Alive.kind()] == 0).await;
+        // A session that the proof itself ends has not outlived it.
+        self.run_until(Some(Instant::now() + TICK), |crowd| crowd.died.is_some()).await;
+        self.check_guacd();
+        Proof {
+            sessions,
+            proven: self.counts[State::Proven.kind()],
+            latency: latency(&self.last_proofs[before..]),
+        }
     }
 
-    /// Waits until it is known of each session that failed whether its client was told.
-    pub async fn hear(&mut self) {
-        self.attend_until(None, |crowd| crowd.unheard == 0).await;
+    /// Waits until it is known of each failed session whether its client was informed.
+    pub async fn wait_until_informed(&mut self) {
+        self.run_until(None, |crowd| crowd.undecided == 0).await;
     }
 
     /// Closes all sessions: those that are proven count as such from then on.
@@ -289,8 +235,8 @@ impl<'a> Crowd<'a> {
         self.session_of.clear();
         self.orders.clear();
         while self.tasks.join_next().await.is_some() {}
-        while let Ok((index, told)) = self.told.try_recv() {
-            self.note(index, told);
+        while let Ok((index, notice)) = self.notices.try_recv() {
+            self.note(index, notice);
         }
         for index in 0..self.states.len() {
             if matches!(self.states[index], State::Proven) {
@@ -300,18 +246,18 @@ impl<'a> Crowd<'a> {
         self.show();
     }
 
-    /// Takes note of what sessions tell and of guacd's death, until a time has come or something is so.
-    pub async fn attend_until(&mut self, end: Option<Instant>, enough: impl Fn(&Self) -> bool) {
+    /// Handles notices of sessions and the death of guacd, until the time has come or the condition holds.
+    pub async fn run_until(&mut self, end: Option<Instant>, enough: impl Fn(&Self) -> bool) {
         let mut tick = interval(TICK);
         let forever = Instant::now() + Duration::from_secs(365 * 24 * 60 * 60);
         while !enough(self) {
             tokio::select! {
                 biased;
-                Some((index, told)) = self.told.recv() => self.note(index, told),
+                Some((index, notice)) = self.notices.recv() => self.note(index, notice),
                 Some(Err(broken)) = self.tasks.join_next() => self.note_broken(&broken),
                 () = sleep_until(end.unwrap_or(forever)) => return,
                 _ = tick.tick() => {
-                    self.look_after_guacd();
+                    self.check_guacd();
                     self.show();
                 }
             }
@@ -319,8 +265,8 @@ impl<'a> Crowd<'a> {
         self.show();
     }
 
-    /// Says what is being done, for those who watch.
-    pub fn step(&mut self, step: Step) {
+    /// Sets what the run is doing, for those who watch.
+    pub fn set_step(&mut self, step: Step) {
         self.step = step;
         self.show();
     }
@@ -331,60 +277,61 @@ impl<'a> Crowd<'a> {
         self.states[index] = state;
     }
 
-    fn note(&mut self, index: usize, told: Told) {
-        match (&mut self.states[index], told) {
-            (State::Failed(dead), Told::Heard(heard)) => {
-                dead.heard = Some(heard);
-                self.unheard -= 1;
+    fn note(&mut self, index: usize, notice: Notice) {
+        match (&mut self.states[index], notice) {
+            (State::Failed(failure), Notice::Informed(informed)) => {
+                failure.informed = Some(informed);
+                self.undecided -= 1;
             }
             (
-                State::Struck(struck),
-                Told::Failed(Failed { how: How::Told | How::CutOff, .. }) | Told::Heard(true),
+                State::Disrupted(disruption),
+                Notice::Failed(Failed { cause: Cause::Informed | Cause::CutOff, .. })
+                | Notice::Informed(true),
             ) => {
-                struck.ended.get_or_insert(struck.at.elapsed());
+                disruption.ended.get_or_insert(disruption.at.elapsed());
             }
-            // The dead stay dead.
-            (State::Failed(_) | State::Struck(_) | State::Closed, _) => {}
-            (_, Told::Ready(id)) => self.ids[index] = Some(id),
-            (_, Told::Established(took)) => {
+            // A session that has ended stays so.
+            (State::Failed(_) | State::Disrupted(_) | State::Closed, _) => {}
+            (_, Notice::Ready(id)) => self.ids[index] = Some(id),
+            (_, Notice::Established(took)) => {
                 self.set(index, State::Alive);
                 self.established += 1;
                 self.first_proofs[index] = Some(took);
                 self.peak_alive = self.peak_alive.max(self.alive());
             }
-            (_, Told::Proven(proof, took)) => {
+            (_, Notice::Proven(proof, took)) => {
                 if proof == *self.proofs.borrow() {
                     self.set(index, State::Proven);
                 }
                 self.last_proofs.push(took);
             }
-            (_, Told::Failed(failed)) => {
-                let heard = match failed.how {
-                    How::Told | How::CutOff => Some(true),
-                    How::Silence => Some(false),
-                    How::Ended => None,
+            (_, Notice::Failed(failed)) => {
+                let informed = match failed.cause {
+                    Cause::Informed | Cause::CutOff => Some(true),
+                    Cause::Silence => Some(false),
+                    Cause::ProcessEnded => None,
                 };
-                self.unheard += u32::from(heard.is_none());
-                let said = self.said(index);
-                self.set(index, State::Failed(Dead { failed, at: StdInstant::now(), said, heard }));
+                self.undecided += u32::from(informed.is_none());
+                let log_line = self.log_line(index);
+                self.set(index, State::Failed(Failure { failed, at: StdInstant::now(), log_line, informed }));
             }
-            (_, Told::Heard(_) | Told::Done(_)) => {}
+            (_, Notice::Informed(_)) => {}
         }
     }
 
-    /// A session that will never tell anything again, by a fault of this program's.
+    /// A session whose task has panicked.
     fn note_broken(&mut self, broken: &task::JoinError) {
         let Some(&index) = self.session_of.get(&broken.id()) else { return };
         if let Some(phase) = self.phase(&self.states[index]) {
             let reason = format!("guac-stress itself failed: {broken}");
-            self.note(index, Told::Failed(Failed { phase, reason, how: How::Told }));
+            self.note(index, Notice::Failed(Failed { phase, reason, cause: Cause::Informed }));
         }
     }
 
-    /// How far a session is that has not failed. One that was not begun is nowhere, as is one that was closed.
+    /// The phase of a session that was begun and has neither ended nor been closed.
     fn phase(&self, state: &State) -> Option<Phase> {
         match state {
-            State::Waiting | State::Failed(_) | State::Closed | State::Struck(_) => None,
+            State::Waiting | State::Failed(_) | State::Closed | State::Disrupted(_) => None,
             State::Coming(_) => Some(Phase::Login),
             State::Alive if self.step == Step::Proof => Some(Phase::LastProof),
             State::Alive => Some(Phase::Hold),
@@ -392,13 +339,13 @@ impl<'a> Crowd<'a> {
         }
     }
 
-    /// The most telling line of guacd's about a session.
-    fn said(&self, index: usize) -> Option<String> {
+    /// The most telling line of guacd's log about a session.
+    fn log_line(&self, index: usize) -> Option<String> {
         self.setup.log.as_ref()?.telling(self.ids[index].as_deref())
     }
 
-    /// Sees whether guacd is dead, in which case every session is that was begun.
-    pub fn look_after_guacd(&mut self) {
+    /// Checks whether guacd is dead. If it is, so is every session that was begun.
+    pub fn check_guacd(&mut self) {
         if self.died.is_some() {
             return;
         }
@@ -406,21 +353,21 @@ impl<'a> Crowd<'a> {
         let reason = format!("guacd {end}");
         for index in 0..self.states.len() {
             let phase = match &self.states[index] {
-                State::Failed(dead)
-                    if matches!(dead.failed.how, How::CutOff | How::Ended)
-                        && dead.at.elapsed() < SAME_DEATH =>
+                State::Failed(failure)
+                    if matches!(failure.failed.cause, Cause::CutOff | Cause::ProcessEnded)
+                        && failure.at.elapsed() < SAME_DEATH =>
                 {
-                    Some(dead.failed.phase)
+                    Some(failure.failed.phase)
                 }
                 state => self.phase(state),
             };
             let Some(phase) = phase else { continue };
-            let failed = Failed { phase, reason: reason.clone(), how: How::CutOff };
-            let dead = Dead { failed, at: StdInstant::now(), said: None, heard: Some(true) };
-            self.set(index, State::Failed(dead));
+            let failed = Failed { phase, reason: reason.clone(), cause: Cause::CutOff };
+            let failure = Failure { failed, at: StdInstant::now(), log_line: None, informed: Some(true) };
+            self.set(index, State::Failed(failure));
         }
-        let unheard = |state: &&State| matches!(state, State::Failed(Dead { heard: None, .. }));
-        self.unheard = self.states.iter().filter(unheard).count() as u32;
+        let undecided = |state: &&State| matches!(state, State::Failed(Failure { informed: None, .. }));
+        self.undecided = self.states.iter().filter(undecided).count() as u32;
         self.died = Some(end);
     }
 
@@ -430,7 +377,7 @@ impl<'a> Crowd<'a> {
 
     /// How many sessions were begun.
     pub fn started(&self) -> u32 {
-        self.load.count - self.counts[State::Waiting.kind()]
+        self.requested - self.counts[State::Waiting.kind()]
     }
 
     /// How many sessions are open.
@@ -459,55 +406,64 @@ impl<'a> Crowd<'a> {
         self.setup.log.as_ref()?.process(self.ids[index].as_deref()?)
     }
 
-    /// Takes note that a session is struck, and gives it an order if it takes one for that.
-    pub fn strike(&mut self, index: usize, kind: StrikeKind) {
-        self.set(index, State::Struck(Struck { kind, at: StdInstant::now(), ended: None }));
+    /// Marks a session as disrupted, and gives it an order if the kind of disruption takes one. It has to end as it should
+    /// within some time.
+    pub fn disrupt(&mut self, index: usize, kind: FaultKind, within: Duration) {
+        self.set(index, State::Disrupted(Disruption { kind, at: StdInstant::now(), within, ended: None }));
         let order = match kind {
-            StrikeKind::Kill | StrikeKind::Cut => return,
-            StrikeKind::Stall => Order::Stall,
-            StrikeKind::Vanish => Order::Vanish,
+            FaultKind::Kill | FaultKind::Cut => return,
+            FaultKind::Stall => Order::Stall,
+            FaultKind::Vanish => Order::Vanish,
         };
         if let Some(orders) = self.orders.get(&index) {
             let _ = orders.send(order);
         }
     }
 
-    /// Takes note that a session that was struck has ended as it should.
-    pub fn strike_ended(&mut self, index: usize) {
-        if let State::Struck(struck) = &mut self.states[index] {
-            struck.ended.get_or_insert(struck.at.elapsed());
+    /// Marks a disrupted session as one that has ended as it should.
+    pub fn end_disrupted(&mut self, index: usize) {
+        if let State::Disrupted(disruption) = &mut self.states[index] {
+            disruption.ended.get_or_insert(disruption.at.elapsed());
         }
     }
 
-    /// The sessions that were struck and have not ended as they should yet, with how long ago that was.
-    pub fn struck(&self) -> Vec<(usize, StrikeKind, Duration)> {
-        let struck = |(index, state): (usize, &State)| match state {
-            State::Struck(Struck { kind, at, ended: None }) => Some((index, *kind, at.elapsed())),
+    /// The disrupted sessions that have not ended as they should, and the time that each has left.
+    pub fn disrupted(&self) -> Vec<(usize, FaultKind, Duration)> {
+        let waiting = |(index, state): (usize, &State)| match state {
+            State::Disrupted(Disruption { kind, at, within, ended: None }) => {
+                Some((index, *kind, within.saturating_sub(at.elapsed())))
+            }
             _ => None,
         };
-        self.states.iter().enumerate().filter_map(struck).collect()
+        self.states.iter().enumerate().filter_map(waiting).collect()
     }
 
-    /// What came of the strikes of one kind; none where there were none.
-    pub fn strike_result(&self, kind: StrikeKind, within: Duration) -> Option<Strike> {
-        let of_kind = |state: &State| match state {
-            State::Struck(struck) if struck.kind == kind => Some(struck.ended),
+    /// What came of the disruptions, by kind.
+    pub fn faults(&self) -> Vec<Fault> {
+        FaultKind::ALL.into_iter().filter_map(|kind| self.faults_of(kind)).collect()
+    }
+
+    fn faults_of(&self, kind: FaultKind) -> Option<Fault> {
+        let disruptions = self.states.iter().filter_map(|state| match state {
+            State::Disrupted(disruption) if disruption.kind == kind => Some(disruption),
             _ => None,
-        };
-        let all = self.states.iter().filter_map(of_kind).collect::<Vec<_>>();
-        let ended = all.iter().flatten().filter(|&&took| took <= within).collect::<Vec<_>>();
-        (!all.is_empty()).then(|| Strike {
+        });
+        let all = disruptions.collect::<Vec<_>>();
+        let within = all.first()?.within;
+        let ended = all.iter().filter_map(|disruption| disruption.ended).filter(|&took| took <= within);
+        let ended = ended.collect::<Vec<_>>();
+        Some(Fault {
             kind,
             sessions: all.len() as u32,
             ended: ended.len() as u32,
-            slowest_seconds: ended.into_iter().max().map(Duration::as_secs_f64),
+            slowest_seconds: ended.into_iter().max().map(|slowest| slowest.as_secs_f64()),
             within_seconds: within.as_secs_f64(),
         })
     }
 
-    /// How many failed without their client being told.
+    /// How many failed without their client being informed.
     pub fn silent(&self) -> u32 {
-        let silent = |state: &&State| matches!(state, State::Failed(Dead { heard: Some(false), .. }));
+        let silent = |state: &&State| matches!(state, State::Failed(Failure { informed: Some(false), .. }));
         self.states.iter().filter(silent).count() as u32
     }
 
@@ -515,21 +471,21 @@ impl<'a> Crowd<'a> {
         if let Some(sampler) = &self.sampler {
             sampler.set_sessions(self.alive());
         }
-        let tally = Tally {
+        let progress = Progress {
             step: self.step,
-            requested: self.load.count,
+            requested: self.requested,
             started: self.started(),
             alive: self.alive(),
             proven: self.proven(),
-            failed: self.counts[5],
+            failed: self.counts[state::FAILED],
         };
-        (self.watch)(tally);
+        (self.watch)(progress);
     }
 
-    /// Takes note of what sessions have told and was not attended to yet: an interruption comes at any time.
+    /// Handles the notices that are still waiting: an interruption can come at any time.
     pub fn catch_up(&mut self) {
-        while let Ok((index, told)) = self.told.try_recv() {
-            self.note(index, told);
+        while let Ok((index, notice)) = self.notices.try_recv() {
+            self.note(index, notice);
         }
     }
 
@@ -552,21 +508,24 @@ impl<'a> Crowd<'a> {
         latency(&self.last_proofs)
     }
 
-    /// Those that failed, with what guacd said about it, grouped.
-    pub fn failures(&self) -> Vec<Failure> {
+    /// The failed sessions, grouped, with what guacd's log says about them.
+    pub fn failures(&self) -> Vec<report::Failure> {
         let mut groups = BTreeMap::<(Phase, &str, Option<String>), Vec<u32>>::new();
         for (index, state) in self.states.iter().enumerate() {
-            let State::Failed(dead) = state else { continue };
-            // A session that gave up in silence has closed its connection, and what guacd said after that is about that.
-            let line = match dead.failed.how {
-                How::Silence => dead.said.clone(),
-                How::Told | How::CutOff | How::Ended => self.said(index),
+            let State::Failed(failure) = state else { continue };
+            // A session that gave up in silence has closed its connection, and guacd's later lines are about that.
+            let line = match failure.failed.cause {
+                Cause::Silence => failure.log_line.clone(),
+                Cause::Informed | Cause::CutOff | Cause::ProcessEnded => self.log_line(index),
             };
-            groups.entry((dead.failed.phase, &dead.failed.reason, line)).or_default().push(index as u32);
+            groups
+                .entry((failure.failed.phase, &failure.failed.reason, line))
+                .or_default()
+                .push(index as u32);
         }
         let mut failures = groups
             .into_iter()
-            .map(|((phase, reason, log), sessions)| Failure {
+            .map(|((phase, reason, log), sessions)| report::Failure {
                 phase,
                 reason: reason.into(),
                 log,
@@ -579,51 +538,31 @@ impl<'a> Crowd<'a> {
     }
 }
 
-/// A distribution, of whatever there is.
-pub fn latency<'t>(times: impl IntoIterator<Item = &'t Duration>) -> Option<Latency> {
-    // Microseconds, to three digits.
-    let mut histogram = Histogram::<u64>::new(3).ok()?;
-    for time in times {
-        let _ = histogram.record(time.as_micros().try_into().unwrap_or(u64::MAX).max(1));
-    }
-    let ms = |micros: u64| micros as f64 / 1000.0;
-    (!histogram.is_empty()).then(|| Latency {
-        p50_ms: ms(histogram.value_at_quantile(0.50)),
-        p95_ms: ms(histogram.value_at_quantile(0.95)),
-        p99_ms: ms(histogram.value_at_quantile(0.99)),
-        max_ms: ms(histogram.max()),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        cli::{Cli, Protocol},
-        wire::link::{Echo, Login},
-    };
-    use clap::Parser;
+    use crate::wire::link::{Echo, Login};
+
+    fn setup(logins: Vec<Login>) -> Arc<Setup> {
+        Arc::new(Setup { guacd: Vec::new(), logins, timeout: Duration::from_secs(30), log: None })
+    }
+
+    fn rate() -> Rate {
+        "8".parse().unwrap()
+    }
 
     #[tokio::test]
     async fn a_session_that_panics_has_failed_and_holds_nobody_up() {
-        let load = Cli::parse_from(["guac-stress", "--guacd=a:1", "--count=2"]).load;
         let echo = Echo::Pipe(String::new());
-        let login = Login { protocol: Protocol::Ssh, arguments: Vec::new(), echo, call: None };
-        let setup = Setup {
-            guacd: Vec::new(),
-            logins: vec![login],
-            timeout: load.timeout,
-            log: None,
-            connections: None,
-        };
+        let login = Login { protocol: "ssh", arguments: Vec::new(), echo, call: None };
         let mut watch = |_| {};
-        let mut run = Crowd::new(&load, Arc::new(setup), None, &mut watch);
-        let tell = run.tell.clone();
+        let mut run = Crowd::new(2, rate(), setup(vec![login]), None, &mut watch);
+        let notify = run.notify.clone();
         run.begin(0, async { panic!("as it should not") });
         run.begin(1, async move {
-            let _ = tell.send((1, Told::Established(Duration::from_millis(1))));
+            let _ = notify.send((1, Notice::Established(Duration::from_millis(1))));
         });
-        let resolved = run.attend_until(None, |run| run.coming() == 0);
+        let resolved = run.run_until(None, |run| run.coming() == 0);
         tokio::time::timeout(Duration::from_secs(5), resolved).await.expect("one of them hangs");
         let failures = run.failures();
         assert_eq!((run.alive(), failures.len(), failures[0].sessions.as_slice()), (1, 1, &[0][..]));
@@ -631,25 +570,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_told_of_an_end_too_late_or_never_is_in_silence() {
-        let load = Cli::parse_from(["guac-stress", "--guacd=a:1", "--count=4"]).load;
-        let setup = Setup {
-            guacd: Vec::new(),
-            logins: Vec::new(),
-            timeout: load.timeout,
-            log: None,
-            connections: None,
-        };
+    async fn a_client_that_is_informed_too_late_or_never_is_silent() {
         let mut watch = |_| {};
-        let mut crowd = Crowd::new(&load, Arc::new(setup), None, &mut watch);
-        for (index, how) in [How::Told, How::Silence, How::Ended, How::Ended].into_iter().enumerate() {
-            let failed = Failed { phase: Phase::Hold, reason: String::new(), how };
-            crowd.note(index, Told::Failed(failed));
+        let mut crowd = Crowd::new(4, rate(), setup(Vec::new()), None, &mut watch);
+        let causes = [Cause::Informed, Cause::Silence, Cause::ProcessEnded, Cause::ProcessEnded];
+        for (index, cause) in causes.into_iter().enumerate() {
+            let failed = Failed { phase: Phase::Hold, reason: String::new(), cause };
+            crowd.note(index, Notice::Failed(failed));
         }
-        assert_eq!((crowd.silent(), crowd.unheard), (1, 2));
-        crowd.note(2, Told::Heard(true));
-        crowd.note(3, Told::Heard(false));
-        crowd.hear().await;
-        assert_eq!((crowd.silent(), crowd.unheard, crowd.alive()), (2, 0, 0));
+        assert_eq!((crowd.silent(), crowd.undecided), (1, 2));
+        crowd.note(2, Notice::Informed(true));
+        crowd.note(3, Notice::Informed(false));
+        crowd.wait_until_informed().await;
+        assert_eq!((crowd.silent(), crowd.undecided, crowd.alive()), (2, 0, 0));
     }
 }

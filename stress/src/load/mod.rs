@@ -1,2 +1,12 @@
+//! How are sessions opened, held and proven? One session, and all sessions of a run.
+
+pub mod flags;
+
+#[cfg(feature = "engine")]
 pub mod crowd;
+#[cfg(feature = "engine")]
+mod latency;
+#[cfg(feature = "engine")]
 pub mod session;
+#[cfg(feature = "engine")]
+mod state;

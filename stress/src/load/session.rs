@@ -1,5 +1,5 @@
-//! How does one session live? Connect, log in, give back a first nonce, be held open, give back another one each time that
-//! all have to, and stay open until it is closed. Or misbehave, where it is ordered to.
+//! How does one session live? It connects, logs in, gives back a first nonce, is held open, gives back another nonce at each
+//! proof, and stays open until it is closed. Chaos orders some sessions to misbehave.
 
 use std::{future::pending, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
@@ -14,117 +14,116 @@ use tokio::{
 use crate::{
     guacd::log::LogBook,
     report::Phase,
-    target::Connections,
-    wire::codec::{self, Decoder},
-    wire::link::{Event, Link, Login},
+    wire::{
+        codec::{self, Decoder},
+        link::{Event, Link, Login},
+        nonce::fresh_nonce,
+    },
 };
 
-/// guacd drops a user that it has not heard of for 15 seconds.
+/// guacd drops a user that has sent nothing for 15 seconds.
 const NOP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long a target has to answer before it is called again.
+/// How long a target has to answer a call before it is called again.
 const CALL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Nothing more is read while this much could not be sent: every instruction that is read may want an answer.
-const MOST_UNSENT: usize = 64 * 1024;
+/// Nothing more is read while this much is unsent: every instruction that is read may need an answer.
+const MAX_UNSENT: usize = 64 * 1024;
 
-/// How long a client may wait to be told that its session has ended. Whoever is told nothing then is in silence.
-pub const TOLD_WITHIN: Duration = Duration::from_secs(5);
+/// How long after the end of its session a client may learn of it. A client that has heard nothing by then counts as silent.
+pub const INFORMED_WITHIN: Duration = Duration::from_secs(5);
 
 /// What all sessions of a run share.
 pub struct Setup {
-    /// Where guacd listens. Of several addresses, the first that answers is taken.
+    /// Where guacd listens. Of several addresses, the first that answers is used.
     pub guacd: Vec<SocketAddr>,
-    /// What it is to connect to. Sessions take these in turn.
+    /// What guacd is to connect to. Sessions use these in turn.
     pub logins: Vec<Login>,
     /// How long a session may take to come up, and again to prove itself.
     pub timeout: Duration,
     /// guacd's log, if it can be read.
     pub log: Option<Arc<LogBook>>,
-    /// The connections to the embedded targets, if there are any.
-    pub connections: Option<Arc<Connections>>,
 }
 
-/// What a session is ordered to do, apart from others.
+/// An order to one session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// To type much, and then neither to read nor to write.
+    /// Type much, and then neither read nor write.
     Stall,
-    /// To be gone, without telling guacd.
+    /// Close the connection without informing guacd.
     Vanish,
 }
 
-/// How a run speaks to one session.
+/// What a run tells one session.
 pub struct Orders {
-    /// How many times all sessions had to prove themselves so far.
+    /// How many proofs were asked of all sessions so far.
     pub proofs: watch::Receiver<u32>,
-    /// How many times before this session began.
+    /// How many of these before this session began.
     pub before: u32,
-    /// What it alone is to do.
+    /// Orders to this session alone.
     pub order: mpsc::UnboundedReceiver<Order>,
 }
 
-/// What a session tells the run.
+/// What a session reports to the run.
 #[derive(Debug)]
-pub enum Told {
+pub enum Notice {
     /// guacd gave it this id.
     Ready(String),
     /// Its first nonce came back, so long after it began.
     Established(Duration),
-    /// The nonce of this proof came back, so long after it was typed.
+    /// The nonce of the proof with this number came back, so long after it was typed.
     Proven(u32, Duration),
-    /// It is dead.
+    /// It has failed.
     Failed(Failed),
-    /// After a failure of which guacd's log had told: whether the client itself was told within [`TOLD_WITHIN`].
-    Heard(bool),
-    /// It has done as it was ordered to.
-    Done(Order),
+    /// It failed because guacd's log reported the end of its process. This says whether guacd informed the client itself
+    /// within [`INFORMED_WITHIN`].
+    Informed(bool),
 }
 
-/// Why a session is dead.
+/// The failure of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failed {
     /// How far it had come.
     pub phase: Phase,
-    /// What was seen.
+    /// What the client saw.
     pub reason: String,
-    /// In which way that came about.
-    pub how: How,
+    /// How it learnt of its end.
+    pub cause: Cause,
 }
 
-/// In which way a session ended.
+/// How a session learnt of its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum How {
-    /// It heard of it.
-    Told,
-    /// It heard nothing in time, and gave up itself.
+pub enum Cause {
+    /// guacd informed it, or it found an error itself.
+    Informed,
+    /// It heard nothing in time, and gave up.
     Silence,
-    /// It lost its connection, which may be because guacd died.
+    /// It lost its connection. guacd may have died.
     CutOff,
-    /// guacd's log told that the process is gone. The client may yet hear of it.
-    Ended,
+    /// guacd's log reported the end of its process. guacd may yet inform the client.
+    ProcessEnded,
 }
 
-/// Lives a session from its beginning until it fails. Drop it to close it.
-pub async fn live(setup: Arc<Setup>, index: usize, mut orders: Orders, tell: impl Fn(Told)) {
+/// Runs a session from its beginning until it fails. Drop it to close it.
+pub async fn run(setup: Arc<Setup>, index: usize, mut orders: Orders, notify: impl Fn(Notice)) {
     let begun = Instant::now();
     let deadline = begun + setup.timeout;
 
     let mut session = match connect(&setup, index, deadline).await {
         Ok(session) => session,
-        Err(failed) => return tell(Told::Failed(failed)),
+        Err(failed) => return notify(Notice::Failed(failed)),
     };
     let lived: Result<Order, Failed> = async {
         if let Event::Ready(id) = session.expect(deadline, setup.timeout).await? {
             session.id = Some(id.clone());
-            tell(Told::Ready(id));
+            notify(Notice::Ready(id));
         }
         session.hear_of_target(deadline, setup.timeout).await?;
         session.enter(Phase::FirstProof);
         session.type_nonce();
         session.expect(deadline, setup.timeout).await?;
         session.enter(Phase::Hold);
-        tell(Told::Established(begun.elapsed()));
+        notify(Notice::Established(begun.elapsed()));
 
         let mut proof = orders.before;
         loop {
@@ -136,37 +135,38 @@ pub async fn live(setup: Arc<Setup>, index: usize, mut orders: Orders, tell: imp
             let typed = Instant::now();
             session.type_nonce();
             session.expect(typed + setup.timeout, setup.timeout).await?;
-            tell(Told::Proven(proof, typed.elapsed()));
+            notify(Notice::Proven(proof, typed.elapsed()));
         }
     }
     .await;
     match lived {
         Err(failed) => {
-            let how = failed.how;
-            tell(Told::Failed(failed));
-            if how == How::Ended {
-                tell(Told::Heard(session.is_told().await));
+            let cause = failed.cause;
+            notify(Notice::Failed(failed));
+            if cause == Cause::ProcessEnded {
+                notify(Notice::Informed(session.is_informed().await));
             }
         }
         Ok(Order::Stall) => {
             session.type_much();
-            tell(Told::Done(Order::Stall));
             pending::<()>().await;
         }
         Ok(Order::Vanish) => {
             session.vanish();
-            tell(Told::Done(Order::Vanish));
         }
     }
 }
 
 async fn connect(setup: &Setup, index: usize, deadline: Instant) -> Result<Session, Failed> {
-    let failed = |reason, how| Failed { phase: Phase::Connect, reason, how };
+    let failed = |reason, cause| Failed { phase: Phase::Connect, reason, cause };
     let stream = match timeout_at(deadline, TcpStream::connect(&setup.guacd[..])).await {
         Err(_) => {
-            return Err(failed("silence: guacd did not accept the connection in time".into(), How::Silence));
+            return Err(failed(
+                "silence: guacd did not accept the connection in time".into(),
+                Cause::Silence,
+            ));
         }
-        Ok(Err(error)) => return Err(failed(format!("cannot connect to guacd: {error}"), How::CutOff)),
+        Ok(Err(error)) => return Err(failed(format!("cannot connect to guacd: {error}"), Cause::CutOff)),
         Ok(Ok(stream)) => stream,
     };
     // Key presses are small and have to leave at once.
@@ -201,11 +201,11 @@ impl Session {
     }
 
     fn failed(&self, reason: impl Into<String>) -> Failed {
-        Failed { phase: self.link.phase(), reason: reason.into(), how: How::Told }
+        Failed { phase: self.link.phase(), reason: reason.into(), cause: Cause::Informed }
     }
 
     fn cut_off(&self, reason: impl Into<String>) -> Failed {
-        Failed { how: How::CutOff, ..self.failed(reason) }
+        Failed { cause: Cause::CutOff, ..self.failed(reason) }
     }
 
     /// The next event. Silence until the deadline is failure.
@@ -219,7 +219,7 @@ impl Session {
                     _ => "guacd did not answer",
                 };
                 let reason = format!("silence: {missing} within {}", humantime::format_duration(timeout));
-                Err(Failed { how: How::Silence, ..self.failed(reason) })
+                Err(Failed { cause: Cause::Silence, ..self.failed(reason) })
             }
         }
     }
@@ -243,7 +243,7 @@ impl Session {
             tokio::select! {
                 biased;
                 Some(order) = orders.order.recv() => return Ok(Some(order)),
-                // A run that is gone closes its sessions.
+                // A run that has ended closes its sessions.
                 _ = orders.proofs.wait_for(|&wanted| wanted > last) => return Ok(None),
                 // Nothing that happens now counts, except the end of the session.
                 event = self.pump() => { event?; }
@@ -251,19 +251,19 @@ impl Session {
         }
     }
 
-    /// Whether the client is told of the end of its session in time, by guacd and not by its log.
-    async fn is_told(&mut self) -> bool {
+    /// Whether guacd itself, and not its log, informs the client of the end of its session in time.
+    async fn is_informed(&mut self) -> bool {
         self.log = None;
-        let told = async { while self.pump().await.is_ok() {} };
-        timeout_at(Instant::now() + TOLD_WITHIN, told).await.is_ok()
+        let informed = async { while self.pump().await.is_ok() {} };
+        timeout_at(Instant::now() + INFORMED_WITHIN, informed).await.is_ok()
     }
 
-    /// Types so much that what comes back does not fit into the buffers between guacd and here.
+    /// Types so much that the echo does not fit into the buffers between guacd and this client.
     fn type_much(&mut self) {
         for _ in 0..1000 {
             self.type_nonce();
         }
-        // What does not fit is not typed: from now on, nobody writes.
+        // What does not fit is dropped: nothing is written from now on.
         let _ = self.stream.try_write(&self.out);
     }
 
@@ -281,7 +281,7 @@ impl Session {
         let ended = ended(self.log.clone(), self.id.clone());
         tokio::pin!(ended);
         loop {
-            // A socket that always has more to read would never let go of the thread otherwise.
+            // Without this, a socket that always has more to read would never yield the thread.
             consume_budget().await;
             while let Some(instruction) =
                 self.decoder.instruction().map_err(|error| self.failed(error.to_string()))?
@@ -294,25 +294,25 @@ impl Session {
             }
             let interest = match self.out.len() {
                 0 => Interest::READABLE,
-                MOST_UNSENT.. => Interest::WRITABLE,
+                MAX_UNSENT.. => Interest::WRITABLE,
                 _ => Interest::READABLE | Interest::WRITABLE,
             };
             tokio::select! {
                 biased;
                 _ = self.nop.tick() => codec::encode(&mut self.out, &["nop"]),
-                // Before the end of the process: what it said last tells more than that it ended.
+                // Before the end of the process: its last message says more than its end.
                 ready = self.stream.ready(interest) => {
                     let ready = ready.map_err(|error| self.cut_off(error.to_string()))?;
                     if ready.is_writable() && !self.out.is_empty() {
                         self.send()?;
                     }
-                    if ready.is_readable() && self.out.len() < MOST_UNSENT {
+                    if ready.is_readable() && self.out.len() < MAX_UNSENT {
                         self.receive()?;
                     }
                 }
                 () = &mut ended => {
                     let failed = self.failed("guacd's process for the session ended");
-                    return Err(Failed { how: How::Ended, ..failed });
+                    return Err(Failed { cause: Cause::ProcessEnded, ..failed });
                 }
             }
         }
@@ -352,8 +352,8 @@ async fn ended(log: Option<Arc<LogBook>>, id: Option<String>) {
     }
 }
 
-/// Has a connection's end of it forgotten when it is closed, as if the machine had lost its power: there is neither a FIN
-/// nor a reset. guacd learns of it when it sends. Tells whether this is allowed.
+/// Makes the kernel close this end of the connection without a FIN or a reset, as if the machine had lost its power. guacd
+/// learns of it when it sends. Returns whether the kernel allows this.
 fn close_silently(stream: &TcpStream) -> bool {
     use std::os::fd::AsRawFd;
     let on: libc::c_int = 1;
@@ -370,18 +370,10 @@ fn close_silently(stream: &TcpStream) -> bool {
     set == 0
 }
 
-/// 128 random bits, in hexadecimal digits: every one of them is a key of its own name.
-pub fn fresh_nonce() -> String {
-    let mut bytes = [0; 16];
-    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    assert_eq!(filled, Ok(bytes.len()), "the kernel has no random bytes");
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{cli::Protocol, wire::link::Echo};
+    use crate::wire::link::Echo;
     use std::net::Ipv4Addr;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
@@ -403,13 +395,13 @@ mod tests {
         });
         let timeout = Duration::from_secs(2);
         let echo = Echo::Pipe(String::new());
-        let login = Login { protocol: Protocol::Ssh, arguments: Vec::new(), echo, call: None };
-        let setup = Setup { guacd, logins: vec![login], timeout, log: None, connections: None };
+        let login = Login { protocol: "ssh", arguments: Vec::new(), echo, call: None };
+        let setup = Setup { guacd, logins: vec![login], timeout, log: None };
         let deadline = Instant::now() + timeout;
         let mut session = connect(&setup, 0, deadline).await.unwrap();
         let failed = session.expect(deadline, timeout).await.unwrap_err();
-        assert_eq!(failed.how, How::Silence);
-        assert!(session.out.len() < 2 * MOST_UNSENT, "{} bytes are unsent", session.out.len());
+        assert_eq!(failed.cause, Cause::Silence);
+        assert!(session.out.len() < 2 * MAX_UNSENT, "{} bytes are unsent", session.out.len());
     }
 
     #[tokio::test]
@@ -430,9 +422,8 @@ mod tests {
         });
         let timeout = Duration::from_secs(5);
         let echo = Echo::Pipe("proof".into());
-        let login =
-            Login { protocol: Protocol::Telnet, arguments: Vec::new(), echo, call: Some("go".into()) };
-        let setup = Setup { guacd, logins: vec![login], timeout, log: None, connections: None };
+        let login = Login { protocol: "telnet", arguments: Vec::new(), echo, call: Some("go".into()) };
+        let setup = Setup { guacd, logins: vec![login], timeout, log: None };
         let deadline = Instant::now() + timeout;
         let mut session = connect(&setup, 0, deadline).await.unwrap();
         assert_eq!(session.expect(deadline, timeout).await, Ok(Event::Ready("$id".into())));

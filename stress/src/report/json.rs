@@ -1,4 +1,4 @@
-//! Where does the report go? To a file, whole or as it was before; or into what already has the name, such as a pipe.
+//! Where does the JSON report go? To a file, which is replaced as a whole; or into what already has that name, such as a pipe.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -10,28 +10,29 @@ use std::{
 use anyhow::{Context, Result, bail};
 use tempfile::NamedTempFile;
 
-use crate::{program::Preflight, report::Report};
+use super::model::StressReport;
+use crate::preflight::Preflight;
 
-/// A place for the report, which can be written to.
-pub struct Output {
+/// A file for the report, which can be written to.
+pub struct JsonFile {
     path: PathBuf,
     kind: Kind,
 }
 
 enum Kind {
-    /// A file of its own: readers see the whole of a report, or the one before.
+    /// A regular file: readers see a whole report, or the one before.
     Replaced,
-    /// What a symbolic link leads to, a pipe or a device, which are not ours to replace.
+    /// The target of a symbolic link, a pipe or a device, which must not be replaced.
     Open { file: File, is_regular: bool },
 }
 
-impl Output {
-    /// Makes sure of a place before there is anything to lose. An older report that was there is gone from then on, so
-    /// that nobody takes it for the one to come.
+impl JsonFile {
+    /// Checks that the file can be written to, before there is anything to lose. Removes an older report, so that nobody
+    /// mistakes it for the new one.
     ///
     /// # Errors
     ///
-    /// When nothing could be written there.
+    /// When the file cannot be written to.
     pub fn prepare(path: &Path) -> Result<Self> {
         let there = match fs::symlink_metadata(path) {
             Ok(there) => Some(there.file_type()),
@@ -40,7 +41,7 @@ impl Output {
         };
         let kind = match there {
             Some(there) if !there.is_file() => {
-                // It waits for a reader, where it is a pipe.
+                // Opening a pipe waits for a reader.
                 let file = OpenOptions::new().write(true).create(true).truncate(true).open(path);
                 let file = file.map_err(|error| impossible(path, &error))?;
                 let is_regular = file.metadata().is_ok_and(|metadata| metadata.is_file());
@@ -57,12 +58,12 @@ impl Output {
         Ok(Self { path: path.into(), kind })
     }
 
-    /// Writes a report that may be followed by a longer one. What cannot take the first back is left alone.
+    /// Writes a report that a longer one may follow. A pipe or a device, which cannot be rewound, is left alone.
     ///
     /// # Errors
     ///
     /// When it cannot be written.
-    pub fn write_so_far(&mut self, report: &Report) -> Result<()> {
+    pub fn write_so_far(&mut self, report: &StressReport) -> Result<()> {
         match self.kind {
             Kind::Open { is_regular: false, .. } => Ok(()),
             _ => self.write(report),
@@ -74,11 +75,11 @@ impl Output {
     /// # Errors
     ///
     /// When it cannot be written.
-    pub fn write(&mut self, report: &Report) -> Result<()> {
+    pub fn write(&mut self, report: &StressReport) -> Result<()> {
         self.try_write(report).with_context(|| format!("write the report to {}", self.path.display()))
     }
 
-    fn try_write(&mut self, report: &Report) -> Result<()> {
+    fn try_write(&mut self, report: &StressReport) -> Result<()> {
         let mut json = serde_json::to_vec_pretty(report)?;
         json.push(b'\n');
         match &mut self.kind {

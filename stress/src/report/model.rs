@@ -1,68 +1,54 @@
-//! What came of it? The one type that holds the result of a stress run. Text and JSON are printers of it.
+//! What was measured? The one type that holds the result of a stress run. Text and JSON are printers of it.
 //!
-//! JSON is a contract: `schema/report.v1.json` describes it, and [`SCHEMA_VERSION`] changes with it. Fields may be added
-//! within a version; a reader has to pass over those that it does not know.
+//! The JSON is a contract: `schema/report.v2.json` describes it, and [`SCHEMA_VERSION`] changes with it. Fields may be added
+//! within a version; a reader has to ignore those that it does not know.
 
-use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+pub use shared::capacity::Limit;
 
 /// The version of the JSON that this module reads and writes.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
-/// A whole invocation: every guacd that was loaded, in order.
+/// The result of a stress run: every guacd that was loaded, in order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub struct StressReport {
     /// [`SCHEMA_VERSION`].
     pub schema_version: u32,
     /// When the first run began, in seconds since 1970.
     pub started_at_unix_seconds: u64,
-    /// Whether it was stopped before its end. The last run is then incomplete, and what it has is what was measured so far.
+    /// Whether it was stopped before its end. The last run then holds what was measured so far.
     pub interrupted: bool,
     /// Whether every judged run passed all its checks.
     pub passed: bool,
-    /// What this machine can carry of a stock guacd, the limit that ends first before the others. A patched one takes no more.
+    /// How many sessions of a stock guacd this machine can carry: the limit that is reached first comes first. A patched guacd
+    /// needs no more.
     #[serde(default)]
     pub machine: Vec<Limit>,
     /// One for each guacd.
     pub runs: Vec<Run>,
 }
 
-/// Something that there is only so much of.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Limit {
-    /// What it is: memory, open files, tasks, terminals or ports.
-    pub name: String,
-    /// Where it is set, or read.
-    pub source: String,
-    /// How much there is left: bytes, or pieces.
-    pub available: u64,
-    /// How much of it a session takes, as was measured with stock 1.6.0.
-    pub per_session: f64,
-    /// How many sessions that is enough for.
-    pub sessions: u64,
-}
-
-/// What is done to guacd.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
+/// The name of a scenario.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Scenario {
-    /// Open sessions at a steady pace, hold them open together, and have each prove itself.
+pub enum ScenarioName {
+    /// Sessions are opened at a steady rate, held open together, and prove themselves.
     #[default]
     Hold,
-    /// The same, but open them as fast as --rate says, whether guacd keeps up or not.
+    /// The same, but the rate does not depend on whether guacd keeps up.
     Burst,
-    /// Open sessions in waves, prove and close each wave, and see whether guacd is then as it was before.
+    /// Sessions are opened, proven and closed in waves.
     Churn,
-    /// Hold sessions for long, and have each prove itself time and again.
+    /// Sessions are held for long, and prove themselves again and again.
     Soak,
-    /// Kill, cut off, stall and abandon some sessions, and have all others prove themselves.
+    /// Some sessions are disrupted on purpose, and all others prove themselves.
     Chaos,
-    /// Send malformed handshakes beside sessions that are held open, which have to prove themselves afterwards.
+    /// Malformed handshakes are sent next to sessions that are held open.
     Fuzz,
 }
 
-impl Scenario {
-    /// As it is written on the command line.
+impl ScenarioName {
+    /// Its name on the command line.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Hold => "hold",
@@ -76,7 +62,7 @@ impl Scenario {
 }
 
 /// One guacd under load.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Run {
     /// The guacamole-server release, if it was given.
     pub release: Option<String>,
@@ -84,13 +70,13 @@ pub struct Run {
     pub variant: String,
     /// What was done to it.
     #[serde(default)]
-    pub scenario: Scenario,
+    pub scenario: ScenarioName,
     /// `ssh`, `telnet`, `vnc`, or `mix` for all of them in turn.
     #[serde(default = "ssh")]
     pub protocol: String,
     /// `embedded`, `openssh` or HOST:PORT.
     pub target: String,
-    /// What chance was seeded with, where it had a part.
+    /// The seed of the random numbers, in scenarios that use any.
     #[serde(default)]
     pub seed: Option<u64>,
     /// How many pthread keys each of guacd's processes was allowed, if they were limited.
@@ -98,7 +84,7 @@ pub struct Run {
     /// How many sessions were asked for.
     pub requested: u32,
     /// How many sessions were begun: fewer than requested only after an interruption, or when guacd died before the last
-    /// was. Where the run was not interrupted, each of these is proven, or among the failures, or was struck on purpose.
+    /// was. Where the run was not interrupted, each of these is proven, or among the failures, or was disrupted on purpose.
     pub started: u32,
     /// How many sessions came up: what was typed into each of them came back once.
     pub established: u32,
@@ -113,11 +99,11 @@ pub struct Run {
     /// Of sessions that had to prove themselves several times, those that did each time. In waves, those that did
     /// before their wave was closed.
     pub proven: u32,
-    /// How many failures nobody told the client of: it heard neither an error nor the end of its connection, within 5 s
-    /// of the end of guacd's process, or for as long as it waited.
+    /// How many failures of which the client was not informed: it got neither an error nor the end of its connection,
+    /// within 5 s of the end of guacd's process or for as long as it waited.
     #[serde(default)]
     pub silent: u32,
-    /// What decided, and how.
+    /// The checks that decide whether the run passed.
     #[serde(default)]
     pub checks: Vec<Check>,
     /// Every session that was begun and not proven, grouped by reason, the largest group first. After an interruption,
@@ -133,13 +119,13 @@ pub struct Run {
     /// The waves of `churn`, and the proofs of `soak`.
     #[serde(default)]
     pub rounds: Vec<Round>,
-    /// What `chaos` did.
+    /// How `chaos` disrupted sessions, and what came of it.
     #[serde(default)]
-    pub strikes: Vec<Strike>,
-    /// What `fuzz` did.
+    pub faults: Vec<Fault>,
+    /// What `fuzz` sent, and how guacd answered.
     #[serde(default)]
     pub fuzz: Option<Fuzz>,
-    /// What this program itself took, with its embedded targets.
+    /// What the load generator itself took, with its embedded targets.
     #[serde(default)]
     pub generator: Option<Generator>,
     /// What guacd took, where it was started here.
@@ -162,24 +148,24 @@ fn ssh() -> String {
     "ssh".into()
 }
 
-/// Something that had to be so.
+/// A measured value and the threshold that decides about it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Check {
-    /// What was looked at.
+    /// What was checked.
     pub name: String,
-    /// Which way the threshold bounds it.
+    /// Whether the threshold is a minimum or a maximum.
     pub bound: Bound,
     /// The threshold.
     pub threshold: f64,
-    /// What was found. None where it could not be measured, which does not pass.
-    pub found: Option<f64>,
+    /// The measured value. None where it could not be measured; then the check does not pass.
+    pub measured: Option<f64>,
     /// What both are counted in: sessions, seconds, percent and so on.
     pub unit: String,
-    /// Whether it was so.
+    /// Whether the measured value is within the threshold.
     pub passed: bool,
 }
 
-/// Which way a threshold bounds.
+/// Whether a threshold is a minimum or a maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
@@ -190,13 +176,13 @@ pub enum Bound {
 }
 
 impl Check {
-    /// Compares what was found with a threshold.
-    pub fn new(name: &str, bound: Bound, threshold: f64, found: Option<f64>, unit: &str) -> Self {
-        let passed = found.is_some_and(|found| match bound {
-            Bound::AtLeast => found >= threshold,
-            Bound::AtMost => found <= threshold,
+    /// Compares a measured value with a threshold.
+    pub fn new(name: &str, bound: Bound, threshold: f64, measured: Option<f64>, unit: &str) -> Self {
+        let passed = measured.is_some_and(|measured| match bound {
+            Bound::AtLeast => measured >= threshold,
+            Bound::AtMost => measured <= threshold,
         });
-        Self { name: name.into(), bound, threshold, found, unit: unit.into(), passed }
+        Self { name: name.into(), bound, threshold, measured, unit: unit.into(), passed }
     }
 }
 
@@ -230,11 +216,11 @@ pub struct Round {
     pub usage: Option<Usage>,
 }
 
-/// Sessions that were struck in the same way, on purpose.
+/// Sessions that were disrupted in the same way, on purpose.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Strike {
-    /// How.
-    pub kind: StrikeKind,
+pub struct Fault {
+    /// The kind of disruption.
+    pub kind: FaultKind,
     /// How many.
     pub sessions: u32,
     /// How many of them ended as they should, in time: for `kill` and `cut`, the client was told; for `stall` and
@@ -246,10 +232,10 @@ pub struct Strike {
     pub within_seconds: f64,
 }
 
-/// What can be done to a session.
+/// How a session can be disrupted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum StrikeKind {
+pub enum FaultKind {
     /// guacd's process for it is killed.
     Kill,
     /// Its target closes the connection.
@@ -261,7 +247,7 @@ pub enum StrikeKind {
     Vanish,
 }
 
-impl StrikeKind {
+impl FaultKind {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Kill, Self::Cut, Self::Stall, Self::Vanish];
 
@@ -297,7 +283,7 @@ pub struct Fuzz {
     pub saved: Vec<String>,
 }
 
-/// What this program took.
+/// What the load generator took.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Generator {
     /// Processor time of the run, of all its threads.
@@ -394,7 +380,7 @@ pub struct Guacd {
     pub keys_after_first_round: Option<Keys>,
     /// The processes of the first and of the last session that were open at the beginning of the hold.
     #[serde(default)]
-    pub processes: Option<Ends>,
+    pub processes: Option<FirstAndLast>,
     /// Processor time that guacd took for each session and second while all were held and nothing was typed.
     #[serde(default)]
     pub idle_cpu_ms_per_second: Option<f64>,
@@ -408,7 +394,7 @@ pub struct Guacd {
 
 /// guacd's processes for two sessions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Ends {
+pub struct FirstAndLast {
     /// Of the session that was begun first.
     pub first: ProcessUse,
     /// Of the session that was begun last.
@@ -489,7 +475,7 @@ pub struct Usage {
     pub memory_kind: MemoryKind,
 }
 
-/// A way to count memory.
+/// How memory is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MemoryKind {
@@ -499,7 +485,7 @@ pub enum MemoryKind {
     Rss,
 }
 
-impl Report {
+impl StressReport {
     /// Reads a report that was written as JSON.
     ///
     /// # Errors
@@ -529,8 +515,8 @@ impl Run {
         !self.interrupted && !self.checks.is_empty() && self.checks.iter().all(|check| check.passed)
     }
 
-    /// How many sessions were struck on purpose, of which no proof is asked.
-    pub fn struck(&self) -> u32 {
-        self.strikes.iter().map(|strike| strike.sessions).sum()
+    /// How many sessions were disrupted on purpose. They need not prove themselves.
+    pub fn disrupted(&self) -> u32 {
+        self.faults.iter().map(|fault| fault.sessions).sum()
     }
 }

@@ -1,4 +1,4 @@
-//! A real sshd on the loopback interface, with throw-away keys: nobody's account, configuration or known hosts are touched.
+//! A real sshd on the loopback interface, with temporary keys. It touches no account, no configuration and no known hosts.
 
 use std::{
     fs::{self, DirBuilder, OpenOptions},
@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use russh::keys::{Algorithm, PrivateKey, key::safe_rng, ssh_key::LineEnding};
 use rustix::process::{Pid, geteuid};
 
-use crate::{guacd::processes, program::Preflight};
+use crate::{guacd::processes, preflight::Preflight};
 
 /// An sshd that runs. It and its sessions end when this is dropped.
 pub struct Sshd {
@@ -45,8 +45,8 @@ impl Sshd {
         }
         if geteuid().is_root() {
             // sshd insists on this directory for its processes without privileges; on Debian its service creates it.
-            fs::create_dir_all("/run/sshd")
-                .context("create /run/sshd, which sshd needs when it is run as root")?;
+            fs_err::create_dir_all("/run/sshd")
+                .context("sshd needs this directory when it is run as root")?;
         }
         let dir = scratch.join("sshd");
         DirBuilder::new().mode(0o700).create(&dir).with_context(|| format!("create {}", dir.display()))?;
@@ -78,17 +78,17 @@ impl Sshd {
     fn wait_until_it_listens(&mut self, log: &Path) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let said = fs::read_to_string(log).unwrap_or_default();
+            let output = fs::read_to_string(log).unwrap_or_default();
             if let Some(status) = self.child.try_wait()? {
-                bail!("sshd did not start ({status}): {}", said.trim());
+                bail!("sshd did not start ({status}): {}", output.trim());
             }
-            if said.contains("Server listening")
+            if output.contains("Server listening")
                 && TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok()
             {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                bail!("sshd does not listen on 127.0.0.1:{}: {}", self.port, said.trim());
+                bail!("sshd does not listen on 127.0.0.1:{}: {}", self.port, output.trim());
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -118,13 +118,13 @@ impl Sshd {
 impl Drop for Sshd {
     fn drop(&mut self) {
         processes::terminate(&mut self.child, Duration::from_secs(2));
-        // Its sessions have processes of their own, which have become ours.
+        // Its sessions' processes have become our children.
         processes::kill_children(&[]);
     }
 }
 
-/// From 9.8 on, OpenSSH turns away an address whose connections end before they have logged in, and all of ours come from
-/// one. Releases before that do not know the word.
+/// Since 9.8, OpenSSH refuses an address whose connections end before they have logged in, and all of ours come from one
+/// address. Older releases do not know the option.
 const WITHOUT_PENALTIES: &str = "PerSourcePenalties no\n";
 
 /// Whether sshd understands a configuration.
@@ -187,7 +187,7 @@ fn find_sshd() -> Option<PathBuf> {
 
 fn user_name() -> Result<String> {
     let uid = geteuid().as_raw().to_string();
-    let passwd = fs::read_to_string("/etc/passwd").context("read /etc/passwd")?;
+    let passwd = fs_err::read_to_string("/etc/passwd")?;
     let local = passwd
         .lines()
         .map(|line| line.split(':').collect::<Vec<_>>())

@@ -10,8 +10,8 @@ use russh::{
     server::{self, Auth, Handler, Msg, Session},
 };
 
-use super::Connections;
-use crate::load::session::fresh_nonce;
+use super::connections::{Connections, listen};
+use crate::wire::nonce::fresh_nonce;
 
 /// What guacd needs to log in.
 pub struct Embedded {
@@ -44,7 +44,7 @@ pub fn start(greeting: String, connections: &Arc<Connections>) -> Result<Embedde
         let (config, server) = (Arc::clone(&config), server.clone());
         async move { server::run_stream(config, stream, server).await.ok()?.await.ok() }
     };
-    let port = super::listen(Ipv4Addr::LOCALHOST, connections, serve)?;
+    let port = listen(Ipv4Addr::LOCALHOST, connections, serve)?;
     Ok(Embedded { port, user: USER.into(), password })
 }
 

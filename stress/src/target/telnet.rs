@@ -8,7 +8,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::Connections;
+use super::connections::{Connections, listen};
 
 // RFC 854, and the options of RFC 857 and RFC 858.
 const IAC: u8 = 255;
@@ -27,7 +27,7 @@ const SUPPRESS_GO_AHEAD: u8 = 3;
 pub fn start(greeting: String, connections: &Arc<Connections>) -> Result<u16> {
     let greeting = Arc::<str>::from(greeting);
     let serve = move |stream| echo(stream, Arc::clone(&greeting));
-    super::listen(Ipv4Addr::LOCALHOST, connections, serve).context("start the embedded telnet server")
+    listen(Ipv4Addr::LOCALHOST, connections, serve).context("start the embedded telnet server")
 }
 
 async fn echo(mut stream: TcpStream, greeting: Arc<str>) -> Option<()> {

@@ -1,5 +1,5 @@
-//! A VNC server within this process (RFC 6143), as small as can be: no password, a screen that changes with each key, and a
-//! clipboard that gets each line which is typed.
+//! A minimal VNC server within this process (RFC 6143): no password, a screen that changes with each key, and a clipboard
+//! that gets each line that is typed.
 
 use std::{net::Ipv4Addr, sync::Arc};
 
@@ -9,9 +9,9 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::Connections;
+use super::connections::{Connections, listen};
 
-/// The size of the screen, which nobody else has.
+/// The size of the screen. No other server is likely to have it.
 pub const SIZE: [u16; 2] = [803, 601];
 
 /// The keysym of the Enter key.
@@ -26,7 +26,7 @@ const CURSOR: u16 = 16;
 ///
 /// When it cannot listen.
 pub fn start(connections: &Arc<Connections>) -> Result<u16> {
-    super::listen(Ipv4Addr::LOCALHOST, connections, serve).context("start the embedded VNC server")
+    listen(Ipv4Addr::LOCALHOST, connections, serve).context("start the embedded VNC server")
 }
 
 async fn serve(stream: TcpStream) -> Option<()> {
@@ -137,7 +137,7 @@ impl Screen {
             message.extend(std::mem::take(&mut self.line).bytes());
             self.send(&message).await?;
         } else if let Some(ascii) = u8::try_from(key).ok().filter(u8::is_ascii_graphic) {
-            // A line without end is nobody's, and takes no memory.
+            // An endless line must not fill the memory.
             if self.line.len() < 1024 {
                 self.line.push(ascii.into());
             }

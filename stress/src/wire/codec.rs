@@ -3,11 +3,11 @@
 
 use std::fmt;
 
-/// The most elements of an instruction, its opcode included: `GUAC_INSTRUCTION_MAX_ELEMENTS`.
-pub const MOST_ELEMENTS: usize = 128;
+/// Maximum number of elements of an instruction, its opcode included: `GUAC_INSTRUCTION_MAX_ELEMENTS`.
+pub const MAX_ELEMENTS: usize = 128;
 
-/// The most code points of an instruction: `GUAC_INSTRUCTION_MAX_LENGTH`.
-pub const MOST_CHARS: usize = 8192;
+/// Maximum number of code points of an instruction: `GUAC_INSTRUCTION_MAX_LENGTH`.
+pub const MAX_CHARS: usize = 8192;
 
 /// Appends an instruction to what is to be sent.
 pub fn encode(out: &mut Vec<u8>, elements: &[&str]) {
@@ -25,7 +25,7 @@ pub struct Instruction {
 }
 
 impl Instruction {
-    /// What to do.
+    /// Its name: what to do.
     pub fn opcode(&self) -> &str {
         &self.elements[0]
     }
@@ -50,9 +50,9 @@ pub enum Malformed {
     Terminator,
     /// An element that is not UTF-8.
     Utf8,
-    /// More than [`MOST_ELEMENTS`].
+    /// More than [`MAX_ELEMENTS`].
     Elements,
-    /// More than [`MOST_CHARS`].
+    /// More than [`MAX_CHARS`].
     Chars,
 }
 
@@ -126,12 +126,12 @@ impl Decoder {
                 b'0'..=b'9' => {
                     *value = *value * 10 + usize::from(byte - b'0');
                     *digits = true;
-                    if self.chars + *value > MOST_CHARS {
+                    if self.chars + *value > MAX_CHARS {
                         return Err(Malformed::Chars);
                     }
                 }
                 b'.' if *digits => {
-                    if self.elements.len() == MOST_ELEMENTS {
+                    if self.elements.len() == MAX_ELEMENTS {
                         return Err(Malformed::Elements);
                     }
                     self.chars += *value;
@@ -143,7 +143,7 @@ impl Decoder {
             Position::Value { bytes, .. } if byte & 0xC0 == 0x80 => {
                 bytes.push(byte);
                 // Without a bound, continuations of nothing would fill the memory.
-                if bytes.len() > 4 * MOST_CHARS {
+                if bytes.len() > 4 * MAX_CHARS {
                     return Err(Malformed::Utf8);
                 }
             }
@@ -224,23 +224,23 @@ mod tests {
         assert_eq!(decode(b"HTTP/1.1 400"), Err(Malformed::Length));
         assert_eq!(decode(b"1.\xff;"), Err(Malformed::Utf8));
         assert_eq!(decode(b"0.\x80;"), Err(Malformed::Utf8));
-        assert_eq!(decode(&[b"1.".as_slice(), &[0x80; 5 * MOST_CHARS]].concat()), Err(Malformed::Utf8));
+        assert_eq!(decode(&[b"1.".as_slice(), &[0x80; 5 * MAX_CHARS]].concat()), Err(Malformed::Utf8));
     }
 
     #[test]
     fn takes_the_largest_instruction_and_refuses_the_next_larger() {
         let mut out = Vec::new();
-        encode(&mut out, &[&"é".repeat(MOST_CHARS)]);
+        encode(&mut out, &[&"é".repeat(MAX_CHARS)]);
         assert_eq!(decode(&out).unwrap().len(), 1);
         assert_eq!(decode(b"8193."), Err(Malformed::Chars));
         assert_eq!(decode(b"99999999999999999999999999"), Err(Malformed::Chars));
         assert_eq!(decode(&[b"8000.".as_slice(), &[b'a'; 8000], b",193."].concat()), Err(Malformed::Chars));
 
         let mut out = Vec::new();
-        encode(&mut out, &["1"; MOST_ELEMENTS]);
-        assert_eq!(decode(&out).unwrap()[0].len(), MOST_ELEMENTS);
+        encode(&mut out, &["1"; MAX_ELEMENTS]);
+        assert_eq!(decode(&out).unwrap()[0].len(), MAX_ELEMENTS);
         let mut out = Vec::new();
-        encode(&mut out, &["1"; MOST_ELEMENTS + 1]);
+        encode(&mut out, &["1"; MAX_ELEMENTS + 1]);
         assert_eq!(decode(&out), Err(Malformed::Elements));
     }
 

@@ -1,23 +1,19 @@
-//! What does a session make of what guacd says? The client's side of the Guacamole protocol, without any socket: an
-//! instruction goes in, answers and at most one [`Event`] come out.
+//! How does a client answer guacd, and when is its session alive? The client's side of the Guacamole protocol, without any
+//! socket: an instruction goes in; answers and at most one [`Event`] come out.
 //!
-//! This is where a session's life is judged, so it believes little. Only bytes count that come on the pipe stream which
-//! the target's program opened, or, for VNC, on a stream of the clipboard that was opened since; and only those that come
-//! after the nonce was typed.
+//! This decides whether a session is alive, so it trusts little. Bytes count only on the pipe stream that the target's
+//! program opened or, for VNC, on a clipboard stream that was opened since; and only after the nonce was typed.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 
-use crate::{
-    cli::Protocol,
-    report::Phase,
-    wire::codec::{self, Instruction},
-};
+use super::codec::{self, Instruction};
+use crate::report::Phase;
 
 /// The protocol version that is spoken.
 const VERSION: &str = "VERSION_1_5_0";
 
-/// Arguments that a session can do without. The `timeout` of `ssh` is none of guacd's before 1.6.0.
-const DISPENSABLE: &[&str] = &["timeout"];
+/// Arguments that a session can do without. Before 1.6.0, guacd's `ssh` has no `timeout`.
+const OPTIONAL: &[&str] = &["timeout"];
 
 /// The keysym of the Enter key.
 const ENTER: &str = "65293";
@@ -25,8 +21,8 @@ const ENTER: &str = "65293";
 /// What guacd is to connect to: the arguments of its protocol, and where the target's program answers.
 #[derive(Clone)]
 pub struct Login {
-    /// Which protocol, and not a mix.
-    pub protocol: Protocol,
+    /// guacd's name of the protocol.
+    pub protocol: &'static str,
     /// Arguments by name. guacd has to know them all, except `timeout`.
     pub arguments: Vec<(&'static str, String)>,
     /// Where what was typed comes back.
@@ -49,7 +45,7 @@ pub enum Echo {
     },
 }
 
-/// A step that a session has made.
+/// What an instruction means for the session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// guacd has given the session an id. This says nothing about the target.
@@ -77,7 +73,7 @@ pub struct Link {
 impl Link {
     /// A session that is about to begin, and what it says first.
     pub fn new(login: Login, out: &mut Vec<u8>) -> Self {
-        codec::encode(out, &["select", login.protocol.as_str()]);
+        codec::encode(out, &["select", login.protocol]);
         Self {
             login,
             phase: Phase::Handshake,
@@ -179,9 +175,9 @@ impl Link {
     /// Answers with our values, in the order in which guacd names its arguments: which names come depends on its release.
     fn answer_args(&self, names: &[String], out: &mut Vec<u8>) -> Result<(), String> {
         let known = |name: &str| names.iter().any(|known| known == name);
-        let mut needed = self.login.arguments.iter().filter(|(name, _)| !DISPENSABLE.contains(name));
+        let mut needed = self.login.arguments.iter().filter(|(name, _)| !OPTIONAL.contains(name));
         if let Some((name, _)) = needed.find(|(name, _)| !known(name)) {
-            let protocol = self.login.protocol.as_str();
+            let protocol = self.login.protocol;
             return Err(format!("this guacd's {protocol} has no argument named {name}"));
         }
         let value = |name: &String| {
@@ -281,7 +277,7 @@ mod tests {
 
     fn login() -> Login {
         Login {
-            protocol: Protocol::Ssh,
+            protocol: "ssh",
             arguments: vec![("hostname", "box".into()), ("port", "22".into())],
             echo: Echo::Pipe("proof".into()),
             call: None,
@@ -403,7 +399,7 @@ mod tests {
     fn a_clipboard_counts_only_where_it_is_the_echo_and_only_as_it_was_opened() {
         let out = &mut Vec::new();
         let echo = Echo::Clipboard { screen: Some(["803".into(), "601".into()]) };
-        let login = Login { protocol: Protocol::Vnc, arguments: Vec::new(), echo, call: None };
+        let login = Login { protocol: "vnc", arguments: Vec::new(), echo, call: None };
         let mut link = Link::new(login, out);
         link.receive(&instruction(&["args", "VERSION_1_5_0"]), out).unwrap();
         link.receive(&instruction(&["ready", "$id"]), out).unwrap();
@@ -427,7 +423,7 @@ mod tests {
     fn a_target_that_was_called_is_there_when_its_clipboard_answers() {
         let out = &mut Vec::new();
         let echo = Echo::Clipboard { screen: None };
-        let login = Login { protocol: Protocol::Vnc, arguments: Vec::new(), echo, call: Some("hey".into()) };
+        let login = Login { protocol: "vnc", arguments: Vec::new(), echo, call: Some("hey".into()) };
         let mut link = Link::new(login, out);
         link.receive(&instruction(&["args", "VERSION_1_5_0"]), out).unwrap();
         link.receive(&instruction(&["ready", "$id"]), out).unwrap();

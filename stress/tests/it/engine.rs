@@ -1,73 +1,101 @@
-//! Which sessions count? Each way to fail is met among sessions that are well, and only those may count.
+//! Which sessions count? Each kind of failure is put among good sessions, and only these may count.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use clap::Parser;
 use guac_stress::{
-    cli::{Cli, Protocol},
+    cli::Cli,
     load::session::Setup,
+    plan::Plan,
     report::{Check, Phase, Run},
-    scenario::{Label, measure},
+    scenario::{measure::measure, measurements::Context},
     wire::link::{Echo, Login},
 };
 use tokio::sync::watch;
 
 use crate::{
-    fake::{Fake, Way},
+    fake::{Behaviour, Fake},
     with_defaults,
 };
 
-pub fn login() -> Login {
+fn login() -> Login {
     let command = r"stty -echo && printf '\033]482202;2;proof\007' && exec cat".to_owned();
     let arguments = vec![("hostname", "box".into()), ("command", command), ("timeout", "30".into())];
-    Login { protocol: Protocol::Ssh, arguments, echo: Echo::Pipe("proof".into()), call: None }
+    Login { protocol: "ssh", arguments, echo: Echo::Pipe("proof".into()), call: None }
 }
 
-fn setup(guacd: SocketAddr, cli: &Cli) -> Arc<Setup> {
-    let timeout = cli.load.timeout;
-    Arc::new(Setup { guacd: vec![guacd], logins: vec![login()], timeout, log: None, connections: None })
+fn setup(guacd: SocketAddr, plan: &Plan) -> Arc<Setup> {
+    let timeout = plan.load.timeout;
+    Arc::new(Setup { guacd: vec![guacd], logins: vec![login()], timeout, log: None })
 }
 
-fn label() -> Label {
-    Label { release: None, variant: "fake".into(), logs: std::env::temp_dir() }
+fn context() -> Context {
+    Context { release: None, variant: "fake".into(), logs: std::env::temp_dir(), connections: None }
+}
+
+fn plan<T: Into<std::ffi::OsString> + Clone>(words: impl IntoIterator<Item = T>) -> Plan {
+    Cli::parse_from(words).into_plan().expect("flags")
+}
+
+/// The flags of a scenario, with its name first, and those of the defaults that they do not give.
+fn words(flags: &[&str], defaults: &[&str]) -> Vec<String> {
+    let (scenario, flags) = match flags.split_first() {
+        Some((scenario, flags)) if !scenario.starts_with('-') => (*scenario, flags),
+        _ => ("hold", flags),
+    };
+    let mut words = vec!["guac-stress".to_owned(), scenario.to_owned()];
+    // Malformed handshakes are not held.
+    let defaults = defaults.iter().filter(|flag| scenario != "fuzz" || !flag.starts_with("--hold")).copied();
+    words.extend(with_defaults(flags, &defaults.collect::<Vec<_>>()));
+    words
 }
 
 async fn load(fake: &Fake, flags: &[&str]) -> Run {
     let guacd = format!("--guacd={}", fake.address);
-    let quick = ["guac-stress", &guacd, "--rate=200", "--hold=200ms", "--timeout=1500ms"];
-    let cli = Cli::parse_from(with_defaults(flags, &quick));
+    let quick = [guacd.as_str(), "--rate=200", "--hold=200ms", "--timeout=1500ms"];
+    let plan = plan(words(flags, &quick));
     // An address where nobody listens comes first, as it does where `localhost` is an IPv6 address too.
     let guacd = vec![([127, 0, 0, 1], 1).into(), fake.address];
-    let setup =
-        Setup { guacd, logins: vec![login()], timeout: cli.load.timeout, log: None, connections: None };
-    let label = Label { release: None, variant: "fake".into(), logs: std::env::temp_dir() };
+    let setup = Setup { guacd, logins: vec![login()], timeout: plan.load.timeout, log: None };
     let (_go, stop) = watch::channel(false);
-    measure(label, &cli.load, Arc::new(setup), None, stop, &mut |_| {}).await.unwrap()
+    measure(context(), &plan.scenario, &plan.load, Arc::new(setup), None, stop, &mut |_| {}).await.unwrap()
 }
 
-/// Loads three sessions, of which the second goes a way of its own.
-async fn second_of_three(way: Way) -> Run {
-    load(&Fake::start(&[Way::Slow, way, Way::Well]).await, &["--count=3"]).await
+/// Loads three sessions, of which the second behaves in its own way.
+async fn second_of_three(behaviour: Behaviour) -> Run {
+    load(&Fake::start(&[Behaviour::Slow, behaviour, Behaviour::Normal]).await, &["--count=3"]).await
 }
 
-async fn fails(way: Way, phase: Phase, reason: &str) {
-    let run = second_of_three(way).await;
-    assert_eq!(run.proven, 2, "{way:?}: {:?}", run.failures);
+async fn fails(behaviour: Behaviour, phase: Phase, reason: &str) {
+    let run = second_of_three(behaviour).await;
+    assert_eq!(run.proven, 2, "{behaviour:?}: {:?}", run.failures);
     assert_eq!(
         (run.failures.len(), run.failures[0].count, run.failures[0].phase),
         (1, 1, phase),
         "{:?}",
         run.failures
     );
-    assert!(run.failures[0].reason.contains(reason), "{way:?}: {}", run.failures[0].reason);
+    assert!(run.failures[0].reason.contains(reason), "{behaviour:?}: {}", run.failures[0].reason);
     assert!(!run.passed());
 }
 
 #[tokio::test]
 async fn sessions_that_give_back_what_was_typed_count() {
-    for way in [Way::Well, Way::CutAtEveryByte, Way::NonAscii, Way::Flood, Way::NoTimeout, Way::Slow] {
-        let run = second_of_three(way).await;
-        assert_eq!((run.proven, run.established, run.peak_alive), (3, 3, 3), "{way:?}: {:?}", run.failures);
+    for behaviour in [
+        Behaviour::Normal,
+        Behaviour::CutAtEveryByte,
+        Behaviour::NonAscii,
+        Behaviour::Flood,
+        Behaviour::NoTimeout,
+        Behaviour::Slow,
+    ] {
+        let run = second_of_three(behaviour).await;
+        assert_eq!(
+            (run.proven, run.established, run.peak_alive),
+            (3, 3, 3),
+            "{behaviour:?}: {:?}",
+            run.failures
+        );
         assert!(run.passed() && run.failures.is_empty());
         assert!(run.first_proof.unwrap().p50_ms > 0.0);
         assert!(run.last_proof.unwrap().max_ms >= 500.0, "one of them is slow");
@@ -78,30 +106,32 @@ async fn sessions_that_give_back_what_was_typed_count() {
 async fn silence_is_failure() {
     let silence = "silence: ";
     tokio::join!(
-        fails(Way::Silent, Phase::Handshake, silence),
-        fails(Way::SilentAfterReady, Phase::Login, silence),
-        fails(Way::SilentAfterPipe, Phase::FirstProof, silence),
-        fails(Way::SilentAfterFirstProof, Phase::LastProof, silence),
+        fails(Behaviour::Silent, Phase::Handshake, silence),
+        fails(Behaviour::SilentAfterReady, Phase::Login, silence),
+        fails(Behaviour::SilentAfterPipe, Phase::FirstProof, silence),
+        fails(Behaviour::SilentAfterFirstProof, Phase::LastProof, silence),
     );
 }
 
 /// On threads of its own for guacd: one that shared the session's could not send faster than it reads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_flood_without_end_is_silence_and_stops_nobody_else() {
-    for way in [Way::FloodForEver, Way::FloodAndNeverRead] {
+    for behaviour in [Behaviour::FloodForEver, Behaviour::FloodAndNeverRead] {
         let limit = Duration::from_secs(10);
-        let failed = fails(way, Phase::Login, "silence: the target's program was not heard of");
-        tokio::time::timeout(limit, failed).await.unwrap_or_else(|_| panic!("{way:?}: no deadline was kept"));
+        let failed = fails(behaviour, Phase::Login, "silence: the target's program was not heard of");
+        tokio::time::timeout(limit, failed)
+            .await
+            .unwrap_or_else(|_| panic!("{behaviour:?}: no deadline was kept"));
     }
 }
 
 #[tokio::test]
 async fn ends_and_errors_are_failures() {
     tokio::join!(
-        fails(Way::ErrorAfterReady, Phase::Login, "error 515, upstream error"),
-        fails(Way::ErrorInHold, Phase::Hold, "error 512, server error"),
-        fails(Way::DisconnectInHold, Phase::Hold, "guacd disconnected"),
-        fails(Way::CloseInHold, Phase::Hold, "guacd closed the connection"),
+        fails(Behaviour::ErrorAfterReady, Phase::Login, "error 515, upstream error"),
+        fails(Behaviour::ErrorInHold, Phase::Hold, "error 512, server error"),
+        fails(Behaviour::DisconnectInHold, Phase::Hold, "guacd disconnected"),
+        fails(Behaviour::CloseInHold, Phase::Hold, "guacd closed the connection"),
     );
 }
 
@@ -109,39 +139,39 @@ async fn ends_and_errors_are_failures() {
 async fn an_echo_that_is_not_the_word_on_its_own_pipe_is_failure() {
     let silence = "silence: what was typed did not come back";
     tokio::join!(
-        fails(Way::EchoOnAnotherStream, Phase::LastProof, silence),
-        fails(Way::EchoOnAnotherPipe, Phase::LastProof, silence),
-        fails(Way::ReplayFirstWord, Phase::LastProof, silence),
-        fails(Way::HalfOfTheWord, Phase::LastProof, silence),
-        fails(Way::WordInCapitals, Phase::LastProof, silence),
+        fails(Behaviour::EchoOnAnotherStream, Phase::LastProof, silence),
+        fails(Behaviour::EchoOnAnotherPipe, Phase::LastProof, silence),
+        fails(Behaviour::ReplayFirstWord, Phase::LastProof, silence),
+        fails(Behaviour::HalfOfTheWord, Phase::LastProof, silence),
+        fails(Behaviour::WordInCapitals, Phase::LastProof, silence),
     );
 }
 
 #[tokio::test]
 async fn a_session_that_does_not_outlive_the_proof_of_all_others_does_not_count() {
-    fails(Way::CloseAfterLastProof, Phase::LastProof, "guacd closed the connection").await;
+    fails(Behaviour::CloseAfterLastProof, Phase::LastProof, "guacd closed the connection").await;
 }
 
 #[tokio::test]
 async fn a_session_that_ends_right_after_the_last_proof_does_not_count() {
-    let fake = Fake::start(&[Way::CloseSoonAfterLastProof]).await;
+    let fake = Fake::start(&[Behaviour::CloseSoonAfterLastProof]).await;
     let run = load(&fake, &["--count=3"]).await;
     assert_eq!((run.proven, run.failures[0].phase), (2, Phase::LastProof), "{:?}", run.failures);
 }
 
 #[tokio::test]
 async fn a_hold_without_anybody_left_is_cut_short() {
-    let run = load(&Fake::start(&[Way::CloseInHold; 2]).await, &["--count=2", "--hold=30s"]).await;
+    let run = load(&Fake::start(&[Behaviour::CloseInHold; 2]).await, &["--count=2", "--hold=30s"]).await;
     assert_eq!((run.established, run.proven, run.failures[0].phase), (2, 0, Phase::Hold));
     assert!(run.total_seconds < 10.0, "{} s", run.total_seconds);
 }
 
 #[tokio::test]
-async fn what_is_no_guacd_is_failure() {
+async fn what_is_not_a_guacd_is_a_failure() {
     tokio::join!(
-        fails(Way::Garbage, Phase::Handshake, "malformed instruction"),
-        fails(Way::Http, Phase::Handshake, "malformed instruction"),
-        fails(Way::NoHostname, Phase::Handshake, "no argument named hostname"),
+        fails(Behaviour::Garbage, Phase::Handshake, "malformed instruction"),
+        fails(Behaviour::Http, Phase::Handshake, "malformed instruction"),
+        fails(Behaviour::NoHostname, Phase::Handshake, "no argument named hostname"),
     );
 }
 
@@ -172,13 +202,13 @@ async fn nobody_listening_is_failure() {
 
 #[tokio::test]
 async fn an_interruption_keeps_what_was_measured() {
-    let fake = Fake::start(&[Way::ErrorAfterReady]).await;
+    let fake = Fake::start(&[Behaviour::ErrorAfterReady]).await;
     let guacd = format!("--guacd={}", fake.address);
-    let cli = Cli::parse_from(["guac-stress", &guacd, "--count=100", "--rate=20", "--hold=1m"]);
-    let setup = setup(fake.address, &cli);
+    let plan = plan(["guac-stress", &guacd, "--count=100", "--rate=20", "--hold=1m"]);
+    let setup = setup(fake.address, &plan);
     let (go, stop) = watch::channel(false);
     let mut show = |_| {};
-    let run = measure(label(), &cli.load, setup, None, stop, &mut show);
+    let run = measure(context(), &plan.scenario, &plan.load, setup, None, stop, &mut show);
     let interrupt = async {
         tokio::time::sleep(Duration::from_millis(600)).await;
         go.send_replace(true);
@@ -191,7 +221,7 @@ async fn an_interruption_keeps_what_was_measured() {
     assert_eq!(run.failures.len(), 1, "a session that was not waited for has not failed: {:?}", run.failures);
 }
 
-/// How a check of a run came out.
+/// A check of a run.
 fn check<'r>(run: &'r Run, name: &str) -> &'r Check {
     run.checks
         .iter()
@@ -200,28 +230,34 @@ fn check<'r>(run: &'r Run, name: &str) -> &'r Check {
 }
 
 #[tokio::test]
-async fn silence_is_counted_apart_from_failures_that_are_told() {
-    let ways = [Way::SilentAfterReady, Way::ErrorAfterReady, Way::CloseInHold, Way::SilentAfterFirstProof];
-    let run = load(&Fake::start(&ways).await, &["--count=5"]).await;
+async fn silence_is_counted_apart_from_failures_that_the_client_learns_of() {
+    let behaviours = [
+        Behaviour::SilentAfterReady,
+        Behaviour::ErrorAfterReady,
+        Behaviour::CloseInHold,
+        Behaviour::SilentAfterFirstProof,
+    ];
+    let run = load(&Fake::start(&behaviours).await, &["--count=5"]).await;
     assert_eq!((run.proven, run.silent), (1, 2), "{:?}", run.failures);
     assert!(!check(&run, "silent").passed);
-    let run = load(&Fake::start(&ways).await, &["--count=5", "--min-proven=20%", "--max-silent=2"]).await;
+    let run =
+        load(&Fake::start(&behaviours).await, &["--count=5", "--min-proven=20%", "--max-silent=2"]).await;
     assert!(run.passed(), "{:?}", run.checks);
 }
 
 #[tokio::test]
 async fn a_burst_waits_for_nobody() {
     // Sessions that hang would hold a ramp up after the first four.
-    let ways = [Way::SilentAfterReady; 20];
+    let behaviours = [Behaviour::SilentAfterReady; 20];
     let flags = ["--count=20", "--rate=2", "--timeout=20s"];
-    let fake = Fake::start(&ways).await;
+    let fake = Fake::start(&behaviours).await;
     let begun = |fake: &Fake, flags: Vec<&'static str>| {
-        let cli = Cli::parse_from(with_defaults(&flags, &["guac-stress", "--guacd=a:1"]));
-        let setup = setup(fake.address, &cli);
+        let plan = plan(words(&flags, &["--guacd=a:1"]));
+        let setup = setup(fake.address, &plan);
         async move {
             let (go, stop) = watch::channel(false);
             let mut show = |_| {};
-            let run = measure(label(), &cli.load, setup, None, stop, &mut show);
+            let run = measure(context(), &plan.scenario, &plan.load, setup, None, stop, &mut show);
             let interrupt = async {
                 tokio::time::sleep(Duration::from_secs(4)).await;
                 go.send_replace(true);
@@ -230,16 +266,23 @@ async fn a_burst_waits_for_nobody() {
         }
     };
     let (ramp, burst) = tokio::join!(
-        begun(&fake, [&flags[..], &["--scenario=hold"]].concat()),
-        begun(&fake, [&flags[..], &["--scenario=burst"]].concat()),
+        begun(&fake, [&["hold"], &flags[..]].concat()),
+        begun(&fake, [&["burst"], &flags[..]].concat()),
     );
     assert!(ramp <= 5 && burst >= 7, "{ramp} and {burst}");
 }
 
 #[tokio::test]
 async fn churn_proves_and_closes_each_wave() {
-    let fake = Fake::start(&[Way::Well, Way::Well, Way::Well, Way::Well, Way::CloseInHold]).await;
-    let run = load(&fake, &["--scenario=churn", "--count=10", "--wave=4"]).await;
+    let fake = Fake::start(&[
+        Behaviour::Normal,
+        Behaviour::Normal,
+        Behaviour::Normal,
+        Behaviour::Normal,
+        Behaviour::CloseInHold,
+    ])
+    .await;
+    let run = load(&fake, &["churn", "--count=10", "--wave=4"]).await;
     let rounds = run.rounds.iter().map(|round| (round.sessions, round.proven)).collect::<Vec<_>>();
     assert_eq!(rounds, [(4, 4), (3, 3), (2, 2)]);
     assert_eq!((run.proven, run.established, run.peak_alive), (9, 10, 4), "{:?}", run.failures);
@@ -250,8 +293,8 @@ async fn churn_proves_and_closes_each_wave() {
 
 #[tokio::test]
 async fn soak_wants_a_proof_each_time() {
-    let fake = Fake::start(&[Way::Well, Way::SilentAfterSecondProof]).await;
-    let flags = ["--scenario=soak", "--count=3", "--hold=1s", "--prove-every=250ms"];
+    let fake = Fake::start(&[Behaviour::Normal, Behaviour::SilentAfterSecondProof]).await;
+    let flags = ["soak", "--count=3", "--hold=1s", "--prove-every=250ms"];
     let run = load(&fake, &flags).await;
     let rounds = run.rounds.iter().map(|round| (round.sessions, round.proven)).collect::<Vec<_>>();
     assert_eq!(rounds[..2], [(3, 3), (3, 2)], "{rounds:?}");
@@ -262,7 +305,7 @@ async fn soak_wants_a_proof_each_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn fuzz_sends_all_its_inputs_and_replays_one() {
     let fake = Fake::start(&[]).await;
-    let run = load(&fake, &["--scenario=fuzz", "--count=2", "--inputs=300", "--seed=5"]).await;
+    let run = load(&fake, &["fuzz", "--count=2", "--inputs=300", "--seed=5"]).await;
     let fuzz = run.fuzz.clone().unwrap();
     assert_eq!((fuzz.inputs, run.proven, run.seed), (300, 2, Some(5)), "{fuzz:?}");
     assert_eq!(fuzz.errors + fuzz.ready + fuzz.closed + fuzz.abandoned + fuzz.unanswered, 300);
@@ -274,9 +317,11 @@ async fn fuzz_sends_all_its_inputs_and_replays_one() {
     let file = dir.path().join("input.json");
     std::fs::write(&file, r#"{ "pieces": ["Ni5zZWxlY3Q="], "ending": "half_close" }"#).unwrap();
     let replay = format!("--replay={}", file.display());
-    let flags = ["--scenario=fuzz", "--count=1", &replay, "--guacd=a:1", "--hold=1ms"];
-    let cli = Cli::parse_from([&["guac-stress"], &flags[..]].concat());
+    let plan = plan(["guac-stress", "fuzz", "--count=1", &replay, "--guacd=a:1"]);
     let (_go, stop) = watch::channel(false);
-    let run = measure(label(), &cli.load, setup(fake.address, &cli), None, stop, &mut |_| {}).await.unwrap();
+    let run =
+        measure(context(), &plan.scenario, &plan.load, setup(fake.address, &plan), None, stop, &mut |_| {})
+            .await
+            .unwrap();
     assert_eq!(run.fuzz.unwrap().inputs, 1, "a replay is of one input");
 }

@@ -1,5 +1,5 @@
-//! A guacd of our own making. It speaks as much of the protocol as a real one does to a terminal session, with a target behind
-//! it that opens a pipe and echoes; and it fails on demand.
+//! A fake guacd. It speaks as much of the protocol as a real one does to a terminal session, with a target behind it that opens
+//! a pipe and echoes; and it fails on demand.
 
 use std::{
     net::SocketAddr,
@@ -18,24 +18,24 @@ use tokio::{
     sync::watch,
 };
 
-/// How a session goes.
+/// How the fake guacd serves a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// As it should.
-    Well,
-    /// As it should, one byte at a time.
+pub enum Behaviour {
+    /// As a real one.
+    Normal,
+    /// As a real one, one byte at a time.
     CutAtEveryByte,
-    /// As it should, with names whose code points are not their bytes.
+    /// As a real one, with names whose code points are not their bytes.
     NonAscii,
-    /// As it should, between thousands of pictures.
+    /// As a real one, between thousands of pictures.
     Flood,
     /// `ready`, and then pictures without end. What comes back is read.
     FloodForEver,
     /// `ready`, and then pictures without end. What comes back is never read.
     FloodAndNeverRead,
-    /// As it should, with a list of arguments that has no `timeout`, as guacd's had none before 1.6.0.
+    /// As a real one, with a list of arguments that has no `timeout`, as guacd's had none before 1.6.0.
     NoTimeout,
-    /// As it should, only later than others.
+    /// As a real one, only later than others.
     Slow,
     /// Without a word from the beginning.
     Silent,
@@ -91,23 +91,23 @@ pub struct Fake {
 }
 
 impl Fake {
-    /// Listens on a free port. The n-th connection goes the n-th way; those after the last go well.
-    pub async fn start(ways: &[Way]) -> Self {
-        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), ways)
+    /// Listens on a free port. The n-th connection is served in the n-th way; those after the last are served normally.
+    pub async fn start(behaviours: &[Behaviour]) -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), behaviours)
     }
 
     /// Listens on a socket.
-    pub fn on(listener: TcpListener, ways: &[Way]) -> Self {
+    pub fn on(listener: TcpListener, behaviours: &[Behaviour]) -> Self {
         let address = listener.local_addr().unwrap();
         let (die, dead) = watch::channel(false);
         let established = Arc::new(AtomicU32::new(0));
         let proven = Arc::new(AtomicU32::new(0));
-        let ways = ways.to_vec();
+        let behaviours = behaviours.to_vec();
         let open = Arc::new(AtomicU32::new(0));
         let counts = [Arc::clone(&established), Arc::clone(&proven)];
         let now_open = Arc::clone(&open);
         tokio::spawn(async move {
-            let mut ways = ways.into_iter();
+            let mut behaviours = behaviours.into_iter();
             let mut until_dead = dead.clone();
             loop {
                 let accepted = tokio::select! {
@@ -115,14 +115,14 @@ impl Fake {
                     accepted = listener.accept() => accepted,
                 };
                 let Ok((stream, _)) = accepted else { return };
-                let (way, mut dead, counts) =
-                    (ways.next().unwrap_or(Way::Well), dead.clone(), counts.clone());
+                let (behaviour, mut dead, counts) =
+                    (behaviours.next().unwrap_or(Behaviour::Normal), dead.clone(), counts.clone());
                 let open = Arc::clone(&now_open);
                 tokio::spawn(async move {
                     open.fetch_add(1, Ordering::SeqCst);
                     tokio::select! {
                         _ = dead.wait_for(|dead| *dead) => {}
-                        _ = serve(stream, way, &counts) => {}
+                        _ = serve(stream, behaviour, &counts) => {}
                     }
                     open.fetch_sub(1, Ordering::SeqCst);
                 });
@@ -140,22 +140,24 @@ impl Fake {
 struct Served {
     stream: TcpStream,
     decoder: Decoder,
-    way: Way,
+    behaviour: Behaviour,
 }
 
 /// A session from its beginning to its end; none when the client is gone.
-async fn serve(stream: TcpStream, way: Way, counts: &[Arc<AtomicU32>; 2]) -> Option<()> {
+async fn serve(stream: TcpStream, behaviour: Behaviour, counts: &[Arc<AtomicU32>; 2]) -> Option<()> {
     stream.set_nodelay(true).ok()?;
-    let mut at = Served { stream, decoder: Decoder::default(), way };
+    let mut at = Served { stream, decoder: Decoder::default(), behaviour };
     let select = at.next().await?;
     if (select.opcode(), select.args()) != ("select", &["ssh".to_owned()][..]) {
         return None;
     }
-    match way {
-        Way::Silent => return at.be_silent().await,
-        Way::Garbage => return at.write(b"\x00\xff\x13garbage").await,
-        Way::Http => return at.write(b"HTTP/1.1 400 Bad Request\r\n\r\n").await,
-        Way::NoHostname => return at.send(&["args", "VERSION_1_5_0", "port", "username", "password"]).await,
+    match behaviour {
+        Behaviour::Silent => return at.be_silent().await,
+        Behaviour::Garbage => return at.write(b"\x00\xff\x13garbage").await,
+        Behaviour::Http => return at.write(b"HTTP/1.1 400 Bad Request\r\n\r\n").await,
+        Behaviour::NoHostname => {
+            return at.send(&["args", "VERSION_1_5_0", "port", "username", "password"]).await;
+        }
         _ => {}
     }
     let names = [
@@ -170,8 +172,10 @@ async fn serve(stream: TcpStream, way: Way, counts: &[Arc<AtomicU32>; 2]) -> Opt
         "private-key",
         "command",
     ];
-    let names =
-        names.into_iter().filter(|&name| way != Way::NoTimeout || name != "timeout").collect::<Vec<_>>();
+    let names = names
+        .into_iter()
+        .filter(|&name| behaviour != Behaviour::NoTimeout || name != "timeout")
+        .collect::<Vec<_>>();
     at.send(&[&["args"], &names[..]].concat()).await?;
 
     let connect = loop {
@@ -190,13 +194,13 @@ async fn serve(stream: TcpStream, way: Way, counts: &[Arc<AtomicU32>; 2]) -> Opt
     let pipe = command.split("482202;2;").nth(1)?.split('\\').next()?;
 
     at.send(&["ready", "$00000000-fake"]).await?;
-    match way {
-        Way::SilentAfterReady => return at.be_silent().await,
-        Way::FloodForEver | Way::FloodAndNeverRead => return at.flood().await,
-        Way::ErrorAfterReady => return at.send(&["error", "Aborted. See logs.", "515"]).await,
+    match behaviour {
+        Behaviour::SilentAfterReady => return at.be_silent().await,
+        Behaviour::FloodForEver | Behaviour::FloodAndNeverRead => return at.flood().await,
+        Behaviour::ErrorAfterReady => return at.send(&["error", "Aborted. See logs.", "515"]).await,
         _ => {}
     }
-    if way == Way::NonAscii {
+    if behaviour == Behaviour::NonAscii {
         at.send(&["name", "żółw 🐢 5.hello,"]).await?;
     }
     at.picture("1").await?;
@@ -209,46 +213,46 @@ async fn serve(stream: TcpStream, way: Way, counts: &[Arc<AtomicU32>; 2]) -> Opt
             break;
         }
     }
-    if way == Way::SilentAfterPipe {
+    if behaviour == Behaviour::SilentAfterPipe {
         return at.be_silent().await;
     }
 
     let first = at.typed_line().await?;
     at.blob("2", &format!("{first}\r\n")).await?;
     counts[0].fetch_add(1, Ordering::SeqCst);
-    match way {
-        Way::ErrorInHold => return at.send(&["error", "Aborted. See logs.", "512"]).await,
-        Way::DisconnectInHold => return at.send(&["disconnect"]).await,
-        Way::CloseInHold => return None,
-        Way::SilentAfterFirstProof => return at.be_silent().await,
+    match behaviour {
+        Behaviour::ErrorInHold => return at.send(&["error", "Aborted. See logs.", "512"]).await,
+        Behaviour::DisconnectInHold => return at.send(&["disconnect"]).await,
+        Behaviour::CloseInHold => return None,
+        Behaviour::SilentAfterFirstProof => return at.be_silent().await,
         _ => {}
     }
 
     let second = at.typed_line().await?;
     assert_ne!(first, second);
-    match way {
-        Way::EchoOnAnotherStream => {
+    match behaviour {
+        Behaviour::EchoOnAnotherStream => {
             at.send(&["img", "3", "14", "0", "image/png", "0", "0"]).await?;
             at.blob("3", &second).await?;
         }
-        Way::EchoOnAnotherPipe => {
+        Behaviour::EchoOnAnotherPipe => {
             at.send(&["pipe", "3", "text/plain", "another"]).await?;
             at.blob("3", &second).await?;
         }
-        Way::ReplayFirstWord => at.blob("2", &first).await?,
-        Way::HalfOfTheWord => at.blob("2", &second[..16]).await?,
-        Way::WordInCapitals => {
+        Behaviour::ReplayFirstWord => at.blob("2", &first).await?,
+        Behaviour::HalfOfTheWord => at.blob("2", &second[..16]).await?,
+        Behaviour::WordInCapitals => {
             at.blob("2", &second.to_uppercase().replace(|c: char| c.is_ascii_digit(), "X")).await?
         }
-        Way::CloseAfterLastProof => {
+        Behaviour::CloseAfterLastProof => {
             at.blob("2", &second).await?;
             return None;
         }
-        Way::Slow => {
+        Behaviour::Slow => {
             tokio::time::sleep(Duration::from_millis(500)).await;
             at.blob("2", &second).await?;
         }
-        Way::Flood => {
+        Behaviour::Flood => {
             for _ in 0..5000 {
                 at.picture("1").await?;
             }
@@ -262,11 +266,11 @@ async fn serve(stream: TcpStream, way: Way, counts: &[Arc<AtomicU32>; 2]) -> Opt
         }
     }
     counts[1].fetch_add(1, Ordering::SeqCst);
-    if way == Way::CloseSoonAfterLastProof {
+    if behaviour == Behaviour::CloseSoonAfterLastProof {
         tokio::time::sleep(Duration::from_millis(50)).await;
         return None;
     }
-    if way == Way::SilentAfterSecondProof {
+    if behaviour == Behaviour::SilentAfterSecondProof {
         return at.be_silent().await;
     }
     loop {
@@ -277,7 +281,7 @@ async fn serve(stream: TcpStream, way: Way, counts: &[Arc<AtomicU32>; 2]) -> Opt
 
 impl Served {
     async fn write(&mut self, bytes: &[u8]) -> Option<()> {
-        if self.way == Way::CutAtEveryByte {
+        if self.behaviour == Behaviour::CutAtEveryByte {
             for byte in bytes.chunks(1) {
                 self.stream.write_all(byte).await.ok()?;
                 tokio::task::yield_now().await;
@@ -341,7 +345,7 @@ impl Served {
         let (mut read, mut write) = self.stream.into_split();
         let reads = async {
             let mut buffer = vec![0; 64 * 1024];
-            while self.way == Way::FloodForEver && read.read(&mut buffer).await.ok()? > 0 {}
+            while self.behaviour == Behaviour::FloodForEver && read.read(&mut buffer).await.ok()? > 0 {}
             std::future::pending::<Option<()>>().await
         };
         let writes = async {

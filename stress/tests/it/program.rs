@@ -1,4 +1,4 @@
-//! Does the program as a whole keep its word: exit codes, the report, and nothing left behind?
+//! Does the whole program do what it promises: exit codes, a report, and nothing left behind?
 
 use std::{
     fs,
@@ -10,13 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use guac_stress::report::Report;
+use clap::Parser;
+use guac_stress::{cli::Cli, report::StressReport};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
-    fake::{Fake, Way},
+    fake::{Behaviour, Fake},
     schema, with_defaults,
 };
 
@@ -27,8 +28,8 @@ fn guac_stress() -> Command {
 }
 
 /// Loads a fake guacd with a few sessions, and gives the report too.
-async fn load(ways: &[Way], flags: &[&str]) -> (Output, Report) {
-    let fake = Fake::start(ways).await;
+async fn load(behaviours: &[Behaviour], flags: &[&str]) -> (Output, StressReport) {
+    let fake = Fake::start(behaviours).await;
     let dir = TempDir::new().unwrap();
     let json = dir.path().join("report.json");
     let mut command = guac_stress();
@@ -45,10 +46,10 @@ async fn load(ways: &[Way], flags: &[&str]) -> (Output, Report) {
     (output, read(&json))
 }
 
-fn read(json: &Path) -> Report {
+fn read(json: &Path) -> StressReport {
     let value: Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
     schema::check(&value);
-    Report::parse(value).unwrap()
+    StressReport::parse(value).unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -69,7 +70,7 @@ async fn all_proven_is_exit_code_0() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_not_proven_is_exit_code_5() {
-    let (output, report) = load(&[Way::EchoOnAnotherStream], &[]).await;
+    let (output, report) = load(&[Behaviour::EchoOnAnotherStream], &[]).await;
     assert_eq!(output.status.code(), Some(5));
     assert_eq!(
         (report.passed, report.runs[0].proven, report.runs[0].failures[0].sessions.as_slice()),
@@ -92,6 +93,10 @@ fn usage_is_exit_code_2() {
         &["--guacd=nonsense"],
         &["--prefix=nonsense"],
         &["--guacd=127.0.0.1:4822", "--password=secret"],
+        &["hold", "--guacd=127.0.0.1:4822", "--wave=3"],
+        &["hold", "--guacd=127.0.0.1:4822", "--key-limit=128"],
+        &["chaos", "--guacd=127.0.0.1:4822"],
+        &["--guacd=127.0.0.1:4822", "--scenario=churn"],
         &[],
     ] {
         let output = guac_stress().args(wrong).output().unwrap();
@@ -355,7 +360,7 @@ fn a_library_that_is_not_loaded_is_exit_code_3() {
     let output = prefix.load(&[&flag]).output().unwrap();
     let errors = text(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{errors}");
-    assert!(errors.contains("what --preload names"), "{errors}");
+    assert!(errors.contains("the library of --preload"), "{errors}");
 }
 
 #[test]
@@ -377,7 +382,8 @@ fn what_is_no_file_is_written_to_and_not_replaced() {
     let flag = format!("--json={}", pipe.display());
     let output = prefix.load(&["--hold=100ms", &flag]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    let report = Report::parse(&mut serde_json::Deserializer::from_slice(&reader.join().unwrap())).unwrap();
+    let report =
+        StressReport::parse(&mut serde_json::Deserializer::from_slice(&reader.join().unwrap())).unwrap();
     assert!(report.passed && fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
 
     let (link, file) = (prefix.dir.path().join("link"), prefix.dir.path().join("file"));
@@ -515,4 +521,37 @@ fn a_port_that_is_taken_is_an_error_that_says_what_to_do() {
     let output = prefix.load(&[&format!("--port={port}")]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("ss -ltnp"), "{}", text(&output.stderr));
+}
+
+/// Runs a plan that guac-stress reads from standard input, in some directory.
+fn run_plan(plan: &Value, dir: &Path) -> Output {
+    let mut command = guac_stress();
+    command.arg("plan").current_dir(dir).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    serde_json::to_writer(child.stdin.take().unwrap(), plan).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_is_read_from_standard_input_and_its_paths_are_relative_to_the_directory() {
+    let fake = Fake::start(&[]).await;
+    let dir = TempDir::new().unwrap();
+    let flags =
+        ["guac-stress", "--count=2", "--hold=100ms", "--rate=50", "--json=report.json", "--release=1.6.0"];
+    let cli =
+        Cli::parse_from(flags.into_iter().map(str::to_owned).chain([format!("--guacd={}", fake.address)]));
+    let plan = serde_json::to_value(cli.into_plan().unwrap()).unwrap();
+    let (from, run) = (dir.path().to_owned(), plan.clone());
+    let output = tokio::task::spawn_blocking(move || run_plan(&run, &from)).await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let run = read(&dir.path().join("report.json")).runs.remove(0);
+    assert_eq!((run.proven, run.release.as_deref()), (2, Some("1.6.0")));
+
+    let mut wrong = plan;
+    wrong["load"]["guacd"] = Value::Null;
+    let output = run_plan(&wrong, dir.path());
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    let output = run_plan(&Value::Null, dir.path());
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("read a plan"), "{}", text(&output.stderr));
 }

@@ -1,13 +1,14 @@
 //! Does the JSON keep to its contract?
 
 use guac_stress::report::{
-    Bound, ByAge, Check, Ends, Failure, Fuzz, Generator, Guacd, Keys, Latency, Limit, MemoryKind, Phase,
-    ProcessUse, Report, Round, Run, SCHEMA_VERSION, Sample, Scenario, Shutdown, Strike, StrikeKind, Usage,
+    Bound, ByAge, Check, Failure, Fault, FaultKind, FirstAndLast, Fuzz, Generator, Guacd, Keys, Latency,
+    Limit, MemoryKind, Phase, ProcessUse, Round, Run, SCHEMA_VERSION, Sample, ScenarioName, Shutdown,
+    StressReport, Usage,
 };
 use serde_json::{Value, json};
 
 fn schema() -> Value {
-    serde_json::from_str(include_str!("../../schema/report.v1.json")).unwrap()
+    serde_json::from_str(include_str!("../../schema/report.v2.json")).unwrap()
 }
 
 /// The schema, closed: what it does not name is an error. Readers may not be so strict, but the writer has to be.
@@ -34,7 +35,7 @@ pub fn check(json: &Value) {
     assert!(errors.is_empty(), "{errors:#?}\n{json:#}");
 }
 
-fn full() -> Report {
+fn full() -> StressReport {
     let times = Latency { p50_ms: 1.5, p95_ms: 2.0, p99_ms: 3.0, max_ms: 3.25 };
     let latency = Some(times);
     let usage = Some(Usage {
@@ -59,7 +60,7 @@ fn full() -> Report {
     let run = Run {
         release: Some("1.6.0".into()),
         variant: "stock".into(),
-        scenario: Scenario::Hold,
+        scenario: ScenarioName::Hold,
         protocol: "ssh".into(),
         target: "embedded".into(),
         seed: Some(u64::MAX),
@@ -85,8 +86,8 @@ fn full() -> Report {
             settled_seconds: Some(0.5),
             usage,
         }],
-        strikes: StrikeKind::ALL
-            .map(|kind| Strike {
+        faults: FaultKind::ALL
+            .map(|kind| Fault {
                 kind,
                 sessions: 3,
                 ended: 2,
@@ -115,7 +116,7 @@ fn full() -> Report {
             usage,
             usage_before: usage,
             usage_after: usage,
-            processes: Some(Ends { first: process, last: ProcessUse { pss_bytes: None, ..process } }),
+            processes: Some(FirstAndLast { first: process, last: ProcessUse { pss_bytes: None, ..process } }),
             idle_cpu_ms_per_second: Some(0.75),
             shutdown: Some(Shutdown { processes: 60, seconds: 5.0, left: 3 }),
             samples: vec![Sample {
@@ -146,13 +147,13 @@ fn full() -> Report {
         first_proof_by_age: None,
         last_proof: None,
         rounds: Vec::new(),
-        strikes: Vec::new(),
+        faults: Vec::new(),
         fuzz: None,
         generator: None,
         guacd: None,
         ..run.clone()
     };
-    Report {
+    StressReport {
         schema_version: SCHEMA_VERSION,
         started_at_unix_seconds: 1_750_000_000,
         interrupted: false,
@@ -177,16 +178,16 @@ fn every_report_is_what_the_schema_says() {
 fn a_report_is_read_as_it_was_written() {
     let report = full();
     let json = serde_json::to_string(&report).unwrap();
-    assert_eq!(Report::parse(&mut serde_json::Deserializer::from_str(&json)).unwrap(), report);
+    assert_eq!(StressReport::parse(&mut serde_json::Deserializer::from_str(&json)).unwrap(), report);
 }
 
 #[test]
 fn a_report_of_another_version_is_refused_and_unknown_fields_are_passed_over() {
     let mut json = serde_json::to_value(full()).unwrap();
     json["news"] = json!("of a later guac-stress");
-    assert_eq!(Report::parse(json.clone()).unwrap(), full());
-    json["schema_version"] = json!(2);
-    assert!(Report::parse(json).unwrap_err().contains("version 2"));
+    assert_eq!(StressReport::parse(json.clone()).unwrap(), full());
+    json["schema_version"] = json!(1);
+    assert!(StressReport::parse(json).unwrap_err().contains("version 1"));
 }
 
 #[test]
@@ -194,7 +195,7 @@ fn a_report_from_before_a_field_was_added_is_read() {
     let mut json = serde_json::to_value(full()).unwrap();
     assert!(json["runs"][0]["guacd"].as_object_mut().unwrap().remove("preload").is_some());
     check(&json);
-    assert_eq!(Report::parse(json).unwrap().runs[0].guacd.as_ref().unwrap().preload, None);
+    assert_eq!(StressReport::parse(json).unwrap().runs[0].guacd.as_ref().unwrap().preload, None);
 }
 
 #[test]
@@ -203,7 +204,7 @@ fn the_schema_finds_what_is_wrong() {
     let good = serde_json::to_value(full()).unwrap();
     assert!(validator.is_valid(&good));
     for (pointer, wrong) in [
-        ("/schema_version", json!(2)),
+        ("/schema_version", json!(1)),
         ("/runs/0/proven", json!(-1)),
         ("/runs/0/failures/0/phase", json!("somewhere")),
         ("/runs/0/guacd/usage/memory_bytes", json!("much")),
@@ -229,15 +230,15 @@ fn a_report_from_before_there_were_scenarios_is_read() {
             "checks",
             "first_proof_by_age",
             "rounds",
-            "strikes",
+            "faults",
             "fuzz",
             "generator",
         ] {
             run.remove(new).unwrap();
         }
     }
-    let report = Report::parse(json).unwrap();
-    assert_eq!((report.runs[0].scenario, report.runs[0].protocol.as_str()), (Scenario::Hold, "ssh"));
+    let report = StressReport::parse(json).unwrap();
+    assert_eq!((report.runs[0].scenario, report.runs[0].protocol.as_str()), (ScenarioName::Hold, "ssh"));
 }
 
 #[test]
@@ -255,7 +256,7 @@ fn what_was_not_measured_does_not_pass() {
 #[test]
 fn stock_beside_others_is_not_judged() {
     let mut runs = full().runs;
-    let judged = |runs: &[Run]| Report::judged(runs).map(|run| run.variant.clone()).collect::<Vec<_>>();
+    let judged = |runs: &[Run]| StressReport::judged(runs).map(|run| run.variant.clone()).collect::<Vec<_>>();
     assert_eq!(judged(&runs), ["stock", "stock"]);
     runs[1].variant = "patched".into();
     assert_eq!(judged(&runs), ["patched"]);

@@ -1,0 +1,109 @@
+//! What do several scenarios do? They open all sessions, hold them, wait until guacd has settled, and measure what guacd uses.
+
+use std::time::Duration;
+
+use rustix::process::Pid;
+use tokio::{task, time::Instant};
+
+use super::measurements::Measurements;
+use crate::{
+    guacd::sample,
+    load::crowd::{Crowd, Pace, TICK},
+    report::{FirstAndLast, Sample, Usage, progress::Step},
+};
+
+/// A shorter hold says nothing about what an idle session uses.
+const MIN_IDLE: Duration = Duration::from_secs(2);
+
+/// Opens all sessions. Returns whether any of them is open then.
+pub async fn open_all(
+    crowd: &mut Crowd<'_>,
+    measurements: &mut Measurements,
+    count: u32,
+    pace: Pace,
+) -> bool {
+    crowd.open(0..count as usize, pace).await;
+    measurements.ramp = Some(crowd.begun.elapsed());
+    crowd.alive() > 0
+}
+
+/// Holds all sessions, and measures what they use meanwhile.
+pub async fn hold(crowd: &mut Crowd<'_>, measurements: &mut Measurements, time: Duration) {
+    let end = Instant::now() + time;
+    measure_open_sessions(crowd, measurements).await;
+    let idle = end.saturating_duration_since(Instant::now());
+    let before = cheap_sample(crowd).await;
+    crowd.hold(idle).await;
+    let after = cheap_sample(crowd).await;
+    if idle >= MIN_IDLE && crowd.alive() > 0 {
+        measurements.idle_cpu_ms_per_second = before.zip(after).map(|(before, after)| {
+            let cpu = |sample: &Sample| sample.parent_cpu_seconds + sample.children_cpu_seconds;
+            let seconds = after.at_seconds - before.at_seconds;
+            (cpu(&after) - cpu(&before)).max(0.0) * 1000.0 / seconds / f64::from(crowd.alive())
+        });
+    }
+}
+
+/// Measures what guacd uses with all sessions open.
+pub async fn measure_open_sessions(crowd: &mut Crowd<'_>, measurements: &mut Measurements) {
+    crowd.set_step(Step::Hold);
+    let sessions = crowd.open_sessions();
+    let known = sessions.into_iter().filter_map(|(index, process)| Some((process?, index as u32)));
+    let known = known.collect::<Vec<_>>();
+    let ends = known.first().copied().zip(known.last().copied());
+    let measured = measure_guacd(crowd, move |parent| {
+        let process = |(process, session)| sample::process(process, session);
+        let processes = ends
+            .and_then(|(first, last)| Some(FirstAndLast { first: process(first)?, last: process(last)? }));
+        (sample::usage(parent), processes)
+    })
+    .await;
+    (measurements.usage, measurements.processes) = measured.unwrap_or_default();
+}
+
+/// What guacd uses now. None, if guacd was not started here.
+pub async fn usage(crowd: &mut Crowd<'_>) -> Option<Usage> {
+    measure_guacd(crowd, sample::usage).await.flatten()
+}
+
+/// Waits until guacd has no more processes, threads and descriptors than before, for at most some time. Returns how long it
+/// took, if it was in time.
+pub async fn settle(crowd: &mut Crowd<'_>, before: Option<Usage>, max: Duration) -> Option<f64> {
+    let before = before?;
+    crowd.set_step(Step::Settle);
+    let began = Instant::now();
+    while began.elapsed() <= max && crowd.died.is_none() {
+        let now = cheap_sample(crowd).await?;
+        let is_settled = now.children <= before.children
+            && now.parent_threads <= before.parent_threads
+            && now.parent_descriptors <= before.parent_descriptors;
+        if is_settled {
+            return Some(began.elapsed().as_secs_f64());
+        }
+        crowd.run_until(Some(Instant::now() + TICK), |crowd| crowd.died.is_some()).await;
+    }
+    None
+}
+
+async fn cheap_sample(crowd: &mut Crowd<'_>) -> Option<Sample> {
+    let (begun, alive) = (crowd.begun, crowd.alive());
+    measure_guacd(crowd, move |parent| sample::sample(parent, begun.elapsed().as_secs_f64(), alive))
+        .await
+        .flatten()
+}
+
+/// Measures guacd on another thread, while the sessions go on. None, if guacd was not started here.
+async fn measure_guacd<T: Send + 'static>(
+    crowd: &mut Crowd<'_>,
+    measure: impl FnOnce(Pid) -> T + Send + 'static,
+) -> Option<T> {
+    let parent = crowd.guacd.as_ref()?.pid();
+    let mut measuring = task::spawn_blocking(move || measure(parent));
+    loop {
+        tokio::select! {
+            biased;
+            measured = &mut measuring => return measured.ok(),
+            () = crowd.run_until(Some(Instant::now() + TICK), |_| false) => {}
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! How is one guacd loaded, measured and judged?
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Result;
+use procfs::process::Process;
+use rustix::process::{Signal, kill_process};
+use tokio::{sync::watch, task, time::Instant};
+
+use super::{
+    Scenario, common,
+    measurements::{Context, Measurements},
+};
+use crate::{
+    guacd::{sample, start::Guacd},
+    load::{crowd::Crowd, flags::Load, session::Setup},
+    report::{
+        self, Generator, Run, Shutdown,
+        progress::{Progress, Step},
+    },
+};
+
+/// Loads one guacd. With `guacd`, it is one that was started here, and is watched, measured, and told to end.
+///
+/// # Errors
+///
+/// When an input of `fuzz` cannot be read or saved.
+pub async fn measure(
+    context: Context,
+    scenario: &Scenario,
+    load: &Load,
+    setup: Arc<Setup>,
+    guacd: Option<&mut Guacd>,
+    mut stop: watch::Receiver<bool>,
+    watch: &mut dyn FnMut(Progress),
+) -> Result<Run> {
+    let cpu = cpu_seconds();
+    let size = scenario.size();
+    let mut crowd = Crowd::new(size.sessions, size.rate, setup, guacd, watch);
+    let mut measurements = Measurements::default();
+    let interrupted = tokio::select! {
+        biased;
+        _ = stop.wait_for(|stop| *stop) => true,
+        played = play(scenario, &mut crowd, &mut measurements, &context) => {
+            played?;
+            false
+        }
+    };
+    crowd.catch_up();
+    let mut run = account(&crowd, context, scenario, load, measurements, interrupted);
+    if let (Some(max), false, None) = (load.thresholds.max_shutdown, interrupted, &crowd.died) {
+        let shutdown = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => None,
+            shutdown = shut_down(&mut crowd, max) => shutdown,
+        };
+        if let Some(guacd) = &mut run.guacd {
+            guacd.shutdown = shutdown;
+        }
+    }
+    run.generator = cpu_seconds()
+        .zip(max_rss_bytes())
+        .map(|(now, max_rss_bytes)| Generator { cpu_seconds: now - cpu.unwrap_or(0.0), max_rss_bytes });
+    run.checks = scenario.verdict(load, &run);
+    Ok(run)
+}
+
+async fn play(
+    scenario: &Scenario,
+    crowd: &mut Crowd<'_>,
+    measurements: &mut Measurements,
+    context: &Context,
+) -> Result<()> {
+    measurements.usage_before = common::usage(crowd).await;
+    scenario.play(crowd, measurements, context).await?;
+    crowd.wait_until_informed().await;
+    Ok(())
+}
+
+/// Sends SIGTERM to guacd, with its sessions open, and waits for at most some time until all its processes have ended.
+async fn shut_down(crowd: &mut Crowd<'_>, max: Duration) -> Option<Shutdown> {
+    crowd.set_step(Step::Shutdown);
+    let guacd = crowd.guacd.as_mut()?;
+    let pid = guacd.pid();
+    let family = task::spawn_blocking(move || sample::family(pid.as_raw_pid())).await.ok()?;
+    let mut left = family.iter().map(|stat| stat.pid).collect::<Vec<_>>();
+    let processes = left.len() as u32;
+    kill_process(pid, Signal::TERM).ok()?;
+    let began = Instant::now();
+    loop {
+        // A process that has lost its parent is our child, and stays visible until it is waited for.
+        let _ = guacd.ended();
+        left.retain(|&pid| sample::is_there(pid));
+        if left.is_empty() || began.elapsed() >= max {
+            let left = left.len() as u32;
+            return Some(Shutdown { processes, seconds: began.elapsed().as_secs_f64(), left });
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Sums up a run, without its checks.
+fn account(
+    crowd: &Crowd<'_>,
+    context: Context,
+    scenario: &Scenario,
+    load: &Load,
+    measurements: Measurements,
+    interrupted: bool,
+) -> Run {
+    let size = scenario.size();
+    let total = crowd.begun.elapsed();
+    let guacd = crowd.guacd.as_ref().map(|guacd| report::Guacd {
+        log_file: guacd.log_file().display().to_string(),
+        last_lines: if crowd.died.is_some() { guacd.log().last_lines() } else { Vec::new() },
+        died: crowd.died.clone(),
+        keys: guacd.keys(),
+        preload: guacd.preload().map(|library| library.display().to_string()),
+        usage: measurements.usage,
+        usage_before: measurements.usage_before,
+        usage_after: measurements.usage_after,
+        keys_after_first_round: measurements.keys_after_first_round,
+        processes: measurements.processes,
+        idle_cpu_ms_per_second: measurements.idle_cpu_ms_per_second,
+        shutdown: None,
+        samples: crowd.sampler.as_ref().map(|sampler| sampler.samples()).unwrap_or_default(),
+    });
+    Run {
+        release: context.release,
+        variant: context.variant,
+        scenario: scenario.name(),
+        protocol: load.protocol.as_str().into(),
+        target: load.target.to_string(),
+        seed: measurements.seed,
+        key_limit: load.key_limit,
+        requested: size.sessions,
+        started: crowd.started(),
+        established: crowd.established,
+        peak_alive: crowd.peak_alive,
+        proven: crowd.proven(),
+        silent: crowd.silent(),
+        checks: Vec::new(),
+        failures: crowd.failures(),
+        first_proof: crowd.first_proof(),
+        first_proof_by_age: crowd.first_proof_by_age(),
+        last_proof: crowd.last_proof(),
+        rounds: measurements.rounds,
+        faults: crowd.faults(),
+        fuzz: measurements.fuzz,
+        generator: None,
+        guacd,
+        rate_per_second: size.rate.per_second(),
+        hold_seconds: size.hold.as_secs_f64(),
+        timeout_seconds: load.timeout.as_secs_f64(),
+        ramp_seconds: measurements.ramp.unwrap_or(total).as_secs_f64(),
+        total_seconds: total.as_secs_f64(),
+        interrupted,
+    }
+}
+
+/// Processor time that this process has used, with all its threads.
+fn cpu_seconds() -> Option<f64> {
+    let stat = Process::myself().ok()?.stat().ok()?;
+    Some((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)
+}
+
+fn max_rss_bytes() -> Option<u64> {
+    Some(Process::myself().ok()?.status().ok()?.vmhwm? * 1024)
+}
