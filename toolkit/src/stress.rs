@@ -1,39 +1,53 @@
 //! How is guac-stress compiled and run?
 
-use std::ffi::OsString;
+use std::io::Seek;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::host::run::{self, WhenInterrupted};
 use crate::host::{files, layout};
 use crate::ui;
 
-/// Compiles `guac-stress`, and runs it.
-pub fn run(arguments: Vec<OsString>, offline: bool) -> Result<()> {
-    hand_over(command(arguments, offline)?)
+/// The directory for guacd's logs, and for what else load tests leave. It is created.
+pub fn logs() -> Result<PathBuf> {
+    let logs = layout::target_dir().join("guacd/stress");
+    fs_err::create_dir_all(&logs)?;
+    Ok(logs)
 }
 
 /// Compiles `guac-stress`, and prepares a run of it.
-pub fn command(mut arguments: Vec<OsString>, offline: bool) -> Result<Command> {
-    let logs = layout::target_dir().join("guacd/stress");
-    let guac_stress = compile(&logs, offline)?;
-    arguments.push(format!("--logs={}", logs.display()).into());
-    let mut command = Command::new(guac_stress);
-    command.args(arguments);
-    Ok(command)
+pub fn command(offline: bool) -> Result<Command> {
+    Ok(Command::new(compile(&logs()?, offline)?))
+}
+
+/// Runs a plan of guac-stress, which reads it from standard input.
+pub fn run_plan(mut command: Command, plan: &impl Serialize) -> Result<()> {
+    let mut file = tempfile::tempfile().context("create a file for the plan of the run")?;
+    serde_json::to_writer(&file, plan).context("write the plan of the run")?;
+    file.rewind()?;
+    command.arg("plan").stdin(file);
+    hand_over(command)
+}
+
+/// Compiles `guac-stress`, and holds `count` sessions through the guacd in a prefix.
+pub fn hold(variant: &str, prefix: &Path, count: u32, offline: bool) -> Result<()> {
+    let mut command = command(offline)?;
+    command.args([format!("--prefix={variant}={}", prefix.display()), format!("--count={count}")]);
+    command.arg("--logs").arg(logs()?).stdin(Stdio::null());
+    hand_over(command)
 }
 
 /// Holds `count` sessions through the guacd at `address`. The report goes to standard error.
 pub fn load(address: &str, count: u32, offline: bool) -> Result<()> {
-    let logs = layout::target_dir().join("guacd/stress");
-    let mut command = Command::new(compile(&logs, offline)?);
+    let mut command = command(offline)?;
     command.args([format!("--guacd={address}"), format!("--count={count}")]);
-    command.stdout(std::io::stderr());
+    command.stdin(Stdio::null()).stdout(std::io::stderr());
     hand_over(command)
 }
 
@@ -53,11 +67,11 @@ pub fn compile(logs: &Path, offline: bool) -> Result<PathBuf> {
 }
 
 /// Runs `guac-stress` on xtask's terminal, passes signals on to it, and returns its exit code as an error if it is not 0.
-pub fn hand_over(mut command: Command) -> Result<()> {
+fn hand_over(mut command: Command) -> Result<()> {
     // Its own process group, so that Ctrl-C reaches it once: a second signal would cut its report short.
     command.process_group(0);
     shared::tie::to_parent(&mut command);
-    let mut child = command.stdin(Stdio::null()).spawn().context("cannot start guac-stress")?;
+    let mut child = command.spawn().context("cannot start guac-stress")?;
     let status = loop {
         if let Some(status) = child.try_wait()? {
             break status;

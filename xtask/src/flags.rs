@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use guac_stress::cli::ScenarioFlags;
+use guac_stress::values::MAX_SESSIONS;
 use toolkit::build::guacd;
 use toolkit::source::fetch::Access;
 use toolkit::source::release;
@@ -42,7 +44,13 @@ pub struct Cli {
 pub enum Command {
     Fetch(Fetch),
     Build(Build),
-    Stress(Box<Stress>),
+    /// Hold real sessions through guacd, and count those that prove themselves alive
+    ///
+    /// Builds what is missing, starts guacd on a free loopback port, opens the sessions, holds them open together, and then
+    /// types a fresh random word into each of them. A session counts only when its word comes back. Nothing that was started
+    /// is left running. Without a subcommand, this is the scenario `hold`; `cargo xtask stress help SCENARIO` explains another.
+    #[command(after_help = ScenarioFlags::<Stress>::after_help())]
+    Stress(Box<ScenarioFlags<Stress>>),
     Bench(Bench),
     Preload(Preload),
     Image(Image),
@@ -105,38 +113,36 @@ pub struct Build {
     pub configure_args: Vec<String>,
 }
 
-/// Hold real sessions through guacd, and count those that prove themselves alive.
-///
-/// Builds what is missing, starts guacd on a free loopback port, opens the sessions, holds them open together, and then
-/// types a fresh random word into each of them. A session counts if its word comes back. --scenario does worse things to
-/// guacd than to hold sessions. Nothing that was started is left running.
+/// What `stress` adds to the flags of each scenario.
 #[derive(Args)]
-#[command(after_help = EXIT_CODES)]
 pub struct Stress {
     #[command(flatten)]
     pub release: Release,
 
-    /// Which guacd to load; more than one are loaded one after the other.
+    /// Which guacd to load; several are loaded one after another.
     #[arg(long, value_enum, default_value_t = Variants::Patched, conflicts_with = "guacd")]
     pub variant: Variants,
 
-    #[command(flatten)]
-    pub load: guac_stress::flags::Load,
-
-    /// Start guacd with the library of `cargo xtask preload`, which is built first. It goes before that of --key-limit,
-    /// whose limit is on libc's keys: so `--variant stock --preload --key-limit 128` shows what it does for a guacd as it
-    /// is on musl.
+    /// Start guacd with the library of `cargo xtask preload`, which is built first. It comes before the library of
+    /// --key-limit, so `--variant stock --preload --key-limit 128` shows what it does for a stock guacd on musl.
     #[arg(long, conflicts_with = "guacd")]
     pub preload: bool,
 
-    /// Build a guacd with AddressSanitizer and UndefinedBehaviorSanitizer, and load that: whatever they find ends the
-    /// process in which they find it. Meant for `--scenario fuzz`, which counts that. It is slower, and takes four times the
-    /// memory.
+    /// Build guacd with AddressSanitizer and UndefinedBehaviorSanitizer, and load that. What they find ends the process in
+    /// which they find it; `fuzz` counts such ends as crashes. guacd is slower then, and needs four times the memory.
     #[arg(long, conflicts_with_all = ["guacd", "preload", "key_limit"])]
     pub sanitize: bool,
 
     #[command(flatten)]
     pub setup: Setup,
+}
+
+impl guac_stress::cli::Program for Stress {
+    const EXIT_CODES: &str = "4 a patch does not apply; ";
+
+    fn example(scenario: &str, flags: &str) -> String {
+        format!("cargo xtask stress {scenario} {flags}")
+    }
 }
 
 /// Build a library that removes the limit on pthread keys from a guacd that you cannot rebuild.
@@ -233,7 +239,7 @@ pub struct Image {
     pub check: bool,
 
     /// Hold this many sessions through a container of the image.
-    #[arg(long, value_name = "SESSIONS", value_parser = clap::value_parser!(u32).range(1..=i64::from(guac_stress::flags::MOST_SESSIONS)))]
+    #[arg(long, value_name = "SESSIONS", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SESSIONS)))]
     pub stress: Option<u32>,
 
     /// Limit each process of guacd in that container to this many pthread keys, as musl does with 128. The run fails if the
@@ -309,7 +315,7 @@ pub struct Nix {
     pub check: bool,
 
     /// Hold this many sessions through the guacd that was built.
-    #[arg(long, value_name = "SESSIONS", value_parser = clap::value_parser!(u32).range(1..=i64::from(guac_stress::flags::MOST_SESSIONS)))]
+    #[arg(long, value_name = "SESSIONS", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SESSIONS)))]
     pub stress: Option<u32>,
 
     /// Build with this machine's own compilers and libraries instead of nixpkgs, in Nix's sandbox.

@@ -5,24 +5,18 @@ mod flags;
 
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 use toolkit::{failure, host::run, ui};
 
 use flags::Command;
 
 fn main() -> ExitCode {
     let cli = flags::Cli::parse();
-    if let Command::Stress(stress) = &cli.command {
-        if let Err(wrong) = stress.load.check() {
-            flags::Cli::command().error(ErrorKind::ArgumentConflict, wrong).exit();
-        }
-    }
     run::watch_for_signals();
     let result = match cli.command {
         Command::Fetch(flags) => commands::fetch::run(&flags),
         Command::Build(flags) => commands::build::run(&flags),
-        Command::Stress(flags) => commands::stress::run(&flags),
+        Command::Stress(flags) => commands::stress::run(*flags),
         Command::Bench(flags) => commands::bench::run(&flags),
         Command::Preload(flags) => commands::preload::run(&flags),
         Command::Image(flags) => commands::image::run(&flags),

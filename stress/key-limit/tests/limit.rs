@@ -1,4 +1,4 @@
-//! Does the limit hold? Each test runs itself again with the library preloaded, and looks at what it counted.
+//! Does the limit hold? Each test runs itself again with the library preloaded, and checks the counters.
 
 use std::{
     env, fs,
@@ -11,7 +11,9 @@ use std::{
     thread,
 };
 
-/// What a test that was run again has to do.
+use shared::key_counters::{self, KeyCounters};
+
+/// Set where a test was run again.
 const AGAIN: &str = "KEY_LIMIT_TEST";
 
 fn create() -> Result<libc::pthread_key_t, i32> {
@@ -52,10 +54,10 @@ fn library() -> PathBuf {
         .clone()
 }
 
-/// Runs a test of this file again, under a limit, and gives the two counters. The third word tells that it was loaded.
+/// Runs a test of this file again, under a limit, and returns the two counters.
 fn again(test: &str, limit: u32) -> (u32, u32) {
     let stats: PathBuf = env::temp_dir().join(format!("key-limit-{test}-{}", std::process::id()));
-    fs::write(&stats, [0; 12]).unwrap();
+    fs::write(&stats, [0; key_counters::SIZE]).unwrap();
     let output = Command::new(env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
         .env("LD_PRELOAD", library())
@@ -64,7 +66,7 @@ fn again(test: &str, limit: u32) -> (u32, u32) {
         .env(AGAIN, "1")
         .output()
         .unwrap();
-    let counters = fs::read(&stats).unwrap();
+    let counters = KeyCounters::read(&stats).unwrap();
     fs::remove_file(&stats).unwrap();
     assert!(
         output.status.success(),
@@ -72,9 +74,8 @@ fn again(test: &str, limit: u32) -> (u32, u32) {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    let word = |i: usize| u32::from_ne_bytes(counters[4 * i..][..4].try_into().unwrap());
-    assert_eq!(word(2), 1, "the library was not loaded");
-    (word(0), word(1))
+    assert!(counters.is_loaded, "the library was not loaded");
+    (counters.most_in_a_process, counters.refusals)
 }
 
 fn is_again() -> bool {

@@ -2,14 +2,11 @@
 
 use clap::{Parser, Subcommand};
 
-use super::scenarios::{Flags, Program, ScenarioCommand, after_help};
+use super::scenarios::{Flags, Program, ScenarioCommand, ScenarioFlags};
 use crate::{
     guacd::flags::Guacds,
     plan::Plan,
-    scenario::{
-        Scenario,
-        hold::{self, Hold},
-    },
+    scenario::{Scenario, hold::Hold},
 };
 
 /// The command line of `guac-stress`.
@@ -23,7 +20,7 @@ use crate::{
         each of them. A session counts only when its word comes back. guacd's own answer, `ready`, proves nothing: guacd sends \
         it before it connects to the target.\n\nWithout a subcommand, guac-stress runs the scenario `hold`. `guac-stress help \
         SCENARIO` explains another one.",
-    after_help = after_help::<Guacds>("", hold::EXAMPLES)
+    after_help = ScenarioFlags::<Guacds>::after_help()
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -57,8 +54,7 @@ impl Cli {
 
 impl Program for Guacds {
     fn example(scenario: &str, flags: &str) -> String {
-        let words = ["guac-stress", scenario, "--prefix guacd=/opt/guacamole", flags];
-        words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+        format!("guac-stress {scenario} --prefix guacd=/opt/guacamole {flags}")
     }
 }
 

@@ -7,13 +7,11 @@ use crate::{
     scenario::{Scenario, burst, chaos, churn, fuzz, hold, soak},
 };
 
-/// The exit codes of a stress run.
-const EXIT_CODES: &str = "Exit codes: 0 all checks passed; 5 a threshold was missed; 2 usage; 3 something is missing that the \
-    run needs; 130 interrupted; 1 any other failure. If the variant `stock` is loaded along with others, only the others \
-    decide.";
-
 /// A program that offers scenarios, by the flags that it adds to each of them.
 pub trait Program: Args {
+    /// Exit codes that only this program has, each with a semicolon after it.
+    const EXIT_CODES: &str = "";
+
     /// A command line that runs a scenario with these flags.
     fn example(scenario: &str, flags: &str) -> String;
 }
@@ -91,12 +89,22 @@ pub enum ScenarioCommand<P: Program> {
     Fuzz(Box<Flags<fuzz::Fuzz, P>>),
 }
 
-pub(super) fn after_help<P: Program>(scenario: &str, examples: [&str; 2]) -> String {
+fn after_help<P: Program>(scenario: &str, examples: [&str; 2]) -> String {
     let [first, second] = examples.map(|flags| P::example(scenario, flags));
-    format!("Examples:\n  {first}\n  {second}\n\n{EXIT_CODES}")
+    format!(
+        "Examples:\n  {first}\n  {second}\n\nExit codes: 0 all checks passed; 5 a threshold was missed; 2 usage; 3 something \
+         is missing that the run needs; {}130 interrupted; 1 any other failure. If the variant `stock` is loaded along with \
+         others, only the others decide.",
+        P::EXIT_CODES
+    )
 }
 
 impl<P: Program> ScenarioFlags<P> {
+    /// The end of the help without a scenario: examples of `hold`, and the exit codes.
+    pub fn after_help() -> String {
+        after_help::<P>("hold", hold::EXAMPLES)
+    }
+
     /// The scenario, the load, and the flags of the program.
     pub fn into_parts(self) -> (Scenario, Load, P) {
         match self.scenario {

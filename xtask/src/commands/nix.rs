@@ -26,6 +26,5 @@ fn hold(built: &Path, count: u32, flags: &flags::Nix) -> Result<()> {
         "--stress needs an output with a guacd in it, and {} has none",
         flags.output
     );
-    let prefix = format!("--prefix=nix={}", built.display());
-    stress::run(vec![format!("--count={count}").into(), prefix.into()], flags.setup.source.offline)
+    stress::hold("nix", built, count, flags.setup.source.offline)
 }
