@@ -1,13 +1,13 @@
-//! What remains when this program is killed? No process, and no file but the report and guacd's logs. It runs as two
-//! processes: a guardian that does nothing but wait, and the worker that does all the rest.
+//! What is left when this program is killed? No process, and no file except the report and guacd's logs. The program runs as
+//! two processes: a guardian that only waits, and a worker that does the rest.
 //!
-//! guacd's children survive guacd, and one that hangs survives the loss of its connection too, so no signal on death of a
-//! parent is enough. The guardian is the subreaper of everything below it: when the worker is gone, however it went,
+//! guacd's children survive guacd, and one that hangs survives the loss of its connection too, so the kernel's parent-death
+//! signal is not enough. The guardian is the subreaper of everything below it: when the worker is gone, however it went,
 //! whatever it left behind has become the guardian's, and is killed; and the directory with its temporary files is removed.
 //! When it is the guardian that is killed, the worker gets SIGTERM from the kernel, and ends as if it had been interrupted.
 //!
 //! A process can have children that it never started: they stay with it when it executes another program. The guardian
-//! spares those. It cannot tell their orphans from its own, and takes these for the worker's.
+//! spares those. It cannot distinguish their orphans from the worker's, and kills these too.
 
 use std::{
     fs::Permissions,

@@ -123,7 +123,7 @@ impl FromStr for Target {
             _ => text
                 .parse()
                 .map(Self::Address)
-                .map_err(|error| format!("neither embedded, nor openssh: {error}")),
+                .map_err(|error| format!("not embedded or openssh, and {error}")),
         }
     }
 }

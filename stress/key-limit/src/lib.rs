@@ -1,10 +1,10 @@
-//! How would a program fare if libc had fewer pthread keys? Preload this library (`LD_PRELOAD`), and `pthread_key_create`
-//! answers EAGAIN once a process has `KEY_LIMIT` live keys, as POSIX has it for {PTHREAD_KEYS_MAX}.
+//! How does a program behave if libc has fewer pthread keys? Preload this library (`LD_PRELOAD`), and `pthread_key_create`
+//! answers EAGAIN once a process has `KEY_LIMIT` live keys, as POSIX demands for {PTHREAD_KEYS_MAX}.
 //!
 //! `KEY_LIMIT_STATS` may name a file of at least twelve bytes. Its first 32-bit word becomes the most keys that any
 //! process had at once, its second one the number of refusals, libc's own included: of all processes that have inherited
-//! the two variables. Its third word becomes 1 when the library has read its settings: the loader only warns when it cannot
-//! load it, and then nothing is limited.
+//! the two variables. Its third word becomes 1 when the library has read its settings. The loader only warns about a library
+//! that it cannot load, and then nothing is limited.
 //!
 //! A forked child begins with its parent's keys, as it does in libc. It runs where its parent may have held any lock, so
 //! nothing here takes one: settings are read and libc's functions are looked up before `main`, and counters are atomic. Only
@@ -191,7 +191,7 @@ unsafe fn create(real: &Real, refusal: c_int, key: *mut pthread_key_t, destructo
 ///
 /// # Safety
 ///
-/// As POSIX has it: `key` is valid for a write.
+/// As for POSIX's function: `key` is valid for a write.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pthread_key_create(key: *mut pthread_key_t, destructor: Destructor) -> c_int {
     // SAFETY: libc's function of that name has these arguments, and the caller keeps POSIX's terms.
@@ -202,7 +202,7 @@ pub unsafe extern "C" fn pthread_key_create(key: *mut pthread_key_t, destructor:
 ///
 /// # Safety
 ///
-/// As POSIX has it.
+/// As for POSIX's function.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pthread_key_delete(key: pthread_key_t) -> c_int {
     let real = KEY_DELETE.get();
@@ -221,7 +221,7 @@ pub unsafe extern "C" fn pthread_key_delete(key: pthread_key_t) -> c_int {
 ///
 /// # Safety
 ///
-/// As C11 has it: `key` is valid for a write.
+/// As for C11's function: `key` is valid for a write.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tss_create(key: *mut pthread_key_t, destructor: Destructor) -> c_int {
     // SAFETY: libc's function of that name has these arguments, and the caller keeps C11's terms.
@@ -232,7 +232,7 @@ pub unsafe extern "C" fn tss_create(key: *mut pthread_key_t, destructor: Destruc
 ///
 /// # Safety
 ///
-/// As C11 has it: the key is live.
+/// As for C11's function: the key is live.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tss_delete(key: pthread_key_t) {
     let real = TSS_DELETE.get();

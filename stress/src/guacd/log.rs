@@ -25,7 +25,7 @@ const LAST_LINES: usize = 12;
 /// Longer lines are split.
 const MAX_LINE: usize = 64 * 1024;
 
-/// What guacd has said so far.
+/// guacd's log so far.
 #[derive(Default)]
 pub struct LogBook {
     inner: Mutex<Inner>,
@@ -99,8 +99,8 @@ impl LogBook {
         self.lock().process.get(id).copied()
     }
 
-    /// How many processes said in their last words that they abort, or that their memory is corrupt, or were ended by a
-    /// signal that says so.
+    /// How many processes crashed: their last line says that they abort or that their memory is corrupt, or the signal that
+    /// ended them does.
     pub fn crashes(&self) -> u32 {
         self.lock().telling.values().filter(|line| line.weight == Weight::LastWords).count() as u32
     }
@@ -110,7 +110,7 @@ impl LogBook {
         self.lock().last.iter().cloned().collect()
     }
 
-    /// Whether guacd has said that it listens.
+    /// Whether guacd has logged that it listens.
     pub fn is_listening(&self) -> bool {
         self.lock().listening
     }
@@ -179,7 +179,7 @@ fn weigh(line: &str) -> (Weight, &str) {
     };
     let weight = match message.split_once(':').map(|(level, _)| level) {
         Some("ERROR") => Weight::Error,
-        // Every session gets this one, as it is given no host key to expect.
+        // Every session gets this warning, because guacd is given no host key.
         Some("WARNING") if message.contains("host identity will not be verified") => Weight::Nothing,
         Some("WARNING") => Weight::Warning,
         _ => Weight::Nothing,
@@ -245,7 +245,7 @@ impl Reader {
         Ok((Self { book, done }, theirs))
     }
 
-    /// Waits until the log's last writer is gone and everything was read; but not for long.
+    /// Waits until the log's last writer has ended and everything was read, for at most 2 s.
     pub fn finish(&self) {
         let _ = self.done.recv_timeout(Duration::from_secs(2));
     }

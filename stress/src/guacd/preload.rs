@@ -49,7 +49,7 @@ pub fn list(libraries: &[&Path], others: OsString) -> OsString {
     list
 }
 
-/// Whether a process has loaded a library that was found. ld.so only warns of one that it cannot load.
+/// Whether a process has loaded a library that was found. ld.so only warns about one that it cannot load.
 pub fn is_loaded(process: Pid, library: &Path) -> bool {
     let maps = Process::new(process.as_raw_pid()).and_then(|process| process.maps());
     maps.is_ok_and(|maps| {

@@ -87,7 +87,7 @@ pub fn pid_of(child: &Child) -> Pid {
 pub fn children() -> Vec<Pid> {
     let me = getpid().as_raw_pid();
     let Ok(all) = procfs::process::all_processes() else { return Vec::new() };
-    // A process may be gone by the time that it is looked at.
+    // A process may end before it is read.
     let stats = all.filter_map(|process| process.ok()?.stat().ok());
     stats.filter(|stat| stat.ppid == me).filter_map(|stat| Pid::from_raw(stat.pid)).collect()
 }

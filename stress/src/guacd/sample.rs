@@ -29,7 +29,7 @@ const SHARE: u32 = 50;
 /// Maximum number of samples. Beyond it, every other sample is dropped, and the interval doubles.
 const MAX_SAMPLES: usize = 240;
 
-/// What a process and its descendants take.
+/// What a process and its descendants use.
 pub fn usage(parent: Pid) -> Option<Usage> {
     let parent = Process::new(parent.as_raw_pid()).ok()?;
     let stats = family(parent.pid());
@@ -50,7 +50,7 @@ pub fn threads(pid: Pid) -> Option<u32> {
     Process::new(pid.as_raw_pid()).ok()?.stat().ok()?.num_threads.try_into().ok()
 }
 
-/// What one process takes, for a session.
+/// What one process uses, for a session.
 pub fn process(pid: i32, session: u32) -> Option<ProcessUse> {
     let process = Process::new(pid).ok()?;
     Some(ProcessUse {
@@ -85,7 +85,7 @@ pub fn port_towards(pid: i32, ports: &[u16]) -> Option<u16> {
     procfs::net::tcp().ok()?.iter().find(is_it).map(|entry| entry.local_address.port())
 }
 
-/// What is cheap to read: one sample, at a time that the caller knows, with sessions that it counts.
+/// One sample of what is cheap to read. The caller gives the time and the number of sessions.
 pub fn sample(parent: Pid, at_seconds: f64, sessions: u32) -> Option<Sample> {
     let ticks = procfs::ticks_per_second() as f64;
     let seconds = |ticks_taken: u64| ticks_taken as f64 / ticks;
@@ -106,10 +106,10 @@ pub fn sample(parent: Pid, at_seconds: f64, sessions: u32) -> Option<Sample> {
     })
 }
 
-/// A process and its descendants, itself first. None of them, where it is gone.
+/// A process and its descendants, the process first. Empty if it has ended.
 pub fn family(ancestor: i32) -> Vec<Stat> {
     let Ok(all) = procfs::process::all_processes() else { return Vec::new() };
-    // A process may be gone by the time that it is looked at.
+    // A process may end before it is read.
     let mut stats = all
         .filter_map(|process| process.ok()?.stat().ok())
         .map(|stat| (stat.pid, stat))
@@ -136,7 +136,7 @@ fn tasks(stats: &[Stat]) -> u32 {
 fn memory(pids: &[i32]) -> (u64, MemoryKind) {
     let rss = |&pid: &i32| Some(Process::new(pid).ok()?.stat().ok()?.rss_bytes().get());
     let shares = pids.iter().filter_map(|&pid| pss(pid)).collect::<Vec<_>>();
-    // The kernel tells a process's share only to those who may trace it.
+    // The kernel shows a process's share only to users who may trace it.
     if !shares.is_empty() && shares.len() * 10 >= pids.len() * 9 {
         (shares.iter().sum(), MemoryKind::Pss)
     } else {

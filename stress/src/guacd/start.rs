@@ -142,7 +142,7 @@ impl Guacd {
         })
     }
 
-    /// Waits until guacd listens, or tells how it ended instead.
+    /// Waits until guacd listens. Returns how it ended, if it did.
     fn wait_until_it_listens(&mut self) -> Result<Option<String>> {
         let deadline = Instant::now() + START;
         loop {

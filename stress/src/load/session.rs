@@ -118,7 +118,7 @@ pub async fn run(setup: Arc<Setup>, index: usize, mut orders: Orders, notify: im
             session.id = Some(id.clone());
             notify(Notice::Ready(id));
         }
-        session.hear_of_target(deadline, setup.timeout).await?;
+        session.wait_for_target(deadline, setup.timeout).await?;
         session.enter(Phase::FirstProof);
         session.type_nonce();
         session.expect(deadline, setup.timeout).await?;
@@ -214,7 +214,7 @@ impl Session {
             Ok(event) => event,
             Err(_) => {
                 let missing = match self.link.phase() {
-                    Phase::Login => "the target's program was not heard of",
+                    Phase::Login => "the target's program did not answer",
                     Phase::FirstProof | Phase::LastProof => "what was typed did not come back",
                     _ => "guacd did not answer",
                 };
@@ -224,9 +224,9 @@ impl Session {
         }
     }
 
-    /// Waits until the target is heard of. Where it has to be called, that is done until it answers: nobody says when the
-    /// program of a desktop that is drawn can be typed to.
-    async fn hear_of_target(&mut self, deadline: Instant, timeout: Duration) -> Result<Event, Failed> {
+    /// Waits until the target's program answers. Where it has to be called, it is called again and again: nothing announces
+    /// when the program of a desktop takes input.
+    async fn wait_for_target(&mut self, deadline: Instant, timeout: Duration) -> Result<Event, Failed> {
         while self.link.has_call() && Instant::now() < deadline {
             self.link.type_call(&mut self.out);
             let again = deadline.min(Instant::now() + CALL_INTERVAL);
@@ -237,7 +237,7 @@ impl Session {
         self.expect(deadline, timeout).await
     }
 
-    /// Keeps the session open until another proof than the last one is wanted, or until there is an order.
+    /// Keeps the session open until the next proof is asked for, or until there is an order.
     async fn hold(&mut self, orders: &mut Orders, last: u32) -> Result<Option<Order>, Failed> {
         loop {
             tokio::select! {
@@ -274,9 +274,9 @@ impl Session {
         }
     }
 
-    /// Sends and receives until something happens. May be dropped at any time: nothing is lost.
+    /// Sends and receives until something happens. It may be dropped at any time; nothing is lost.
     ///
-    /// However much guacd sends, deadlines are kept, others get their turn, and memory is bounded.
+    /// However much guacd sends, deadlines are kept, other sessions get their turn, and memory is bounded.
     async fn pump(&mut self) -> Result<Event, Failed> {
         let ended = ended(self.log.clone(), self.id.clone());
         tokio::pin!(ended);
@@ -343,8 +343,8 @@ impl Session {
     }
 }
 
-/// Waits for guacd's log to say that the session's process is gone. The connection alone does not tell: other processes
-/// of guacd's hold copies of it.
+/// Waits until guacd's log reports the end of the session's process. The connection does not show it, because other
+/// processes of guacd hold copies of it.
 async fn ended(log: Option<Arc<LogBook>>, id: Option<String>) {
     match (log, id) {
         (Some(log), Some(id)) => log.ended(&id).await,
@@ -380,7 +380,7 @@ mod tests {
         net::{TcpListener, TcpSocket},
     };
 
-    /// On a thread of its own for guacd, which could not send faster than the session reads otherwise.
+    /// guacd runs on another thread here. On the same one, it could not send faster than the session reads.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn no_more_is_read_than_can_be_answered() {
         let socket = TcpSocket::new_v4().unwrap();
@@ -427,7 +427,7 @@ mod tests {
         let deadline = Instant::now() + timeout;
         let mut session = connect(&setup, 0, deadline).await.unwrap();
         assert_eq!(session.expect(deadline, timeout).await, Ok(Event::Ready("$id".into())));
-        assert_eq!(session.hear_of_target(deadline, timeout).await, Ok(Event::TargetHeard));
+        assert_eq!(session.wait_for_target(deadline, timeout).await, Ok(Event::TargetReady));
         assert_eq!(called.await.unwrap().1, 3);
     }
 }

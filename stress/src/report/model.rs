@@ -90,14 +90,13 @@ pub struct Run {
     pub established: u32,
     /// How many sessions were open at the same time, at most.
     pub peak_alive: u32,
-    /// How many sessions gave back, after having been held open together, what was then typed into all of them at once;
-    /// and had not ended 0.2 s after the last of them had. To give it back proves that a session was alive when all
-    /// were typed into. From then on it had not been seen to end: its connection was open, guacd's log had not told of
-    /// its end, and guacd ran, of which only the first is known of a guacd that was not started here. One that fell
-    /// silent after it had given its word back still counts.
+    /// How many sessions are proven. All are held open together, and then a fresh word is typed into each. A session is
+    /// proven when its word comes back, and when it still looks alive 0.2 s after the last word has come back: its
+    /// connection is open and, if guacd was started here, guacd runs and its log has not reported the session's end. A
+    /// session that falls silent after its word still counts.
     ///
-    /// Of sessions that had to prove themselves several times, those that did each time. In waves, those that did
-    /// before their wave was closed.
+    /// Where sessions have to prove themselves several times, those that do so each time. In waves, those that do so before
+    /// their wave is closed.
     pub proven: u32,
     /// How many failures of which the client was not informed: it got neither an error nor the end of its connection,
     /// within 5 s of the end of guacd's process or for as long as it waited.
@@ -111,7 +110,7 @@ pub struct Run {
     pub failures: Vec<Failure>,
     /// From the TCP connection to guacd, to the first word that came back.
     pub first_proof: Option<Latency>,
-    /// The same, of those that came first and of those that came last. None where there are too few to tell.
+    /// The same, of the first and of the last sessions. None where there are too few.
     #[serde(default)]
     pub first_proof_by_age: Option<ByAge>,
     /// From the word that was typed after the hold, until it came back.
@@ -138,7 +137,7 @@ pub struct Run {
     pub timeout_seconds: f64,
     /// From the first session's start until the last had come up or failed.
     pub ramp_seconds: f64,
-    /// From the first session's start until everything was known.
+    /// From the first session's start to the end of the run.
     pub total_seconds: f64,
     /// Whether this run was stopped before its end.
     pub interrupted: bool,
@@ -223,8 +222,8 @@ pub struct Fault {
     pub kind: FaultKind,
     /// How many.
     pub sessions: u32,
-    /// How many of them ended as they should, in time: for `kill` and `cut`, the client was told; for `stall` and
-    /// `vanish`, guacd's process for the session was gone.
+    /// How many of them ended as they should, in time: for `kill` and `cut`, the client was informed; for `stall`
+    /// and `vanish`, guacd's process for the session ended.
     pub ended: u32,
     /// How long the slowest of those took.
     pub slowest_seconds: Option<f64>,
@@ -242,8 +241,8 @@ pub enum FaultKind {
     Cut,
     /// Its client types much, and then neither reads nor writes.
     Stall,
-    /// Its client is gone, and its end of the connection with it: without any packet where the system allows that
-    /// (`TCP_REPAIR`, as root), else with a reset.
+    /// Its client closes the connection: without a packet where the kernel allows that (`TCP_REPAIR`, as root), else with a
+    /// reset.
     Vanish,
 }
 
@@ -269,17 +268,17 @@ pub struct Fuzz {
     pub inputs: u32,
     /// How many guacd answered with an error.
     pub errors: u32,
-    /// How many it took for a session, as `ready` came.
+    /// How many it answered with `ready`.
     pub ready: u32,
     /// How many connections it closed without either.
     pub closed: u32,
     /// How many the client itself closed or reset in the middle.
     pub abandoned: u32,
-    /// How many it neither answered nor closed in time, or did not accept.
+    /// How many it did not answer, close or accept in time.
     pub unanswered: u32,
-    /// How many of guacd's processes crashed, as its log has it; unknown for a guacd whose log is not ours.
+    /// How many of guacd's processes crashed, according to its log. None where the log is not read.
     pub crashes: Option<u32>,
-    /// Files with inputs after which something was wrong, for --replay.
+    /// Files with the inputs after which something was wrong, for `--replay`.
     pub saved: Vec<String>,
 }
 
@@ -384,7 +383,7 @@ pub struct Guacd {
     /// Processor time that guacd took for each session and second while all were held and nothing was typed.
     #[serde(default)]
     pub idle_cpu_ms_per_second: Option<f64>,
-    /// How it ended, when it was told to with its sessions open.
+    /// How it ended after SIGTERM, with its sessions open.
     #[serde(default)]
     pub shutdown: Option<Shutdown>,
     /// What it took over time.
@@ -502,7 +501,7 @@ impl StressReport {
         Ok(report)
     }
 
-    /// The runs that decide. `stock` beside other variants is there to be compared with, and is expected to fail.
+    /// The runs that decide. If `stock` is loaded along with other variants, it is only there for comparison.
     pub fn judged(runs: &[Run]) -> impl Iterator<Item = &Run> {
         let compared = runs.iter().any(|run| run.variant != "stock");
         runs.iter().filter(move |run| !compared || run.variant != "stock")

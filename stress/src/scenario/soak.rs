@@ -27,7 +27,7 @@ use crate::{
 pub const EXAMPLES: [&str; 2] =
     ["--count 100 --hold 10m --prove-every 30s", "--count 300 --hold 8h --prove-every 5m"];
 
-/// At most about so many proofs are shown.
+/// About the maximum number of proofs that are shown.
 #[cfg(feature = "engine")]
 const SHOWN: usize = 10;
 

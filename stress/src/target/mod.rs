@@ -1,5 +1,5 @@
-//! What does guacd connect to? A server with a program behind it that gives back what is typed: over SSH and telnet on a pipe
-//! that it opens to us, over VNC on the clipboard.
+//! What does guacd connect to? A server with a program that gives back what is typed: over SSH and telnet on a pipe that the
+//! program opens, over VNC on the clipboard.
 
 use std::{net::Ipv4Addr, path::Path, sync::Arc};
 

@@ -26,8 +26,8 @@ pub struct Sshd {
 }
 
 impl Sshd {
-    /// Starts sshd, and waits until it listens. Its files go to a directory that only this user may read, as sshd is told
-    /// not to look at who may write to them. Call it from the main thread: sshd dies with the thread that started it.
+    /// Starts sshd, and waits until it listens. Its files go to a directory that only this user may read, because sshd does
+    /// not check their permissions here. Call it from the main thread: sshd dies with the thread that started it.
     ///
     /// # Errors
     ///
@@ -152,7 +152,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 PermitUserRC no
-# The directory is ours alone, and below one that everybody may write to.
+# Only this user may read the directory, which is in one that everybody may write to.
 StrictModes no
 # PAM would refuse an account that is locked, as root's is in containers.
 UsePAM no

@@ -1,5 +1,5 @@
-//! An SSH server within this process: password login, a terminal, and a program that echoes. It costs a session no process
-//! of its own, so that guacd is what a run measures.
+//! An SSH server within this process: password login, a terminal, and a program that echoes. It starts no process for
+//! a session, so that a run measures guacd.
 
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 

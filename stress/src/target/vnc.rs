@@ -48,7 +48,7 @@ struct Screen {
 }
 
 impl Screen {
-    /// Shakes hands. None, here and below, when the client is gone or speaks something else.
+    /// Does the handshake. None, here and below, if the client has gone or does not speak the protocol.
     async fn open(stream: TcpStream) -> Option<Self> {
         let stream = BufReader::new(stream);
         let mut screen = Self {

@@ -96,14 +96,14 @@ impl Default for Position {
 }
 
 impl Decoder {
-    /// Takes bytes as they came.
+    /// Adds bytes that have arrived.
     pub fn push(&mut self, bytes: &[u8]) {
         self.input.drain(..self.read);
         self.read = 0;
         self.input.extend_from_slice(bytes);
     }
 
-    /// The next whole instruction; none until more bytes have come.
+    /// The next whole instruction. None until more bytes have arrived.
     ///
     /// # Errors
     ///
@@ -119,7 +119,7 @@ impl Decoder {
         Ok(None)
     }
 
-    /// Takes one byte, and tells whether it ended an instruction.
+    /// Reads one byte. Returns whether it ended an instruction.
     fn step(&mut self, byte: u8) -> Result<bool, Malformed> {
         match &mut self.at {
             Position::Length { value, digits } => match byte {

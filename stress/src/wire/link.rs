@@ -27,8 +27,8 @@ pub struct Login {
     pub arguments: Vec<(&'static str, String)>,
     /// Where what was typed comes back.
     pub echo: Echo,
-    /// What has to be typed until the target is heard of: the command that starts its program or, for the clipboard, a word
-    /// that comes back once the program is there.
+    /// What has to be typed until the target answers: the command that starts its program or, for the clipboard, a word that
+    /// comes back once the program runs.
     pub call: Option<String>,
 }
 
@@ -37,10 +37,10 @@ pub struct Login {
 pub enum Echo {
     /// On the pipe of this name, which the target's program opens in its terminal.
     Pipe(String),
-    /// On the clipboard, each time on a stream of its own.
+    /// On the clipboard, each time on a new stream.
     Clipboard {
-        /// The width and the height of the target's screen, which tell that it is there. Where they are not known, it has
-        /// to be called.
+        /// The width and the height of the target's screen, by which it is recognized. Where they are not known, the target
+        /// has to be called.
         screen: Option<[String; 2]>,
     },
 }
@@ -48,10 +48,10 @@ pub enum Echo {
 /// What an instruction means for the session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// guacd has given the session an id. This says nothing about the target.
+    /// guacd has given the session an id. This proves nothing about the target.
     Ready(String),
-    /// The target was heard of: its program has opened its pipe, or its screen was drawn.
-    TargetHeard,
+    /// The target has answered: its program has opened its pipe, or its screen was drawn.
+    TargetReady,
     /// What was typed last, a call or a nonce, has come back.
     Echoed,
 }
@@ -71,7 +71,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// A session that is about to begin, and what it says first.
+    /// A new session. Appends what it sends first.
     pub fn new(login: Login, out: &mut Vec<u8>) -> Self {
         codec::encode(out, &["select", login.protocol]);
         Self {
@@ -99,7 +99,7 @@ impl Link {
         self.login.call.is_some()
     }
 
-    /// Calls the target, unless nothing of it was drawn yet: until it is logged in, guacd drops what is typed.
+    /// Calls the target, unless nothing was drawn yet: before the login, guacd drops what is typed.
     pub fn type_call(&mut self, out: &mut Vec<u8>) {
         let Some(call) = self.login.call.as_ref().filter(|_| self.is_drawn) else { return };
         type_line(call, out);
@@ -115,7 +115,7 @@ impl Link {
         self.awaited = Some(nonce.into());
     }
 
-    /// Takes an instruction, and appends the answers to it.
+    /// Handles an instruction, and appends the answers to `out`.
     ///
     /// # Errors
     ///
@@ -134,10 +134,10 @@ impl Link {
             "pipe" if self.phase == Phase::Login && self.is_awaited_pipe(instruction) => {
                 self.stream = Some(instruction.arg(0).into());
                 codec::encode(out, &["ack", instruction.arg(0), "OK", "0"]);
-                return Ok(Some(Event::TargetHeard));
+                return Ok(Some(Event::TargetReady));
             }
             "size" if self.phase == Phase::Login && self.is_screen(instruction) => {
-                return Ok(Some(Event::TargetHeard));
+                return Ok(Some(Event::TargetReady));
             }
             "clipboard" if self.is_clipboard() => {
                 self.stream = Some(instruction.arg(0).into());
@@ -155,7 +155,7 @@ impl Link {
             "end" if self.is_stream(instruction.arg(0)) => {
                 return Err("the target's program closed its pipe".into());
             }
-            // guacd numbers its streams itself: one that opens where the pipe is would make its blobs count as echo.
+            // guacd chooses the numbers of streams. A new stream with the number of the pipe would make its blobs count as echo.
             "img" | "audio" | "video" | "file" | "clipboard" | "argv" | "pipe"
                 if self.is_stream(instruction.arg(0)) =>
             {
@@ -291,7 +291,7 @@ mod tests {
         link.receive(&instruction(&["args", "VERSION_1_5_0", "hostname", "port"]), out).unwrap();
         assert_eq!(link.receive(&instruction(&["ready", "$id"]), out), Ok(Some(Event::Ready("$id".into()))));
         let pipe = instruction(&["pipe", "7", "text/plain", "proof"]);
-        assert_eq!(link.receive(&pipe, out), Ok(Some(Event::TargetHeard)));
+        assert_eq!(link.receive(&pipe, out), Ok(Some(Event::TargetReady)));
         link.type_nonce("0123abcd", out);
         link
     }
@@ -405,7 +405,7 @@ mod tests {
         link.receive(&instruction(&["ready", "$id"]), out).unwrap();
         assert_eq!(link.receive(&instruction(&["size", "0", "800", "600"]), out), Ok(None));
         let screen = instruction(&["size", "0", "803", "601"]);
-        assert_eq!(link.receive(&screen, out), Ok(Some(Event::TargetHeard)));
+        assert_eq!(link.receive(&screen, out), Ok(Some(Event::TargetReady)));
         let picture = instruction(&["img", "3", "14", "0", "image/png", "0", "0"]);
         assert_eq!(link.receive(&picture, out), Ok(None));
         link.enter(Phase::FirstProof);

@@ -113,12 +113,12 @@ async fn silence_is_failure() {
     );
 }
 
-/// On threads of its own for guacd: one that shared the session's could not send faster than it reads.
+/// guacd runs on other threads. On the session's thread, it could not send faster than the session reads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_flood_without_end_is_silence_and_stops_nobody_else() {
     for behaviour in [Behaviour::FloodForEver, Behaviour::FloodAndNeverRead] {
         let limit = Duration::from_secs(10);
-        let failed = fails(behaviour, Phase::Login, "silence: the target's program was not heard of");
+        let failed = fails(behaviour, Phase::Login, "silence: the target's program did not answer");
         tokio::time::timeout(limit, failed)
             .await
             .unwrap_or_else(|_| panic!("{behaviour:?}: no deadline was kept"));

@@ -336,7 +336,7 @@ impl Served {
         }
     }
 
-    /// Sends frames that want an answer for as long as there is somebody to send to.
+    /// Sends frames that need an answer, as long as the client is connected.
     async fn flood(self) -> Option<()> {
         let mut frames = Vec::new();
         while frames.len() < 256 * 1024 {

@@ -136,7 +136,7 @@ async fn plays_guacd() {
         write_error(&format!("guacd[{me}]: ERROR:\tUnable to bind socket to any addresses.\n"));
         std::process::exit(1);
     };
-    // As guacd's children that hang: in a group of its own, and deaf to a polite word.
+    // Like a child of guacd that hangs: in another process group, and it ignores SIGTERM.
     let script =
         "trap '' TERM HUP; printf '%s\\n' \"$$\" >> \"$PLAYS_GUACD_CHILDREN\"; sleep 60 & wait; wait";
     let mut child = Command::new("setsid").args(["sh", "-c", script]).stdin(Stdio::null()).spawn().unwrap();
@@ -225,13 +225,13 @@ fn holding(prefix: &Prefix) -> (Child, impl Read + use<>) {
 fn held(mut command: Command) -> (Child, impl Read + use<>) {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut errors = child.stderr.take().unwrap();
-    let mut told = String::new();
+    let mut output = String::new();
     wait_for("the hold", || {
         let mut bytes = [0; 256];
         let length = errors.read(&mut bytes).unwrap();
-        told.push_str(&String::from_utf8_lossy(&bytes[..length]));
-        assert!(length > 0, "{told}");
-        told.contains("holding: 4 alive")
+        output.push_str(&String::from_utf8_lossy(&bytes[..length]));
+        assert!(length > 0, "{output}");
+        output.contains("holding: 4 alive")
     });
     (child, errors)
 }
@@ -312,7 +312,7 @@ fn children_that_it_never_started_are_spared() {
     let mut command = Command::new("sh");
     command.args(["-c", script, "sh"]).arg(load.get_program()).args(load.get_args());
     command.envs(load.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    // The one that is spared would keep a pipe open.
+    // The child that is spared would keep a pipe open.
     let out = prefix.dir.path().join("out");
     let status = command.stdout(fs::File::create(&out).unwrap()).stderr(Stdio::null()).status().unwrap();
     let out = fs::read_to_string(out).unwrap();
@@ -403,7 +403,7 @@ fn a_report_that_cannot_be_written_is_printed_all_the_same() {
     assert!(text(&output.stderr).contains("/dev/full"), "{}", text(&output.stderr));
 }
 
-/// Runs with a directory of its own for temporary files, which has a name that takes quoting.
+/// A run with another directory for temporary files, whose name needs quoting.
 fn with_temporary(prefix: &Prefix, flags: &[&str]) -> (Command, PathBuf) {
     let dir = prefix.dir.path().join("temporary 100% files");
     fs::create_dir(&dir).unwrap();
@@ -431,7 +431,7 @@ fn temporary_files_are_private_and_gone_after_whatever_happens() {
     let (mut child, mut errors) = held(command);
     child.kill().unwrap();
     child.wait().unwrap();
-    // The worker has them until it is gone.
+    // The worker keeps them until it ends.
     errors.read_to_end(&mut Vec::new()).unwrap();
     wait_for("the end of temporary files", || fs::read_dir(&dir).unwrap().count() == 0);
 }

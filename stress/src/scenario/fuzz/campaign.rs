@@ -306,10 +306,10 @@ async fn send(guacd: &[SocketAddr], input: &Input) -> Answer {
     if timeout(END, until_closed).await.is_err() {
         return Answer::Unanswered;
     }
-    let says = |word: &[u8]| answer.windows(word.len()).any(|said| said == word);
+    let contains = |word: &[u8]| answer.windows(word.len()).any(|part| part == word);
     match () {
-        () if says(b"5.ready,") => Answer::Ready,
-        () if says(b"5.error,") => Answer::Error,
+        () if contains(b"5.ready,") => Answer::Ready,
+        () if contains(b"5.error,") => Answer::Error,
         () => Answer::Closed,
     }
 }
