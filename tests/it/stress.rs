@@ -21,7 +21,8 @@ use crate::support::{self, Output, Running, xtask};
 
 crate::tests! {
     Nothing:
-        a_count_of_nothing_or_of_too_much_is_refused;
+        a_count_of_nothing_or_of_too_much_is_refused,
+        a_flag_of_another_scenario_is_refused;
     Source:
         stock_carries_58_sessions_of_128_keys_and_patched_all_300,
         the_same_holds_with_openssh_behind_it,
@@ -63,7 +64,7 @@ impl Stress {
         // The name of a scenario comes before all flags.
         let has_scenario = arguments.first().is_some_and(|first| !first.starts_with('-'));
         let (scenario, flags) = arguments.split_at(usize::from(has_scenario));
-        xtask([&["stress"], scenario, &["--json", &json], flags].concat()).start()
+        xtask([&["stress"][..], scenario, &["--json", &json], flags].concat()).start()
     }
 
     /// The report, once the run is over: nothing of it may be left.
@@ -309,6 +310,21 @@ fn a_count_of_nothing_or_of_too_much_is_refused() -> Result<()> {
     for count in ["0", "-1", "1000000", "many"] {
         let output = xtask(["stress", &format!("--count={count}")]).run()?;
         output.expect(2, &["--count", count])?;
+    }
+    Ok(())
+}
+
+fn a_flag_of_another_scenario_is_refused() -> Result<()> {
+    for (flags, named) in [
+        (&["--wave", "3"][..], "--wave"),
+        (&["hold", "--wave", "3"], "--wave"),
+        (&["fuzz", "--hold", "1s"], "--hold"),
+        (&["--count", "3", "churn"], "churn"),
+        (&["chaos", "--guacd", "127.0.0.1:4822"], "--guacd"),
+        (&["churn", "--count", "50"], "--wave"),
+        (&["--scenario", "churn"], "--scenario"),
+    ] {
+        xtask([&["stress"][..], flags].concat()).run()?.expect(2, &[named])?;
     }
     Ok(())
 }
