@@ -8,6 +8,7 @@
 mod abi;
 mod bench;
 mod build;
+mod docs;
 mod fetch;
 mod guacd;
 mod hardening;
@@ -77,6 +78,7 @@ fn main() -> Result<ExitCode> {
     let tests = [
         project::TESTS,
         releases::TESTS,
+        docs::TESTS,
         fetch::TESTS,
         build::TESTS,
         abi::TESTS,

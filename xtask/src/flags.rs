@@ -36,6 +36,10 @@ const EXIT_CODES: &str = exit_codes!();
     after_help = EXIT_CODES
 )]
 pub struct Cli {
+    /// Only see whether the command line is right, for the tests of the documentation.
+    #[arg(long, hide = true)]
+    pub parse_only: bool,
+
     #[command(subcommand)]
     pub command: Command,
 }

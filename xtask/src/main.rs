@@ -12,6 +12,9 @@ use flags::Command;
 
 fn main() -> ExitCode {
     let cli = flags::Cli::parse();
+    if cli.parse_only {
+        return ExitCode::SUCCESS;
+    }
     run::watch_for_signals();
     let result = match cli.command {
         Command::Fetch(flags) => commands::fetch::run(&flags),

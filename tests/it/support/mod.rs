@@ -166,6 +166,20 @@ pub fn xtask<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Xtask {
     Xtask(command)
 }
 
+/// Prepares a run of shell commands in the checkout, which ends with the first that fails.
+pub fn shell(commands: &str) -> Xtask {
+    let mut command = Command::new("sh");
+    command
+        .args(["-euc", commands])
+        .current_dir(root())
+        .env("CARGO_TARGET_DIR", target_dir())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .env_remove("LD_LIBRARY_PATH");
+    Xtask(command)
+}
+
 impl Xtask {
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Xtask {
         self.0.env(name, value);
