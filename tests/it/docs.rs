@@ -12,6 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use toolkit::source::release::Release;
 
 use crate::support::{self, root, xtask};
 
@@ -19,6 +20,7 @@ crate::tests! {
     Nothing:
         every_block_of_commands_says_whether_it_is_run,
         xtask_accepts_every_command_line,
+        every_release_is_pinned,
         every_link_leads_somewhere,
         the_checks_report_what_is_wrong;
     Source: blocks_do_what_they_say;
@@ -30,6 +32,10 @@ const NOT_COMMANDS: &[&str] = &["c", "diff", "ini", "nix", "text", "toml", "yaml
 
 /// What the words in capitals of a command line stand for.
 const PLACEHOLDERS: &[(&str, &str)] = &[("HOST:PORT", "localhost:4822")];
+
+/// What stands before the version of a release that the documents name.
+const BEFORE_A_RELEASE: &[&str] =
+    &["--release ", "guacd-uncapped:", "/opt/guacamole/", "#guacd-", "patches/"];
 
 /// When a block is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,6 +189,22 @@ impl Document {
         Ok(problems)
     }
 
+    /// Releases that upstream.toml does not have.
+    fn unknown_releases(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (index, line) in self.text.lines().enumerate() {
+            for rest in BEFORE_A_RELEASE.iter().flat_map(|before| line.split(before).skip(1)) {
+                let end = |letter: char| !letter.is_ascii_digit() && !"._".contains(letter);
+                let version =
+                    rest.split(end).next().unwrap_or_default().trim_end_matches('.').replace('_', ".");
+                if !version.is_empty() && Release::load(Some(&version)).is_err() {
+                    problems.push(format!("{}: upstream.toml has no release {version}", self.at(index + 1)));
+                }
+            }
+        }
+        problems
+    }
+
     /// Links to files, or to headings, that do not exist.
     fn dead_links(&self) -> Result<Vec<String>> {
         let mut problems = Vec::new();
@@ -291,6 +313,10 @@ fn xtask_accepts_every_command_line() -> Result<()> {
     none(problems)
 }
 
+fn every_release_is_pinned() -> Result<()> {
+    none(Document::all()?.iter().flat_map(Document::unknown_releases).collect())
+}
+
 fn every_link_leads_somewhere() -> Result<()> {
     let mut problems = Vec::new();
     for document in Document::all()? {
@@ -365,6 +391,11 @@ fn the_checks_report_what_is_wrong() -> Result<()> {
     let right = "    cargo xtask build -- 'CFLAGS=-O2 -g'  # a comment\n\n`cargo xtask stress --guacd HOST:PORT ...`\n";
     ensure!(document(right).command_lines().len() == 2);
     none(document(right).refused()?)?;
+
+    let default = Release::load(None)?.version;
+    let releases =
+        format!("image: guacd-uncapped:{default}, .#guacd-{}, --release 0.0.1.", default.replace('.', "_"));
+    one(document(&releases).unknown_releases(), "no release 0.0.1")?;
 
     for wrong in ["[a](no-such-file.md)", "[a](../README.md#no-such-heading)", "[a](#nor-here)"] {
         one(document(&format!("# Here\n\n{wrong}\n")).dead_links()?, "nothing is at")?;
