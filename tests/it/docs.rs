@@ -215,17 +215,12 @@ impl Document {
             for link in links.filter(|link| !link.contains("://")) {
                 let (file, heading) = link.split_once('#').unwrap_or((link, ""));
                 let from = self.path.parent().unwrap_or(Path::new(""));
-                let path = if file.is_empty() { self.path.clone() } else { from.join(file) };
-                let there = root().join(&path).exists();
-                let text = if file.is_empty() { Some(self.text.clone()) } else { None };
-                let has_heading = || -> Result<bool> {
-                    let target = match text {
-                        Some(text) => Document { path: path.clone(), text },
-                        None => Document::read(&path)?,
-                    };
-                    Ok(target.headings().iter().any(|name| name == heading))
+                let path = from.join(file);
+                let headings = || -> Result<Vec<String>> {
+                    if file.is_empty() { Ok(self.headings()) } else { Ok(Document::read(&path)?.headings()) }
                 };
-                if !there || (!heading.is_empty() && !has_heading()?) {
+                let there = file.is_empty() || root().join(&path).exists();
+                if !there || (!heading.is_empty() && !headings()?.iter().any(|name| name == heading)) {
                     problems.push(format!("{}: nothing is at {link}", self.at(number)));
                 }
             }
