@@ -76,13 +76,29 @@ pub fn built(variant: &str) -> Result<PathBuf> {
     Ok(prefix(variant))
 }
 
+/// Removes what cargo has set for this test from the environment of a program. Some build scripts run again when it changes,
+/// and then half of xtask is compiled anew, for the tests and for the next user.
+fn remove_variables_of_cargo(command: &mut Command) {
+    let of_cargo = |name: &str| {
+        ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"].iter().any(|prefix| name.starts_with(prefix))
+            || ["CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE", "LD_LIBRARY_PATH"].contains(&name)
+    };
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(of_cargo) {
+            command.env_remove(name);
+        }
+    }
+}
+
 /// Compiles the xtask that the tests drive.
 pub fn compile_xtask() -> Result<()> {
-    let status = Command::new(env!("CARGO"))
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
         .args(["build", "--quiet", "--locked", "--package=xtask", "--target-dir"])
         .arg(target_dir())
-        .current_dir(root())
-        .status()?;
+        .current_dir(root());
+    remove_variables_of_cargo(&mut cargo);
+    let status = cargo.status()?;
     ensure!(status.success(), "xtask does not compile");
     Ok(())
 }
@@ -154,6 +170,7 @@ pub struct Xtask(Command);
 /// Prepares a run of xtask.
 pub fn xtask<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Xtask {
     let mut command = Command::new(target_dir().join("debug/xtask"));
+    remove_variables_of_cargo(&mut command);
     command
         .args(arguments)
         .env("CARGO_MANIFEST_DIR", root().join("xtask"))
@@ -161,22 +178,20 @@ pub fn xtask<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Xtask {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    // What cargo set for this test is none of xtask's business.
-    command.env_remove("CARGO_PKG_NAME").env_remove("LD_LIBRARY_PATH");
     Xtask(command)
 }
 
 /// Prepares a run of shell commands in the checkout, which ends with the first that fails.
 pub fn shell(commands: &str) -> Xtask {
     let mut command = Command::new("sh");
+    remove_variables_of_cargo(&mut command);
     command
         .args(["-euc", commands])
         .current_dir(root())
         .env("CARGO_TARGET_DIR", target_dir())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .env_remove("LD_LIBRARY_PATH");
+        .stderr(Stdio::piped());
     Xtask(command)
 }
 
