@@ -35,7 +35,7 @@ const PLACEHOLDERS: &[(&str, &str)] = &[("HOST:PORT", "localhost:4822")];
 
 /// What stands before the version of a release that the documents name.
 const BEFORE_A_RELEASE: &[&str] =
-    &["--release ", "guacd-uncapped:", "/opt/guacamole/", "#guacd-", "patches/"];
+    &["--release ", "guacamole-server ", "guacd-uncapped:", "/opt/guacamole/", "#guacd-", "patches/"];
 
 /// When a block is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
