@@ -58,7 +58,7 @@ fn full() -> StressReport {
     let phases =
         [Phase::Connect, Phase::Handshake, Phase::Login, Phase::FirstProof, Phase::Hold, Phase::LastProof];
     let run = Run {
-        release: Some("1.6.0".into()),
+        release: Some("9.9.9".into()),
         variant: "stock".into(),
         scenario: ScenarioName::Hold,
         protocol: "ssh".into(),
