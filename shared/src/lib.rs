@@ -1,6 +1,6 @@
-//! What the toolkit and guac-stress both need. [`tie`] ends a program together with the one that started it; [`capacity`]
+//! What the toolkit and guac-stress both need. [`parent_death`] ends a program together with the one that started it; [`capacity`]
 //! says how many sessions this machine can carry; [`key_counters`] reads what the key-limit library has counted.
 
 pub mod capacity;
 pub mod key_counters;
-pub mod tie;
+pub mod parent_death;

@@ -18,13 +18,13 @@ pub mod scenario;
 pub mod values;
 
 #[cfg(feature = "engine")]
-pub mod guardian;
-#[cfg(feature = "engine")]
 pub mod machine;
 #[cfg(feature = "engine")]
 pub mod preflight;
 #[cfg(feature = "engine")]
 pub mod program;
+#[cfg(feature = "engine")]
+pub mod reaper;
 #[cfg(feature = "engine")]
 pub mod target;
 #[cfg(feature = "engine")]

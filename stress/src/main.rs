@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, error::ErrorKind};
-use guac_stress::{cli::Cli, guardian, plan::Plan, program, report::console};
+use guac_stress::{cli::Cli, plan::Plan, program, reaper, report::console};
 
 fn main() -> ExitCode {
     let plan = Cli::parse().into_plan();
@@ -22,5 +22,5 @@ fn run(plan: Plan) -> Result<ExitCode> {
     if let Err(wrong) = plan.check() {
         Cli::command().error(ErrorKind::ArgumentConflict, wrong).exit();
     }
-    guardian::run(|scratch| program::run(&plan, scratch))
+    reaper::run(|scratch| program::run(&plan, scratch))
 }

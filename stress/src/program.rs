@@ -19,17 +19,17 @@ use crate::{
         processes,
         start::{Guacd, Start},
     },
-    guardian::INTERRUPTED,
     load::session::Setup,
     machine,
     plan::Plan,
     preflight::Preflight,
+    reaper::INTERRUPTED,
     report::{
         Run, SCHEMA_VERSION, StressReport,
         console::{self, ProgressDisplay},
         json::JsonFile,
     },
-    scenario::{self, measure::measure, measurements::Context},
+    scenario::{self, results::Context, run::measure},
     target::Targets,
     values::{HostPort, Prefix, Target},
 };
@@ -226,7 +226,7 @@ fn enough_descriptors(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// Becomes true at the first SIGINT, SIGTERM or SIGHUP. The guardian sees to the second.
+/// Becomes true at the first SIGINT, SIGTERM or SIGHUP. The reaper sees to the second.
 fn stop_on_signals() -> Result<watch::Receiver<bool>> {
     let (stop, stopped) = watch::channel(false);
     let mut signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()]

@@ -1,6 +1,7 @@
 //! Is a release data? One that is made up, of a table in `upstream.toml` and a series, takes nothing besides.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +10,7 @@ use toolkit::source::release::{Release, State};
 
 use crate::image;
 use crate::support::checkout::Checkout;
-use crate::support::{SMALL, release, root, target_dir};
+use crate::support::{SMALL, release, root};
 
 crate::tests! {
     Nothing:
@@ -133,12 +134,7 @@ fn a_made_up_release_takes_a_table_and_a_series() -> Result<()> {
         "{manifest:#}"
     );
 
-    let guac_stress = target_dir().join("release/guac-stress");
-    let load = Command::new(&guac_stress)
-        .args(["--count", "5", "--hold", "0s", "--release", &name, "--prefix", &format!("copy={prefix}")])
-        .output()
-        .with_context(|| format!("{} does not start", guac_stress.display()))?;
-    ensure!(load.status.success(), "{}", String::from_utf8_lossy(&load.stderr));
+    toolkit::stress::hold("copy", Path::new(prefix), 5, false)?;
     image::is_built_as(run(&["image", "--offline"]), &name)
 }
 

@@ -70,7 +70,7 @@ pub fn compile(logs: &Path, offline: bool) -> Result<PathBuf> {
 fn hand_over(mut command: Command) -> Result<()> {
     // Its own process group, so that Ctrl-C reaches it once: a second signal would cut its report short.
     command.process_group(0);
-    shared::tie::to_parent(&mut command);
+    shared::parent_death::die_with_parent(&mut command);
     let mut child = command.spawn().context("cannot start guac-stress")?;
     let status = loop {
         if let Some(status) = child.try_wait()? {

@@ -92,7 +92,7 @@ mod tests {
             "--key-limit-library=l.so",
             "--preload=p.so",
             "--logs=/l",
-            "--release=1.6.0",
+            "--release=9.9.9",
             "--port=4823",
             "--json=out.json",
             "--min-proven=99%",

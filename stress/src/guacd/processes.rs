@@ -57,7 +57,7 @@ pub fn spawn_tied(command: &mut Command) -> io::Result<Child> {
     for secret in SECRETS {
         command.env_remove(secret);
     }
-    shared::tie::to_parent(command);
+    shared::parent_death::die_with_parent(command);
     command.spawn()
 }
 

@@ -17,7 +17,7 @@ use crate::{
     wire::{
         codec::{self, Decoder},
         link::{Event, Link, Login},
-        nonce::fresh_nonce,
+        proof::fresh_nonce,
     },
 };
 

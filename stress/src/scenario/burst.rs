@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::size::Size;
 #[cfg(feature = "engine")]
-use super::{common, measurements::Measurements};
+use super::{common, results::Measurements};
 #[cfg(feature = "engine")]
 use crate::load::crowd::{Crowd, Pace};
 use crate::values::{self, Rate};
@@ -43,8 +43,8 @@ impl Burst {
 impl Burst {
     /// Opens, holds and proves the sessions.
     pub async fn play(&self, crowd: &mut Crowd<'_>, measurements: &mut Measurements) {
-        if common::open_all(crowd, measurements, self.count, Pace::Forced).await {
-            common::hold(crowd, measurements, self.hold).await;
+        if steps::open_all(crowd, measurements, self.count, Pace::Forced).await {
+            steps::hold(crowd, measurements, self.hold).await;
             crowd.prove().await;
         }
     }

@@ -14,7 +14,7 @@ use super::size::Size;
 #[cfg(feature = "engine")]
 use super::{
     common,
-    measurements::{Context, Measurements, random_seed},
+    results::{Context, Measurements, random_seed},
 };
 #[cfg(feature = "engine")]
 use crate::{
@@ -150,8 +150,8 @@ impl Chaos {
     pub async fn play(&self, crowd: &mut Crowd<'_>, measurements: &mut Measurements, context: &Context) {
         let seed = self.seed.unwrap_or_else(random_seed);
         measurements.seed = Some(seed);
-        if common::open_all(crowd, measurements, self.count, Pace::Steady).await {
-            common::measure_open_sessions(crowd, measurements).await;
+        if steps::open_all(crowd, measurements, self.count, Pace::Steady).await {
+            steps::measure_open_sessions(crowd, measurements).await;
             self.disrupt_some(crowd, context, seed).await;
             crowd.prove().await;
         }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{checks, size::Size};
 #[cfg(feature = "engine")]
-use super::{common, measurements::Measurements};
+use super::{common, results::Measurements};
 #[cfg(feature = "engine")]
 use crate::{
     load::crowd::{Crowd, Pace},
@@ -102,14 +102,14 @@ impl Churn {
                 return;
             }
             if first == 0 {
-                common::measure_open_sessions(crowd, measurements).await;
+                steps::measure_open_sessions(crowd, measurements).await;
             }
             crowd.hold(self.hold).await;
             let proof = crowd.prove().await;
             crowd.wait_until_informed().await;
             crowd.close().await;
-            let settled_seconds = common::settle(crowd, measurements.usage_before, self.settle).await;
-            let usage = common::usage(crowd).await;
+            let settled_seconds = steps::settle(crowd, measurements.usage_before, self.settle).await;
+            let usage = steps::usage(crowd).await;
             if first == 0 {
                 measurements.keys_after_first_round = crowd.guacd.as_ref().and_then(|guacd| guacd.keys());
             }

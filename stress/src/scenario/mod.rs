@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "engine")]
-use self::measurements::{Context, Measurements};
+use self::results::{Context, Measurements};
 use self::{burst::Burst, chaos::Chaos, churn::Churn, fuzz::Fuzz, hold::Hold, size::Size, soak::Soak};
 #[cfg(feature = "engine")]
 use crate::{load::crowd::Crowd, report::text::Section};
@@ -23,11 +23,11 @@ pub mod size;
 pub mod soak;
 
 #[cfg(feature = "engine")]
-mod common;
+pub mod results;
 #[cfg(feature = "engine")]
-pub mod measure;
+pub mod run;
 #[cfg(feature = "engine")]
-pub mod measurements;
+mod steps;
 
 /// A scenario, with its flags.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

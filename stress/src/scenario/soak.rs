@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{checks, size::Size};
 #[cfg(feature = "engine")]
-use super::{common, measurements::Measurements};
+use super::{common, results::Measurements};
 #[cfg(feature = "engine")]
 use crate::{
     load::crowd::{Crowd, Pace},
@@ -84,17 +84,17 @@ impl Soak {
 impl Soak {
     /// Opens the sessions, and makes them prove themselves again and again.
     pub async fn play(&self, crowd: &mut Crowd<'_>, measurements: &mut Measurements) {
-        if !common::open_all(crowd, measurements, self.count, Pace::Steady).await {
+        if !steps::open_all(crowd, measurements, self.count, Pace::Steady).await {
             return;
         }
         let end = Instant::now() + self.hold;
-        common::measure_open_sessions(crowd, measurements).await;
+        steps::measure_open_sessions(crowd, measurements).await;
         let mut turn = Instant::now();
         loop {
             turn += self.prove_every;
             crowd.hold(turn.min(end).saturating_duration_since(Instant::now())).await;
             let proof = crowd.prove().await;
-            let usage = common::usage(crowd).await;
+            let usage = steps::usage(crowd).await;
             measurements.rounds.push(Round {
                 at_seconds: crowd.begun.elapsed().as_secs_f64(),
                 sessions: proof.sessions,

@@ -14,7 +14,7 @@ use crate::{
     values::{self, HostPort, Protocol},
     wire::{
         link::{Echo, Login},
-        nonce::fresh_nonce,
+        proof::fresh_nonce,
     },
 };
 

@@ -11,7 +11,7 @@ use russh::{
 };
 
 use super::connections::{Connections, listen};
-use crate::wire::nonce::fresh_nonce;
+use crate::wire::proof::fresh_nonce;
 
 /// What guacd needs to log in.
 pub struct Embedded {

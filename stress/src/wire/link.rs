@@ -1,12 +1,15 @@
-//! How does a client answer guacd, and when is its session alive? The client's side of the Guacamole protocol, without any
-//! socket: an instruction goes in; answers and at most one [`Event`] come out.
+//! How does a client answer guacd? The client's side of the Guacamole protocol, without any socket: an instruction goes in;
+//! answers and at most one [`Event`] come out.
 //!
-//! This decides whether a session is alive, so it trusts little. Bytes count only on the pipe stream that the target's
-//! program opened or, for VNC, on a clipboard stream that was opened since; and only after the nonce was typed.
+//! A [`Proof`] gets bytes only from the pipe stream that the target's program opened or, for VNC, from a clipboard stream
+//! that was opened since; and only after the nonce was typed.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 
-use super::codec::{self, Instruction};
+use super::{
+    codec::{self, Instruction},
+    proof::Proof,
+};
 use crate::report::Phase;
 
 /// The protocol version that is spoken.
@@ -64,24 +67,14 @@ pub struct Link {
     is_drawn: bool,
     /// The number of the stream that the target's program opened, or that the clipboard comes on now.
     stream: Option<String>,
-    /// What was typed and has not come back yet.
-    awaited: Option<String>,
-    /// What came on the pipe since then.
-    heard: Vec<u8>,
+    proof: Proof,
 }
 
 impl Link {
     /// A new session. Appends what it sends first.
     pub fn new(login: Login, out: &mut Vec<u8>) -> Self {
         codec::encode(out, &["select", login.protocol]);
-        Self {
-            login,
-            phase: Phase::Handshake,
-            is_drawn: false,
-            stream: None,
-            awaited: None,
-            heard: Vec::new(),
-        }
+        Self { login, phase: Phase::Handshake, is_drawn: false, stream: None, proof: Proof::default() }
     }
 
     /// How far it has come.
@@ -104,15 +97,14 @@ impl Link {
         let Some(call) = self.login.call.as_ref().filter(|_| self.is_drawn) else { return };
         type_line(call, out);
         if self.is_clipboard() {
-            self.awaited = Some(call.clone());
+            self.proof.expect(call);
         }
     }
 
     /// Types a nonce and Enter. What came before no longer counts.
     pub fn type_nonce(&mut self, nonce: &str, out: &mut Vec<u8>) {
         type_line(nonce, out);
-        self.heard.clear();
-        self.awaited = Some(nonce.into());
+        self.proof.expect(nonce);
     }
 
     /// Handles an instruction, and appends the answers to `out`.
@@ -141,7 +133,7 @@ impl Link {
             }
             "clipboard" if self.is_clipboard() => {
                 self.stream = Some(instruction.arg(0).into());
-                self.heard.clear();
+                self.proof.restart();
                 codec::encode(out, &["ack", instruction.arg(0), "OK", "0"]);
             }
             "blob" if self.is_stream(instruction.arg(0)) => {
@@ -149,7 +141,7 @@ impl Link {
                 let bytes = BASE64_STANDARD
                     .decode(instruction.arg(1))
                     .map_err(|_| "malformed instruction: a blob that is not base64".to_owned())?;
-                return Ok(self.hear(&bytes));
+                return Ok(self.proof.hear(&bytes).then_some(Event::Echoed));
             }
             "end" if self.is_stream(instruction.arg(0)) && self.is_clipboard() => self.stream = None,
             "end" if self.is_stream(instruction.arg(0)) => {
@@ -211,20 +203,6 @@ impl Link {
 
     fn is_awaited_pipe(&self, pipe: &Instruction) -> bool {
         matches!(&self.login.echo, Echo::Pipe(name) if pipe.arg(2) == name) && self.stream.is_none()
-    }
-
-    fn hear(&mut self, bytes: &[u8]) -> Option<Event> {
-        let nonce = self.awaited.as_ref()?.as_bytes();
-        self.heard.extend_from_slice(bytes);
-        if self.heard.windows(nonce.len()).any(|heard| heard == nonce) {
-            self.awaited = None;
-            self.heard.clear();
-            return Some(Event::Echoed);
-        }
-        // The nonce may begin at the end of what was heard; anything before that is of no more use.
-        let useless = self.heard.len().saturating_sub(nonce.len());
-        self.heard.drain(..useless);
-        None
     }
 }
 

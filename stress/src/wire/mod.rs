@@ -2,4 +2,4 @@
 
 pub mod codec;
 pub mod link;
-pub mod nonce;
+pub mod proof;

@@ -446,7 +446,7 @@ fn a_worker_that_is_killed_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_guardian_that_is_killed_leaves_nothing_behind() {
+fn a_reaper_that_is_killed_leaves_nothing_behind() {
     let prefix = Prefix::new();
     let (mut child, _errors) = holding(&prefix);
     let worker = worker(&child);

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use duct::Expression;
 use fs_err::{self as fs, File};
 use rustix::process::{Pid, Signal};
-use shared::tie;
+use shared::parent_death;
 
 use crate::failure::Failure;
 use crate::ui;
@@ -76,7 +76,7 @@ pub fn logged(
             // Ctrl-C reaches none of them before xtask has seen it.
             command.process_group(0);
             if end {
-                tie::to_parent(command);
+                parent_death::die_with_parent(command);
             }
             Ok(())
         })

@@ -324,7 +324,7 @@ impl Disorder {
         command.arg(files).arg(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         // Its own process group, so that Ctrl-C does not reach it: the build needs the file system until it has ended.
         command.process_group(0);
-        shared::tie::to_parent(&mut command);
+        shared::parent_death::die_with_parent(&mut command);
         let daemon = command.spawn().context("cannot start disorderfs")?;
         let mut disorder = Disorder { daemon, dir: dir.to_owned() };
         let deadline = Instant::now() + Duration::from_secs(10);

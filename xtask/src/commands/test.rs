@@ -109,7 +109,7 @@ fn show(title: &str, arguments: &[&str], command: Expression, remedy: &str) -> R
         .stdin_null()
         .unchecked()
         .before_spawn(|command| {
-            shared::tie::to_parent(command);
+            shared::parent_death::die_with_parent(command);
             Ok(())
         })
         .run()?;

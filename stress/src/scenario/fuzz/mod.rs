@@ -14,7 +14,7 @@ use super::{checks, size::Size};
 #[cfg(feature = "engine")]
 use super::{
     common,
-    measurements::{Context, Measurements, random_seed},
+    results::{Context, Measurements, random_seed},
 };
 #[cfg(feature = "engine")]
 use crate::{
@@ -116,11 +116,11 @@ impl Fuzz {
             Some(file) => Inputs::Replayed { input: Input::load(file)?, seed },
             None => Inputs::Generated { seed, count: self.inputs },
         };
-        if common::open_all(crowd, measurements, self.count, Pace::Steady).await {
-            common::measure_open_sessions(crowd, measurements).await;
+        if steps::open_all(crowd, measurements, self.count, Pace::Steady).await {
+            steps::measure_open_sessions(crowd, measurements).await;
             measurements.fuzz = Some(campaign::run(crowd, inputs, &context.logs).await?);
-            common::settle(crowd, measurements.usage, self.settle).await;
-            measurements.usage_after = common::usage(crowd).await;
+            steps::settle(crowd, measurements.usage, self.settle).await;
+            measurements.usage_after = steps::usage(crowd).await;
             crowd.prove().await;
         }
         Ok(())

@@ -138,7 +138,7 @@ fn stop(docker: &Docker, image: &str, guac_stress: &Path) -> Result<String> {
         format!("--guacd={address}"),
         "--hold=5m".to_owned(),
     ]);
-    shared::tie::to_parent(&mut command);
+    shared::parent_death::die_with_parent(&mut command);
     let load = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let mut load = EndOnDrop(load.context("cannot start guac-stress")?);
     // guacd itself and the process that forks are two, and each session has one.

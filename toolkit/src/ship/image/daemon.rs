@@ -62,7 +62,7 @@ impl Daemon {
             .stdin(Stdio::null())
             .stderr(log.into_parts().0)
             .stdout(Stdio::null());
-        shared::tie::to_parent(&mut command);
+        shared::parent_death::die_with_parent(&mut command);
         command.process_group(0);
         let step = ui::Step::start("dockerd");
         let process = command.spawn().context("cannot start dockerd")?;

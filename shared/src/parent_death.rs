@@ -8,8 +8,8 @@ use rustix::{
 };
 
 /// Makes the kernel send SIGTERM to the program when the thread that starts it ends, however it ends. To start the program
-/// fails with ESRCH if this process is gone before the kernel knows of the tie.
-pub fn to_parent(command: &mut Command) {
+/// fails with ESRCH if this process is gone before the kernel knows that.
+pub fn die_with_parent(command: &mut Command) {
     let parent = getpid();
     // SAFETY: the closure runs in the forked child and makes two system calls. It neither allocates nor locks, on the error
     // path either.

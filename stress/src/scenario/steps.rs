@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustix::process::Pid;
 use tokio::{task, time::Instant};
 
-use super::measurements::Measurements;
+use super::results::Measurements;
 use crate::{
     guacd::sample,
     load::crowd::{Crowd, Pace, TICK},

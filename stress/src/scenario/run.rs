@@ -9,7 +9,7 @@ use tokio::{sync::watch, task, time::Instant};
 
 use super::{
     Scenario, common,
-    measurements::{Context, Measurements},
+    results::{Context, Measurements},
 };
 use crate::{
     guacd::{sample, start::Guacd},
@@ -71,7 +71,7 @@ async fn play(
     measurements: &mut Measurements,
     context: &Context,
 ) -> Result<()> {
-    measurements.usage_before = common::usage(crowd).await;
+    measurements.usage_before = steps::usage(crowd).await;
     scenario.play(crowd, measurements, context).await?;
     crowd.wait_until_informed().await;
     Ok(())

@@ -1,12 +1,12 @@
 //! What is left when this program is killed? No process, and no file except the report and guacd's logs. The program runs as
-//! two processes: a guardian that only waits, and a worker that does the rest.
+//! two processes: a reaper that only waits, and a worker that does the rest.
 //!
 //! guacd's children survive guacd, and one that hangs survives the loss of its connection too, so the kernel's parent-death
-//! signal is not enough. The guardian is the subreaper of everything below it: when the worker is gone, however it went,
-//! whatever it left behind has become the guardian's, and is killed; and the directory with its temporary files is removed.
-//! When it is the guardian that is killed, the worker gets SIGTERM from the kernel, and ends as if it had been interrupted.
+//! signal is not enough. The reaper is the subreaper of everything below it: when the worker is gone, however it went,
+//! whatever it left behind has become the reaper's, and is killed; and the directory with its temporary files is removed.
+//! When it is the reaper that is killed, the worker gets SIGTERM from the kernel, and ends as if it had been interrupted.
 //!
-//! A process can have children that it never started: they stay with it when it executes another program. The guardian
+//! A process can have children that it never started: they stay with it when it executes another program. The reaper
 //! spares those. It cannot distinguish their orphans from the worker's, and kills these too.
 
 use std::{
@@ -36,7 +36,7 @@ pub const INTERRUPTED: u8 = 130;
 /// group, of which one may pass it on.
 const SAME_INTERRUPTION: Duration = Duration::from_millis(500);
 
-/// Runs the worker under a guardian, and gives its exit code. The worker is given a directory for its temporary files,
+/// Runs the worker under a reaper, and gives its exit code. The worker is given a directory for its temporary files,
 /// which nobody else may read. Call it before there is any other thread.
 ///
 /// # Errors
@@ -50,20 +50,20 @@ pub fn run(worker: impl FnOnce(&Path) -> ExitCode) -> Result<ExitCode> {
         .permissions(Permissions::from_mode(0o700))
         .tempdir()
         .with_context(|| format!("create a directory in {}", std::env::temp_dir().display()))?;
-    let guardian = getpid();
+    let reaper = getpid();
     // SAFETY: there is only one thread yet, so the child has a whole copy of everything, locks included.
     match unsafe { libc::fork() } {
         -1 => Err(std::io::Error::last_os_error()).context("start a second process"),
         0 => {
-            set_parent_process_death_signal(Some(Signal::TERM)).context("tie the worker to its guardian")?;
-            if getppid() != Some(guardian) {
+            set_parent_process_death_signal(Some(Signal::TERM)).context("tie the worker to its reaper")?;
+            if getppid() != Some(reaper) {
                 return Ok(ExitCode::from(INTERRUPTED));
             }
-            // The terminal's Ctrl-C goes to the guardian alone, which passes it on once.
+            // The terminal's Ctrl-C goes to the reaper alone, which passes it on once.
             let _ = setpgid(None, None);
             let code = worker(scratch.path());
-            if getppid() == Some(guardian) {
-                // The guardian removes it, once nobody can use it any more.
+            if getppid() == Some(reaper) {
+                // The reaper removes it, once nobody can use it any more.
                 let _ = scratch.keep();
             }
             Ok(code)
