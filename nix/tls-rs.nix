@@ -34,6 +34,9 @@ rustPlatform.buildRustPackage {
   installPhase = ''
     runHook preInstall
     install -D -m 644 -t $out/lib target/staticlib/libtls_rs.a
+    # Without compiler_builtins, as where libc's symbols have no versions its fmod would be taken for libc's.
+    archive=$out/lib/libtls_rs.a
+    ''${AR:-ar} dD $archive $(''${AR:-ar} t $archive | grep -v '^tls_rs-')
     mkdir -p $out/include
     cp -r tls-rs/include/guacamole $out/include
     runHook postInstall

@@ -10,9 +10,11 @@ mod bench;
 mod build;
 mod docs;
 mod fetch;
+mod files;
 mod guacd;
 mod hardening;
 mod image;
+mod musl;
 mod nix;
 mod preload;
 mod project;
@@ -82,8 +84,10 @@ fn main() -> Result<ExitCode> {
         fetch::TESTS,
         build::TESTS,
         abi::TESTS,
+        musl::TESTS,
         bench::TESTS,
         guacd::TESTS,
+        files::TESTS,
         image::TESTS,
         preload::TESTS,
         hardening::TESTS,

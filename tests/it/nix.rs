@@ -69,10 +69,12 @@ fn cargos_flags_are_those_of_the_toolkit() -> Result<()> {
         let words = part.split(|character: char| character.is_whitespace() || "\",".contains(character));
         Ok(words.filter(|word| word.starts_with('-')).map(str::to_owned).collect())
     };
-    let tls_rs = flags("nix/tls-rs.nix", "cargo rustc", "runHook postBuild")?;
+    let nix = flags("nix/tls-rs.nix", "cargo rustc", "runHook postBuild")?;
     let toolkits = tls_rs::cargo_arguments(true).into_iter().filter(|argument| argument.starts_with('-'));
     let toolkits: BTreeSet<String> = toolkits.map(str::to_owned).collect();
-    ensure!(tls_rs == toolkits, "tls-rs: {tls_rs:?} and {toolkits:?}");
+    ensure!(nix == toolkits, "tls-rs: {nix:?} and {toolkits:?}");
+    let kept = format!("grep -v '^{}'", tls_rs::OWN_OBJECTS);
+    ensure!(fs::read_to_string(root().join("nix/tls-rs.nix"))?.contains(&kept), "tls-rs.nix lacks {kept}");
 
     let stress = flags("nix/guac-stress.nix", "cargoBuildFlags = [", "];")?;
     let toolkits = BTreeSet::from(PACKAGES.map(str::to_owned));

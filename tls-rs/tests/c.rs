@@ -217,7 +217,7 @@ fn a_shared_library_needs_libc_alone() {
         run(Command::new("nm").args(["-D", "--undefined-only", "--format=posix"]).arg(HOST.libguac()));
     let mut needed: Vec<_> = symbols.lines().filter_map(|line| line.trim_end().strip_suffix(" U")).collect();
     needed.iter_mut().for_each(|symbol| *symbol = symbol.split('@').next().unwrap_or(symbol));
-    // On aarch64, compiler_builtins asks whether there are instructions for atomics.
+    // On aarch64, libgcc asks whether there are instructions for atomics.
     needed.retain(|symbol| !symbol.ends_with("getauxval"));
     needed.sort_unstable();
     // No abort: the panic handler would call it, so nothing that may panic has been linked in.
@@ -341,8 +341,22 @@ impl Platform {
             target.as_ref().map(|target| cargo.args(["--target", target]));
             cargo.args(["--", "-Cllvm-args=-align-all-functions=6"]);
             run(&mut cargo);
-            dir.join(target.unwrap_or_default()).join("staticlib/libtls_rs.a")
+            let built = dir.join(target.unwrap_or_default()).join("staticlib/libtls_rs.a");
+            self.without_foreign_objects(&built)
         })
+    }
+
+    /// A copy of the static library that has its own objects only, as the one that libguac gets.
+    fn without_foreign_objects(&self, built: &Path) -> PathBuf {
+        let copy = built.with_file_name(format!("libtls_rs-{}.a", self.name));
+        fs::copy(built, &copy).expect("it can be written to");
+        // That of the same cross compiler knows the objects, which it lists the symbols of.
+        let ar = self.cc.strip_suffix("linux-gnu-gcc").map(|prefix| format!("{prefix}linux-gnu-ar"));
+        let ar = ar.as_deref().unwrap_or("ar");
+        let list = run(Command::new(ar).arg("t").arg(&copy));
+        let foreign = list.lines().filter(|name| !name.starts_with("tls_rs-"));
+        run(Command::new(ar).arg("dD").arg(&copy).args(foreign));
+        copy
     }
 
     fn run(&self, program: &Path, args: &[&str]) -> String {

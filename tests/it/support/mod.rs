@@ -3,6 +3,7 @@
 pub mod checkout;
 pub mod guacd;
 pub mod processes;
+pub mod sshd;
 pub mod user;
 
 use std::ffi::OsStr;

@@ -1,9 +1,10 @@
 //! How is `tls-rs` compiled for upstream's build?
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use fs_err as fs;
 
 use crate::build::steps::Running;
@@ -13,6 +14,9 @@ use crate::host::{files, layout};
 /// Environment variables that change what cargo compiles.
 const ENVIRONMENT: [&str; 3] = ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER"];
 
+/// What the names of the library's own objects begin with. `nix/tls-rs.nix` keeps the same ones.
+pub const OWN_OBJECTS: &str = "tls_rs-";
+
 /// A digest of the library's sources and of the variables that affect it. The compiler is not part of it.
 pub fn digest_of_inputs() -> Result<String> {
     let files = ["Cargo.lock", "Cargo.toml", "tls-rs/Cargo.toml", "tls-rs/include", "tls-rs/src"];
@@ -21,6 +25,7 @@ pub fn digest_of_inputs() -> Result<String> {
     for name in ENVIRONMENT {
         hasher.add(std::env::var_os(name).unwrap_or_default().as_encoded_bytes());
     }
+    hasher.add(OWN_OBJECTS);
     Ok(hasher.finish())
 }
 
@@ -40,13 +45,29 @@ pub fn cargo_arguments(offline: bool) -> Vec<&'static str> {
 /// expects them.
 pub fn build(step: &Running<'_>, dir: &Path, offline: bool) -> Result<()> {
     step.run("compiling tls-rs", layout::cargo(&cargo_arguments(offline), false))?;
-    let target = layout::target_dir();
-    copy(&target.join("staticlib/libtls_rs.a"), &dir.join("lib/libtls_rs.a"))?;
+    let archive = dir.join("lib/libtls_rs.a");
+    copy(&layout::target_dir().join("staticlib/libtls_rs.a"), &archive)?;
+    remove_foreign_objects(step, &archive)?;
     let headers = layout::root().join("tls-rs/include");
     for header in ["guacamole/thread-local.h", "guacamole/private/thread-local-error.h"] {
         copy(&headers.join(header), &dir.join("include").join(header))?;
     }
     Ok(())
+}
+
+/// Removes the objects that are not the library's own. rustc adds `compiler_builtins`, which defines `fmod`, `sqrt` and the
+/// like. musl's have no versions, so the linker would take these for the ones that libcairo needs.
+fn remove_foreign_objects(step: &Running<'_>, archive: &Path) -> Result<()> {
+    let list = duct::cmd!("ar", "t", archive).read();
+    let list = list.with_context(|| format!("cannot list the objects of {}", archive.display()))?;
+    let (own, foreign): (Vec<_>, Vec<_>) = list.lines().partition(|name| name.starts_with(OWN_OBJECTS));
+    ensure!(!own.is_empty(), "{} has no object whose name begins with {OWN_OBJECTS}", archive.display());
+    if foreign.is_empty() {
+        return Ok(());
+    }
+    let words =
+        [OsStr::new("dD"), archive.as_os_str()].into_iter().chain(foreign.into_iter().map(OsStr::new));
+    step.run("removing compiler_builtins", duct::cmd("ar", words))
 }
 
 /// The crates in the library, as `NAME vVERSION`: itself and its dependencies.

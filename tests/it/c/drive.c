@@ -1,0 +1,154 @@
+/*
+ * A drive of RDP, as a user and a server see it. `drive DIR` fills the directory and says what became of it.
+ */
+
+#include "config.h"
+
+#include "channels/rdpdr/rdpdr-fs-messages-dir-info.h"
+#include "channels/rdpdr/rdpdr.h"
+#include "download.h"
+#include "fs.h"
+#include "rdp.h"
+#include "unicode.h"
+
+#include <guacamole/client.h>
+#include <guacamole/object.h>
+#include <guacamole/protocol.h>
+#include <guacamole/socket.h>
+#include <guacamole/stream.h>
+#include <guacamole/user.h>
+#include <winpr/file.h>
+#include <winpr/nt.h>
+#include <winpr/stream.h>
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define FILES 300
+#define DOWNLOADS 200
+#define LONG_NAME 200
+
+/* What a user has received, by these functions in place of libguac's. */
+static char received[1 << 20];
+static size_t received_length;
+static guac_stream* body;
+static int has_ended;
+
+int guac_protocol_send_body(guac_socket* socket, const guac_object* object, const guac_stream* stream,
+        const char* mimetype, const char* name) {
+    (void) socket; (void) object; (void) mimetype; (void) name;
+    body = (guac_stream*) stream;
+    return 0;
+}
+
+int guac_protocol_send_blob(guac_socket* socket, const guac_stream* stream, const void* data, int count) {
+    (void) socket; (void) stream;
+    memcpy(received + received_length, data, count);
+    received_length += count;
+    return 0;
+}
+
+int guac_protocol_send_end(guac_socket* socket, const guac_stream* stream) {
+    (void) socket; (void) stream;
+    has_ended = 1;
+    return 0;
+}
+
+/* What the server has received, likewise. */
+static wStream* sent;
+
+void guac_rdp_common_svc_write(guac_rdp_common_svc* svc, wStream* output_stream) {
+    (void) svc;
+    sent = output_stream;
+}
+
+/* How often something was closed that was not open. */
+static int closed_twice;
+
+int close(int fd) {
+    int result = syscall(SYS_close, fd);
+    closed_twice += result != 0;
+    return result;
+}
+
+/* Returns whether there is such a file, after the user has received all of it. */
+static int receive(guac_user* user, guac_object* object, char* name) {
+    body = NULL;
+    has_ended = 0;
+    received_length = 0;
+    guac_rdp_download_get_handler(user, object, name);
+    if (body == NULL)
+        return 0;
+    while (!has_ended)
+        body->ack_handler(user, body, "OK", GUAC_PROTOCOL_STATUS_SUCCESS);
+    return 1;
+}
+
+int main(int argc, char** argv) {
+
+    (void) argc;
+    if (chdir(argv[1]))
+        return 1;
+    for (int i = 0; i < FILES; i++) {
+        char name[64];
+        snprintf(name, sizeof(name), "a-file-with-a-name-as-files-have-them-%i", i);
+        close(open(name, O_CREAT | O_WRONLY, 0600));
+    }
+
+    guac_client* client = guac_client_alloc();
+    guac_rdp_client* rdp_client = calloc(1, sizeof(guac_rdp_client));
+    guac_rdp_fs* fs = guac_rdp_fs_alloc(client, argv[1], 0, 0, 0);
+    rdp_client->filesystem = fs;
+    client->data = rdp_client;
+    guac_user* user = guac_user_alloc();
+    user->client = client;
+    user->socket = guac_socket_alloc();
+    guac_object* object = guac_user_alloc_object(user);
+
+    receive(user, object, "/");
+    received[received_length] = '\0';
+    int listed = 0;
+    for (char* at = received; (at = strstr(at, "a-file-")) != NULL; at++)
+        listed++;
+    printf("listed: %i\n", listed);
+    printf("closed twice: %i\n", closed_twice);
+
+    int downloaded = 0;
+    for (int i = 0; i < DOWNLOADS; i++)
+        downloaded += receive(user, object, "/a-file-with-a-name-as-files-have-them-1");
+    printf("downloaded: %i\n", downloaded);
+
+    /* A server writes to a file that is closed, whose descriptor is another file's by now. */
+    int id = guac_rdp_fs_open(fs, "/first", GENERIC_WRITE, 0, FILE_OPEN_IF, 0);
+    guac_rdp_fs_close(fs, id);
+    int other = open("other", O_CREAT | O_RDWR, 0600);
+    guac_rdp_fs_write(fs, id, 0, "written", 7);
+    printf("written to another file: %i\n", (int) lseek(other, 0, SEEK_END));
+
+    /* A server asks for a long name. */
+    char name[LONG_NAME + 2] = "/";
+    memset(name + 1, 'n', LONG_NAME);
+    id = guac_rdp_fs_open(fs, name, GENERIC_WRITE, 0, FILE_OPEN_IF, 0);
+    guac_rdpdr_device device = { .data = fs };
+    guac_rdpdr_iorequest request = { 0 };
+    struct guac_rdp_common_svc svc = { .client = client };
+    guac_rdpdr_fs_process_query_names_info(&svc, &device, &request, name + 1, id);
+    int characters = 0;
+    const BYTE* bytes = Stream_Buffer(sent);
+    for (size_t i = 0; i + 1 < Stream_GetPosition(sent); i += 2)
+        characters += bytes[i] == 'n' && bytes[i + 1] == 0;
+    printf("characters of a name of %i: %i\n", LONG_NAME, characters);
+
+    /* A server sends a path that is longer than its buffer. */
+    uint16_t path[8] = { 'p', 'p', 'p', 'p', 'p', 'p', 'p', 'p' };
+    char converted[8] = "-------";
+    guac_rdp_utf16_to_utf8((const unsigned char*) path, 8, converted, 4);
+    printf("behind the buffer: %s\n", converted + 4);
+
+    return 0;
+
+}
