@@ -117,11 +117,6 @@ int main(int argc, char** argv) {
     printf("listed: %i\n", listed);
     printf("closed twice: %i\n", closed_twice);
 
-    int downloaded = 0;
-    for (int i = 0; i < DOWNLOADS; i++)
-        downloaded += receive(user, object, "/a-file-with-a-name-as-files-have-them-1");
-    printf("downloaded: %i\n", downloaded);
-
     /* A server writes to a file that is closed, whose descriptor is another file's by now. */
     int id = guac_rdp_fs_open(fs, "/first", GENERIC_WRITE, 0, FILE_OPEN_IF, 0);
     guac_rdp_fs_close(fs, id);
@@ -148,6 +143,11 @@ int main(int argc, char** argv) {
     char converted[8] = "-------";
     guac_rdp_utf16_to_utf8((const unsigned char*) path, 8, converted, 4);
     printf("behind the buffer: %s\n", converted + 4);
+
+    int downloaded = 0;
+    for (int i = 0; i < DOWNLOADS; i++)
+        downloaded += receive(user, object, "/a-file-with-a-name-as-files-have-them-1");
+    printf("downloaded: %i\n", downloaded);
 
     return 0;
 
