@@ -416,6 +416,12 @@ pub struct Test {
     /// Run only the quick checks: no guacd is built or run.
     #[arg(long)]
     pub quick: bool,
+
+    /// Only the check with musl, whose processes have 128 keys: builds guacd's SSH side for it, and counts sessions.
+    ///
+    /// Needs Debian. The libraries are built from its source packages the first time, and then kept in the user's cache.
+    #[arg(long, conflicts_with = "quick")]
+    pub musl: bool,
 }
 
 /// Check tls-rs with tools that find errors which tests miss: loom, valgrind, a fuzzer, sanitizers, and Miri.

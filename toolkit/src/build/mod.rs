@@ -2,6 +2,7 @@
 
 pub mod guacd;
 pub mod manifest;
+pub mod musl;
 pub mod prefix;
 pub mod preload;
 pub mod sbom;

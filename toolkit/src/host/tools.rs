@@ -28,6 +28,8 @@ pub enum Need {
     Tests,
     /// The tests of `tls-rs` on other platforms. They are skipped without it.
     Platforms,
+    /// `cargo xtask test --musl`.
+    Musl,
     /// Sources from git, or in an unpacked tree.
     Git,
     /// `cargo xtask package`.
@@ -105,7 +107,7 @@ const ITEMS: &[Item] = &[
     program("g++", "--version", Need::Tests, "the header's test in C++", &["g++"]),
     program("openssl", "version", Need::Tests, "guacd over TLS", &["openssl"]),
     program("valgrind", "--version", Need::Tests, "the C tests under memcheck", &["valgrind"]),
-    program("musl-gcc", "--version", Need::Platforms, "the C tests with musl", &["musl-tools"]),
+    program("musl-gcc", "--version", Need::Tests, "the tests with musl", &["musl-tools"]),
     program(
         "aarch64-linux-gnu-gcc",
         "--version",
@@ -122,6 +124,10 @@ const ITEMS: &[Item] = &[
         "the C tests on a 32-bit architecture",
         &["gcc-i686-linux-gnu", "libc6-dev-i386-cross"],
     ),
+    program("cmake", "--version", Need::Musl, "`test --musl`", &["cmake"]),
+    program("meson", "--version", Need::Musl, "`test --musl`", &["meson"]),
+    program("ninja", "--version", Need::Musl, "`test --musl`", &["ninja-build"]),
+    program("gperf", "--version", Need::Musl, "`test --musl`", &["gperf"]),
     program("dpkg-shlibdeps", "--version", Need::Package, "`cargo xtask package`", &["dpkg-dev"]),
     program("patchelf", "--version", Need::Package, "`cargo xtask package`", &["patchelf"]),
     program("strip", "--version", Need::Package, "`cargo xtask package`", &["binutils"]),

@@ -3,6 +3,7 @@
 use anyhow::{Result, bail, ensure};
 use duct::Expression;
 
+use toolkit::build::musl;
 use toolkit::failure::Failure;
 use toolkit::host::tools::{self, Need};
 use toolkit::host::{layout, run};
@@ -15,6 +16,9 @@ use crate::flags;
 /// Runs the checks, and stops at the first that fails.
 pub fn run(flags: &flags::Test) -> Result<()> {
     let release = flags.release.load()?;
+    if flags.musl {
+        return musl::check(&release, &flags.setup.options());
+    }
     let needs: &[Need] = match flags.quick {
         true => &[Need::Tests],
         false => &[Need::Build, Need::Ssh, Need::Git, Need::Tests, Need::OpenSsh],

@@ -1,0 +1,254 @@
+//! Does guacd carry its sessions where libc is musl, as in the official image?
+//!
+//! Debian has musl and a compiler for it, but none of the libraries that guacd needs. [`libraries`] builds those of the SSH
+//! side from Debian's source packages, once. [`check`] builds guacd with them, and counts sessions.
+
+use std::fs;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::build::guacd::{self, Options, Setup, Variant};
+use crate::build::preload;
+use crate::failure::Failure;
+use crate::host::digest::Hasher;
+use crate::host::layout;
+use crate::host::run::{self, WhenInterrupted};
+use crate::host::tools::{self, Need};
+use crate::source::release::Release;
+use crate::{stress, ui};
+
+/// The source packages. `libraries.sh` says in which order they are built.
+const SOURCES: [&str; 17] = [
+    "cairo",
+    "expat",
+    "fontconfig",
+    "freetype",
+    "fribidi",
+    "glib2.0",
+    "harfbuzz",
+    "libffi",
+    "libjpeg-turbo",
+    "libpng1.6",
+    "libssh2",
+    "openssl",
+    "pango1.0",
+    "pcre2",
+    "pixman",
+    "util-linux",
+    "zlib",
+];
+
+/// Builds them.
+const RECIPE: &str = include_str!("libraries.sh");
+
+/// A run of guac-stress, and how many sessions have to prove themselves in it.
+struct Case {
+    what: &'static str,
+    variant: Variant,
+    preload: bool,
+    load: &'static [&'static str],
+    proven: RangeInclusive<u64>,
+}
+
+/// musl has 128 keys. guacd's parent takes two for each session, and a session's process 11 more.
+const CASES: [Case; 3] = [
+    Case { what: "stock", variant: Variant::Stock, preload: false, load: &["--count=80"], proven: 56..=60 },
+    Case {
+        what: "stock with the preload library",
+        variant: Variant::Stock,
+        preload: true,
+        load: &["--count=80"],
+        proven: 80..=80,
+    },
+    Case {
+        what: "patched, in a burst",
+        variant: Variant::Patched,
+        preload: false,
+        load: &["--scenario=burst", "--count=300"],
+        proven: 300..=300,
+    },
+];
+
+/// Builds a stock and a patched guacd for musl, and has them hold sessions over SSH.
+///
+/// # Errors
+///
+/// When something is missing, does not build, or fewer or more sessions prove themselves than have to.
+pub fn check(release: &Release, setup: &Setup) -> Result<()> {
+    tools::preflight(&[Need::Build, Need::Tests, Need::Musl], &[], setup.install)?;
+    let configure_args = configure_args(&libraries(setup.source.offline)?);
+    let options = Options { configure_args: &configure_args, ..Options::default() };
+    let library = preload::build(None, setup.source.offline)?;
+    let work = layout::target_dir().join("musl");
+    fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
+    for case in &CASES {
+        let prefix = guacd::build(release, case.variant, setup, &options)?;
+        let report = work.join("report.json");
+        let mut arguments: Vec<String> = case.load.iter().map(|argument| (*argument).to_owned()).collect();
+        arguments.push(format!("--release={}", release.version));
+        arguments.push(format!("--prefix={}={}", case.variant.name(), prefix.display()));
+        arguments.push(format!("--json={}", report.display()));
+        if case.preload {
+            arguments.push(format!("--preload={}", library.display()));
+        }
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        ui::heading(format!("musl: {}", case.what));
+        match stress::run(arguments, setup.source.offline) {
+            // Of stock's sessions, some fail.
+            Err(error) if !matches!(error.downcast_ref(), Some(Failure::Stress(_))) => return Err(error),
+            _ => {}
+        }
+        let (proven, requested) = sessions(&report)?;
+        ensure!(
+            case.proven.contains(&proven),
+            "musl, {}: {proven} of {requested} sessions proved themselves, and not {} to {}",
+            case.what,
+            case.proven.start(),
+            case.proven.end()
+        );
+        ui::note(format!("  musl, {}: {proven} of {requested} sessions", case.what));
+    }
+    Ok(())
+}
+
+/// How many sessions of a report's only run proved themselves, and how many were asked for.
+fn sessions(report: &Path) -> Result<(u64, u64)> {
+    let text = fs::read(report).with_context(|| format!("cannot read {}", report.display()))?;
+    let report: Value = serde_json::from_slice(&text)?;
+    let run = &report["runs"][0];
+    match (run["proven"].as_u64(), run["requested"].as_u64()) {
+        (Some(proven), Some(requested)) => Ok((proven, requested)),
+        _ => bail!("the report of guac-stress names no sessions: {run}"),
+    }
+}
+
+/// The prefix of the libraries, which are built if they are not in the user's cache.
+///
+/// # Errors
+///
+/// When they are not there and `offline`, or their sources cannot be had, or one does not build.
+pub fn libraries(offline: bool) -> Result<PathBuf> {
+    let mut hasher = Hasher::default();
+    hasher.add(RECIPE);
+    for input in ["/etc/os-release", "/usr/bin/musl-gcc"] {
+        hasher.add(fs::read(input).with_context(|| format!("cannot read {input}"))?);
+    }
+    let cache = layout::cache_dir()?.join("musl");
+    let prefix = cache.join(&hasher.finish()[..16]);
+    if prefix.exists() {
+        ui::unchanged("libraries for musl");
+        return Ok(prefix);
+    }
+    ensure!(
+        !offline,
+        Failure::Preflight(format!(
+            "{} does not exist, and its sources come from the network: leave out --offline",
+            prefix.display()
+        ))
+    );
+    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
+    let scratch = TempDir::with_prefix_in("build-", &cache)?;
+    let log = layout::target_dir().join("musl-libraries.log");
+    fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
+
+    let progress = ui::Step::start("sources for musl");
+    let tarballs = scratch.path().join("sources");
+    download(&progress, &tarballs, &log)?;
+    progress.done(format!("{} packages", SOURCES.len()));
+
+    let progress = ui::Step::start("libraries for musl");
+    let (build, built) = (scratch.path().join("build"), scratch.path().join("prefix"));
+    fs::create_dir(&build)?;
+    let script = scratch.path().join("libraries.sh");
+    fs::write(&script, RECIPE)?;
+    let command = duct::cmd!("sh", &script, &tarballs, &built).dir(&build);
+    run::logged(&progress, "building libraries for musl", command, &log, WhenInterrupted::End)?;
+    fs::rename(&built, &prefix).with_context(|| format!("cannot write {}", prefix.display()))?;
+    progress.done(prefix.display());
+    Ok(prefix)
+}
+
+/// Downloads the tarballs of the source packages, which apt checks. Nothing of the system's apt is changed: the lists of
+/// sources are copies, to which `deb-src` is added.
+fn download(progress: &ui::Step, tarballs: &Path, log: &Path) -> Result<()> {
+    let etc = tarballs.join("etc");
+    for dir in ["etc", "state/lists/partial", "cache/archives/partial"] {
+        fs::create_dir_all(tarballs.join(dir))?;
+    }
+    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
+    for entry in fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten() {
+        files.push(entry?.path());
+    }
+    for file in files {
+        let (Ok(text), Some(name)) = (fs::read_to_string(&file), file.file_name()) else { continue };
+        fs::write(etc.join(name), with_sources(&text))?;
+    }
+    let config = tarballs.join("apt.conf");
+    fs::write(
+        &config,
+        format!(
+            "Dir::State \"{0}/state\";\nDir::Cache \"{0}/cache\";\nDir::State::status \"/var/lib/dpkg/status\";\n\
+             Dir::Etc::sourcelist \"-\";\nDir::Etc::sourceparts \"{0}/etc\";\n",
+            tarballs.display()
+        ),
+    )?;
+    let apt = |arguments: &[&str]| duct::cmd("apt-get", arguments).dir(tarballs).env("APT_CONFIG", &config);
+    run::logged(progress, "apt-get update", apt(&["-q", "update"]), log, WhenInterrupted::End)?;
+    // Upstream's tarballs are enough: Debian's patches are for glibc.
+    let arguments = [&["-q", "source", "--download-only", "--tar-only"], &SOURCES[..]].concat();
+    run::logged(progress, "apt-get source", apt(&arguments), log, WhenInterrupted::End)
+}
+
+/// A list of apt's, in either format, that names the source packages, too.
+fn with_sources(list: &str) -> String {
+    let lines = list.lines().map(|line| match line.strip_prefix("deb ") {
+        Some(rest) => format!("{line}\ndeb-src {rest}\n"),
+        None if line.starts_with("Types:") && !line.contains("deb-src") => format!("{line} deb-src\n"),
+        None => format!("{line}\n"),
+    });
+    lines.collect()
+}
+
+/// What upstream's configure is told, so that it takes musl and the libraries.
+fn configure_args(libraries: &Path) -> Vec<String> {
+    let libraries = libraries.display();
+    [
+        "--without-rdp".to_owned(),
+        "--without-vnc".to_owned(),
+        "--without-telnet".to_owned(),
+        "--disable-kubernetes".to_owned(),
+        "--disable-guacenc".to_owned(),
+        "CC=musl-gcc".to_owned(),
+        "PKG_CONFIG=pkg-config --define-prefix".to_owned(),
+        format!("PKG_CONFIG_LIBDIR={libraries}/lib/pkgconfig"),
+        // Deprecated functions of OpenSSL, and headers that musl has under another name.
+        format!("CPPFLAGS=-Wno-error=deprecated-declarations -Wno-error=cpp -I{libraries}/include"),
+        "CFLAGS=-g -O1".to_owned(),
+        format!("LDFLAGS=-L{libraries}/lib -Wl,-rpath,{libraries}/lib"),
+    ]
+    .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_sources;
+
+    #[test]
+    fn sources_are_added_to_lists_of_both_formats() {
+        let list = "# comment\ndeb [signed-by=/key] http://host/debian suite main\ndeb-src http://host/debian suite main\n";
+        assert_eq!(
+            with_sources(list),
+            "# comment\ndeb [signed-by=/key] http://host/debian suite main\n\
+             deb-src [signed-by=/key] http://host/debian suite main\ndeb-src http://host/debian suite main\n"
+        );
+        assert_eq!(
+            with_sources("Types: deb\nURIs: http://host/debian\n"),
+            "Types: deb deb-src\nURIs: http://host/debian\n"
+        );
+        assert_eq!(with_sources("Types: deb deb-src\n"), "Types: deb deb-src\n");
+    }
+}
