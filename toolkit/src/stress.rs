@@ -43,6 +43,13 @@ pub fn hold(variant: &str, prefix: &Path, count: u32, offline: bool) -> Result<(
     hand_over(command)
 }
 
+/// Compiles `guac-stress`, and runs it with `arguments`, of which the first may name a scenario.
+pub fn run(arguments: &[String], offline: bool) -> Result<()> {
+    let mut command = command(offline)?;
+    command.args(arguments).arg("--logs").arg(logs()?).stdin(Stdio::null());
+    hand_over(command)
+}
+
 /// Holds `count` sessions through the guacd at `address`. The report goes to standard error.
 pub fn load(address: &str, count: u32, offline: bool) -> Result<()> {
     let mut command = command(offline)?;

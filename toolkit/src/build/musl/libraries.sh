@@ -92,7 +92,7 @@ graphics() {
         --sysconfdir=/etc -Dc_args="$CFLAGS"
     configure util-linux --disable-all-programs --enable-libuuid --disable-nls --disable-asciidoc
     meson_ glib2.0 -Dselinux=disabled -Dlibmount=disabled -Dtests=false -Dxattr=false -Dnls=disabled -Dman=false
-    meson_ fribidi -Dtests=false -Ddocs=false -Dbin=false
+    configure fribidi --disable-docs
     configure cairo --disable-xlib --disable-xcb --enable-ft --enable-fc --disable-gtk-doc --disable-script \
         --disable-interpreter --disable-trace
     harfbuzz

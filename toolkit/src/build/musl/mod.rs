@@ -3,11 +3,11 @@
 //! Debian has musl and a compiler for it, but none of the libraries that guacd needs. [`libraries`] builds those of the SSH
 //! side from Debian's source packages, once. [`check`] builds guacd with them, and counts sessions.
 
-use std::fs;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
+use fs_err as fs;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -15,9 +15,9 @@ use crate::build::guacd::{self, Options, Setup, Variant};
 use crate::build::preload;
 use crate::failure::Failure;
 use crate::host::digest::Hasher;
-use crate::host::layout;
 use crate::host::run::{self, WhenInterrupted};
 use crate::host::tools::{self, Need};
+use crate::host::{files, layout};
 use crate::source::release::Release;
 use crate::{stress, ui};
 
@@ -68,7 +68,7 @@ const CASES: [Case; 3] = [
         what: "patched, in a burst",
         variant: Variant::Patched,
         preload: false,
-        load: &["--scenario=burst", "--count=300"],
+        load: &["burst", "--count=300"],
         proven: 300..=300,
     },
 ];
@@ -83,23 +83,19 @@ pub fn check(release: &Release, setup: &Setup) -> Result<()> {
     let configure_args = configure_args(&libraries(setup.source.offline)?);
     let options = Options { configure_args: &configure_args, ..Options::default() };
     let library = preload::build(None, setup.source.offline)?;
-    let work = layout::target_dir().join("musl");
-    fs::create_dir_all(&work).with_context(|| format!("cannot create {}", work.display()))?;
+    let report = layout::target_dir().join("guacd/musl-report.json");
     for case in &CASES {
         let prefix = guacd::build(release, case.variant, setup, &options)?;
-        let report = work.join("report.json");
         let mut arguments: Vec<String> = case.load.iter().map(|argument| (*argument).to_owned()).collect();
-        arguments.push(format!("--release={}", release.version));
         arguments.push(format!("--prefix={}={}", case.variant.name(), prefix.display()));
         arguments.push(format!("--json={}", report.display()));
         if case.preload {
             arguments.push(format!("--preload={}", library.display()));
         }
-        let arguments = arguments.into_iter().map(Into::into).collect();
         ui::heading(format!("musl: {}", case.what));
-        match stress::run(arguments, setup.source.offline) {
-            // Of stock's sessions, some fail.
-            Err(error) if !matches!(error.downcast_ref(), Some(Failure::Stress(_))) => return Err(error),
+        match stress::run(&arguments, setup.source.offline) {
+            // A threshold was missed: some of stock's sessions fail.
+            Err(error) if !matches!(error.downcast_ref(), Some(Failure::Stress(5))) => return Err(error),
             _ => {}
         }
         let (proven, requested) = sessions(&report)?;
@@ -117,8 +113,7 @@ pub fn check(release: &Release, setup: &Setup) -> Result<()> {
 
 /// How many sessions of a report's only run proved themselves, and how many were asked for.
 fn sessions(report: &Path) -> Result<(u64, u64)> {
-    let text = fs::read(report).with_context(|| format!("cannot read {}", report.display()))?;
-    let report: Value = serde_json::from_slice(&text)?;
+    let report: Value = serde_json::from_slice(&fs::read(report)?)?;
     let run = &report["runs"][0];
     match (run["proven"].as_u64(), run["requested"].as_u64()) {
         (Some(proven), Some(requested)) => Ok((proven, requested)),
@@ -135,7 +130,7 @@ pub fn libraries(offline: bool) -> Result<PathBuf> {
     let mut hasher = Hasher::default();
     hasher.add(RECIPE);
     for input in ["/etc/os-release", "/usr/bin/musl-gcc"] {
-        hasher.add(fs::read(input).with_context(|| format!("cannot read {input}"))?);
+        hasher.add(fs::read(input)?);
     }
     let cache = layout::cache_dir()?.join("musl");
     let prefix = cache.join(&hasher.finish()[..16]);
@@ -150,10 +145,10 @@ pub fn libraries(offline: bool) -> Result<PathBuf> {
             prefix.display()
         ))
     );
-    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
+    fs::create_dir_all(&cache)?;
     let scratch = TempDir::with_prefix_in("build-", &cache)?;
-    let log = layout::target_dir().join("musl-libraries.log");
-    fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
+    let log = layout::target_dir().join("guacd/musl-libraries.log");
+    files::begin_log(&log)?;
 
     let progress = ui::Step::start("sources for musl");
     let tarballs = scratch.path().join("sources");
@@ -167,7 +162,7 @@ pub fn libraries(offline: bool) -> Result<PathBuf> {
     fs::write(&script, RECIPE)?;
     let command = duct::cmd!("sh", &script, &tarballs, &built).dir(&build);
     run::logged(&progress, "building libraries for musl", command, &log, WhenInterrupted::End)?;
-    fs::rename(&built, &prefix).with_context(|| format!("cannot write {}", prefix.display()))?;
+    fs::rename(&built, &prefix)?;
     progress.done(prefix.display());
     Ok(prefix)
 }
@@ -179,11 +174,11 @@ fn download(progress: &ui::Step, tarballs: &Path, log: &Path) -> Result<()> {
     for dir in ["etc", "state/lists/partial", "cache/archives/partial"] {
         fs::create_dir_all(tarballs.join(dir))?;
     }
-    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
+    let mut lists = vec![PathBuf::from("/etc/apt/sources.list")];
     for entry in fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten() {
-        files.push(entry?.path());
+        lists.push(entry?.path());
     }
-    for file in files {
+    for file in lists {
         let (Ok(text), Some(name)) = (fs::read_to_string(&file), file.file_name()) else { continue };
         fs::write(etc.join(name), with_sources(&text))?;
     }
