@@ -93,8 +93,13 @@ graphics() {
     configure util-linux --disable-all-programs --enable-libuuid --disable-nls --disable-asciidoc
     meson_ glib2.0 -Dselinux=disabled -Dlibmount=disabled -Dtests=false -Dxattr=false -Dnls=disabled -Dman=false
     configure fribidi --disable-docs
-    configure cairo --disable-xlib --disable-xcb --enable-ft --enable-fc --disable-gtk-doc --disable-script \
-        --disable-interpreter --disable-trace
+    unpack cairo
+    ./configure --prefix="$prefix" --disable-static --disable-xlib --disable-xcb --enable-ft --enable-fc --disable-gtk-doc \
+        --disable-script --disable-interpreter --disable-trace
+    # Without its tests, which take longer than the library.
+    make -j2 -C src install
+    rm -f "$prefix"/lib/*.la
+    cd ..
     harfbuzz
     meson_ pango1.0 -Dintrospection=disabled -Dlibthai=disabled -Dxft=disabled -Dgtk_doc=false -Dinstall-tests=false
 }
