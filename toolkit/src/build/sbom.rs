@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use duct::Expression;
 use fs_err as fs;
 use serde::Serialize;
 
@@ -283,13 +284,7 @@ fn loaded(prefix: &Path) -> Result<BTreeSet<PathBuf>> {
             files.push(path);
         }
     }
-    let text = duct::cmd("ldd", &files)
-        .env("LD_LIBRARY_PATH", &lib)
-        .env("LC_ALL", "C")
-        // ldd would list it.
-        .env_remove("LD_PRELOAD")
-        .read()
-        .context("cannot run `ldd` on what was built")?;
+    let text = list_libraries(&files, &lib).context("cannot list the libraries of what was built")?;
     let missing: BTreeSet<&str> =
         text.lines().filter(|line| line.contains("not found")).map(str::trim).collect();
     ensure!(
@@ -303,6 +298,28 @@ fn loaded(prefix: &Path) -> Result<BTreeSet<PathBuf>> {
         Some(PathBuf::from(line.split_once(" => ").map_or(line, |(_, path)| path)))
     });
     Ok(paths.filter(|path| path.is_absolute() && !path.starts_with(prefix)).collect())
+}
+
+/// What the loader of these files says about the libraries that they load. The first file has to be a program.
+fn list_libraries(files: &[PathBuf], lib: &Path) -> Result<String> {
+    let prepared = |command: Expression| {
+        // The list would have what is preloaded.
+        command.env("LD_LIBRARY_PATH", lib).env("LC_ALL", "C").env_remove("LD_PRELOAD").read()
+    };
+    let headers = prepared(duct::cmd!("readelf", "--program-headers", "--wide", &files[0]))?;
+    let interpreter = headers.split_once("interpreter: ").and_then(|(_, rest)| rest.split_once(']'));
+    match interpreter {
+        // musl's loader takes one file at a time. The machine's `ldd` may be glibc's, which does not know musl.
+        Some((loader, _)) if loader.contains("/ld-musl-") => {
+            let mut text = String::new();
+            for file in files {
+                text += &prepared(duct::cmd!(loader, "--list", file))?;
+                text.push('\n');
+            }
+            Ok(text)
+        }
+        _ => Ok(prepared(duct::cmd("ldd", files))?),
+    }
 }
 
 /// The Debian package of each library, as `NAME:ARCH`.
