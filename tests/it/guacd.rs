@@ -41,8 +41,7 @@ crate::tests! {
         a_user_who_keeps_sending_is_told_the_reason,
         without_descriptors_users_are_told_and_then_served,
         without_threads_users_are_told_and_then_served,
-        without_processes_users_are_told_and_then_served,
-        without_its_fork_server_users_are_told;
+        without_processes_users_are_told_and_then_served;
 }
 
 fn a_connection_is_tried_at_every_address_and_with_any_descriptor() -> Result<()> {
@@ -574,32 +573,6 @@ fn without_processes_users_are_told_and_then_served() -> Result<()> {
     fs::remove_file(file)?;
     guacd.user("ssh")?.finish_handshake()?;
     before.finish_handshake()?;
-    Ok(())
-}
-
-fn without_its_fork_server_users_are_told() -> Result<()> {
-    let mut guacd = Guacd::start("patched")?;
-    let mut before = guacd.user("ssh")?;
-    for pid in children(guacd.pid()) {
-        kill(pid, Signal::KILL);
-    }
-    for _ in 0..2 {
-        let mut user = User::connect(guacd.port)?;
-        user.send(&["select", "ssh"])?;
-        user.expect("3.512;")?;
-        user.read_to_end(SOON)?;
-    }
-    ensure!(guacd.log()?.contains("Restart guacd"), "{}", guacd.log()?);
-    // Who was there before is served, and stopped with guacd.
-    let id = before.finish_handshake()?;
-    guacd.user(&id)?.finish_handshake()?;
-    kill(guacd.pid(), Signal::TERM);
-    guacd.wait(SOON)?;
-    let left = left_on(guacd.port, SOON);
-    for pid in &left {
-        kill(*pid, Signal::KILL);
-    }
-    ensure!(left.is_empty(), "{} processes are left", left.len());
     Ok(())
 }
 

@@ -8,6 +8,7 @@
 mod abi;
 mod bench;
 mod build;
+mod daemon;
 mod docs;
 mod fetch;
 mod files;
@@ -88,6 +89,7 @@ fn main() -> Result<ExitCode> {
         bench::TESTS,
         guacd::TESTS,
         files::TESTS,
+        daemon::TESTS,
         image::TESTS,
         preload::TESTS,
         hardening::TESTS,

@@ -28,14 +28,24 @@ impl Guacd {
 
     /// Starts it after a shell command, such as one that sets limits, and with more options.
     pub fn start_with(variant: &str, shell: &str, options: &str) -> Result<Guacd> {
+        Guacd::start_under(variant, shell, "", options)
+    }
+
+    /// Starts it by another program, which becomes guacd.
+    pub fn start_under(variant: &str, shell: &str, program: &str, options: &str) -> Result<Guacd> {
         let prefix = built(variant)?;
         let dir = TempDir::new()?;
         let port = free_port()?;
         let log = File::create(dir.path().join("log"))?;
         let child = Command::new("sh")
-            .args(["-c", &format!("{shell} && exec \"$0\" -f -L info -b 127.0.0.1 -l {port} {options}")])
+            .args([
+                "-c",
+                &format!("{shell} && exec {program} \"$0\" -f -L info -b 127.0.0.1 -l {port} {options}"),
+            ])
             .arg(prefix.join("sbin/guacd"))
             .env("LD_LIBRARY_PATH", prefix.join("lib"))
+            // The tests look into its processes, which root alone may do otherwise.
+            .env("GUACD_DUMPABLE", "1")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
