@@ -141,7 +141,7 @@ impl Certificate {
     fn new() -> Result<Certificate> {
         let dir = TempDir::new()?;
         let mut openssl = Command::new("openssl");
-        openssl.args("req -x509 -newkey rsa:4096 -nodes -days 1 -subj /CN=localhost".split(' '));
+        openssl.args("req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost".split(' '));
         openssl.arg("-keyout").arg(dir.path().join("key")).arg("-out").arg(dir.path().join("certificate"));
         let made = openssl.output()?;
         ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -154,10 +154,31 @@ impl Certificate {
         format!("-K {dir}/key -C {dir}/certificate")
     }
 
-    /// The lines of the key, without those that say what it is.
-    fn lines(&self) -> Result<Vec<String>> {
+    /// Pieces of the key in each form that it can have in memory: as the text of its file, as what that encodes, and as
+    /// what OpenSSL computes with, which are the same bytes in the processor's order.
+    fn pieces(&self) -> Result<Vec<Vec<u8>>> {
+        let mut openssl = Command::new("openssl");
+        openssl.args(["pkey", "-outform", "DER", "-in"]).arg(self.dir.path().join("key"));
+        let bytes = openssl.output()?.stdout;
+        ensure!(bytes.len() > 1000, "{} bytes of a key", bytes.len());
         let text = fs::read_to_string(self.dir.path().join("key"))?;
-        Ok(text.lines().filter(|line| line.len() == 64).map(str::to_owned).collect())
+        let lines = text.lines().filter(|line| line.len() == 64).map(|line| line.as_bytes().to_vec());
+        let encoded = bytes.chunks_exact(32).map(<[u8]>::to_vec);
+        let reversed = bytes.chunks_exact(32).map(|chunk| chunk.iter().rev().copied().collect());
+        let public = self.public()?;
+        let is_secret =
+            |piece: &Vec<u8>| !public.windows(8).any(|part| piece.windows(8).any(|other| other == part));
+        Ok(lines.chain(encoded).chain(reversed).filter(is_secret).collect())
+    }
+
+    /// What is in the certificate, too, in both orders, and zeros.
+    fn public(&self) -> Result<Vec<u8>> {
+        let mut openssl = Command::new("openssl");
+        openssl.args(["x509", "-outform", "DER", "-in"]).arg(self.dir.path().join("certificate"));
+        let mut bytes = openssl.output()?.stdout;
+        bytes.extend(bytes.clone().iter().rev());
+        bytes.extend([0; 16]);
+        Ok(bytes)
     }
 }
 
@@ -204,11 +225,15 @@ impl Drop for Encrypted {
     }
 }
 
-/// How many of these lines, each of 64 characters, are in a process's memory.
-fn found_in_memory(pid: i32, lines: &[String]) -> Result<usize> {
+/// How many of these pieces are in a process's memory.
+fn found_in_memory(pid: i32, pieces: &[Vec<u8>]) -> Result<usize> {
+    let mut begins = vec![Vec::new(); 1 << 16];
+    for (number, piece) in pieces.iter().enumerate() {
+        begins[usize::from(piece[0]) << 8 | usize::from(piece[1])].push(number);
+    }
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
     let memory = fs::File::open(format!("/proc/{pid}/mem"))?;
-    let mut found = vec![false; lines.len()];
+    let mut found = vec![false; pieces.len()];
     for map in maps.lines().filter(|map| map.contains(" rw")) {
         let range = map.split_once(' ').and_then(|(range, _)| range.split_once('-'));
         let (start, end) = range.context("no range")?;
@@ -218,13 +243,9 @@ fn found_in_memory(pid: i32, lines: &[String]) -> Result<usize> {
         if memory.read_exact_at(&mut bytes, start).is_err() {
             continue;
         }
-        let mut is_base64 = 0;
-        for (at, byte) in bytes.iter().enumerate() {
-            is_base64 = if byte.is_ascii_alphanumeric() || b"+/".contains(byte) { is_base64 + 1 } else { 0 };
-            if is_base64 >= 64 {
-                for (line, found) in lines.iter().zip(&mut found) {
-                    *found |= &bytes[at - 63..=at] == line.as_bytes();
-                }
+        for at in 1..bytes.len() {
+            for &number in &begins[usize::from(bytes[at - 1]) << 8 | usize::from(bytes[at])] {
+                found[number] |= bytes[at - 1..].starts_with(&pieces[number]);
             }
         }
     }
@@ -233,21 +254,22 @@ fn found_in_memory(pid: i32, lines: &[String]) -> Result<usize> {
 
 fn only_guacd_itself_has_the_private_key() -> Result<()> {
     let certificate = Certificate::new()?;
-    let lines = certificate.lines()?;
-    ensure!(lines.len() > 40, "{} lines of a key", lines.len());
-    let found = |variant| -> Result<Vec<usize>> {
+    let pieces = certificate.pieces()?;
+    ensure!(pieces.len() > 50, "{} pieces of a key", pieces.len());
+    let found = |variant| -> Result<(usize, Vec<usize>)> {
         let guacd = Guacd::start_with(variant, ":", &certificate.options())?;
         let mut user = Encrypted::connect(&guacd)?;
         user.select("ssh")?;
-        let processes = guacd.processes();
-        ensure!(!processes.is_empty(), "no processes");
-        processes.into_iter().map(|pid| found_in_memory(pid, &lines)).collect()
+        let others = guacd.processes();
+        let found = others.into_iter().map(|pid| found_in_memory(pid, &pieces)).collect::<Result<_>>()?;
+        Ok((found_in_memory(guacd.pid(), &pieces)?, found))
     };
-    let patched = found("patched")?;
-    ensure!(patched == [0, 0], "lines in the memory of the fork server and of a connection: {patched:?}");
+    let (own, others) = found("patched")?;
+    ensure!(own > 0, "guacd has no key");
+    ensure!(others == [0, 0], "pieces in the memory of the fork server and of a connection: {others:?}");
     // It has forked the connection itself, after it had read the key.
-    let stock = found("stock")?;
-    ensure!(stock.len() == 1 && stock[0] > 0, "stock: {stock:?}");
+    let (_, others) = found("stock")?;
+    ensure!(others.len() == 1 && others[0] > 0, "stock: {others:?}");
     Ok(())
 }
 
@@ -388,13 +410,17 @@ fn threads_and_descriptors(pid: i32) -> (usize, usize) {
     (count("task"), count("fd"))
 }
 
-/// The shortest of some times from a connection to the first answer.
-fn time_to_answer(answer: impl Fn() -> Result<()>) -> Result<Duration> {
+/// The shortest of some times until something is done, as others use the machine, too. No more of them are taken once one
+/// is short enough.
+fn shortest_time(enough: Duration, act: impl Fn() -> Result<()>) -> Result<Duration> {
     let mut shortest = Duration::MAX;
-    for _ in 0..5 {
+    for _ in 0..20 {
         let since = Instant::now();
-        answer()?;
+        act()?;
         shortest = shortest.min(since.elapsed());
+        if shortest <= enough {
+            break;
+        }
     }
     Ok(shortest)
 }
@@ -407,7 +433,8 @@ fn handshakes_that_are_not_completed_delay_nobody_and_end() -> Result<()> {
     let encrypted = Guacd::start_with("patched", ":", &certificate.options())?;
     let answer_plain = || plain.user("ssh").map(drop);
     let answer_encrypted = || Encrypted::connect(&encrypted)?.select("ssh").map(drop);
-    let usual = [time_to_answer(answer_plain)?, time_to_answer(answer_encrypted)?];
+    let usual =
+        [shortest_time(Duration::ZERO, answer_plain)?, shortest_time(Duration::ZERO, answer_encrypted)?];
     for guacd in [&plain, &encrypted] {
         wait_until("the first users are gone", SOON, || guacd.connections().is_empty())?;
     }
@@ -431,7 +458,8 @@ fn handshakes_that_are_not_completed_delay_nobody_and_end() -> Result<()> {
         let threads = threads_and_descriptors(guacd.pid()).0;
         ensure!(threads <= before.0 + 2, "{threads} threads instead of {}", before.0);
     }
-    let with_others = [time_to_answer(answer_plain)?, time_to_answer(answer_encrypted)?];
+    let with_others =
+        [shortest_time(2 * usual[0], answer_plain)?, shortest_time(2 * usual[1], answer_encrypted)?];
     for (usual, with_others) in usual.into_iter().zip(with_others) {
         ensure!(with_others <= 2 * usual, "answered after {with_others:?} instead of {usual:?}");
     }
