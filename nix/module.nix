@@ -6,5 +6,7 @@ self:
   systemd.services.guacamole-server.serviceConfig = {
     LimitNOFILE = lib.mkDefault 65536;
     TasksMax = lib.mkDefault "infinity";
+    # The end of one session for want of memory must not stop all others.
+    OOMPolicy = lib.mkDefault "continue";
   };
 }
