@@ -436,7 +436,7 @@ fn handshakes_that_are_not_completed_delay_nobody_and_end() -> Result<()> {
     let usual =
         [shortest_time(Duration::ZERO, answer_plain)?, shortest_time(Duration::ZERO, answer_encrypted)?];
     for guacd in [&plain, &encrypted] {
-        wait_until("the first users are gone", SOON, || guacd.connections().is_empty())?;
+        wait_until("the first users are gone", HANDSHAKE + SOON, || guacd.connections().is_empty())?;
     }
     let before = [&plain, &encrypted].map(|guacd| threads_and_descriptors(guacd.pid()));
 
