@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Resource, Rlimit, Signal, geteuid, getrlimit, setrlimit};
 use tempfile::TempDir;
 
@@ -410,19 +410,22 @@ fn threads_and_descriptors(pid: i32) -> (usize, usize) {
     (count("task"), count("fd"))
 }
 
-/// The shortest of some times until something is done, as others use the machine, too. No more of them are taken once one
-/// is short enough.
-fn shortest_time(enough: Duration, act: impl Fn() -> Result<()>) -> Result<Duration> {
-    let mut shortest = Duration::MAX;
-    for _ in 0..20 {
+/// Checks that something takes no more than twice as long as something else. Both are done in turn, and the shortest times
+/// are compared, as others use the machine, too.
+fn ensure_not_twice_as_long(act: impl Fn() -> Result<()>, usual: impl Fn() -> Result<()>) -> Result<()> {
+    let (mut shortest, mut usually) = (Duration::MAX, Duration::MAX);
+    for round in 1..=50 {
+        let since = Instant::now();
+        usual()?;
+        usually = usually.min(since.elapsed());
         let since = Instant::now();
         act()?;
         shortest = shortest.min(since.elapsed());
-        if shortest <= enough {
-            break;
+        if round >= 5 && shortest <= 2 * usually {
+            return Ok(());
         }
     }
-    Ok(shortest)
+    bail!("it takes {shortest:?} instead of {usually:?}")
 }
 
 fn handshakes_that_are_not_completed_delay_nobody_and_end() -> Result<()> {
@@ -431,13 +434,10 @@ fn handshakes_that_are_not_completed_delay_nobody_and_end() -> Result<()> {
     let certificate = Certificate::new()?;
     let plain = Guacd::start("patched")?;
     let encrypted = Guacd::start_with("patched", ":", &certificate.options())?;
-    let answer_plain = || plain.user("ssh").map(drop);
-    let answer_encrypted = || Encrypted::connect(&encrypted)?.select("ssh").map(drop);
-    let usual =
-        [shortest_time(Duration::ZERO, answer_plain)?, shortest_time(Duration::ZERO, answer_encrypted)?];
-    for guacd in [&plain, &encrypted] {
-        wait_until("the first users are gone", HANDSHAKE + SOON, || guacd.connections().is_empty())?;
-    }
+    // Nobody is silent here.
+    let usual = [Guacd::start("patched")?, Guacd::start_with("patched", ":", &certificate.options())?];
+    let answer_plain = |guacd: &Guacd| guacd.user("ssh").map(drop);
+    let answer_encrypted = |guacd: &Guacd| Encrypted::connect(guacd)?.select("ssh").map(drop);
     let before = [&plain, &encrypted].map(|guacd| threads_and_descriptors(guacd.pid()));
 
     // Half of them are silent, and half have begun to say something.
@@ -458,11 +458,9 @@ fn handshakes_that_are_not_completed_delay_nobody_and_end() -> Result<()> {
         let threads = threads_and_descriptors(guacd.pid()).0;
         ensure!(threads <= before.0 + 2, "{threads} threads instead of {}", before.0);
     }
-    let with_others =
-        [shortest_time(2 * usual[0], answer_plain)?, shortest_time(2 * usual[1], answer_encrypted)?];
-    for (usual, with_others) in usual.into_iter().zip(with_others) {
-        ensure!(with_others <= 2 * usual, "answered after {with_others:?} instead of {usual:?}");
-    }
+    ensure_not_twice_as_long(|| answer_plain(&plain), || answer_plain(&usual[0])).context("plain")?;
+    ensure_not_twice_as_long(|| answer_encrypted(&encrypted), || answer_encrypted(&usual[1]))
+        .context("TLS")?;
 
     // These never end what they say: one within "select", and one after it.
     let mut slow = User::connect(plain.port)?;
@@ -561,7 +559,11 @@ fn an_encrypted_user_who_does_not_read_keeps_nothing_of_a_killed_process() -> Re
     for pid in guacd.connections() {
         kill(pid, Signal::KILL);
     }
-    wait_until("guacd is rid of it", SOON, || threads_and_descriptors(guacd.pid()) == before)
+    let is_rid_of_it = || {
+        let (threads, descriptors) = threads_and_descriptors(guacd.pid());
+        threads <= before.0 && descriptors <= before.1
+    };
+    wait_until("guacd is rid of it", SOON, is_rid_of_it)
         .with_context(|| format!("{:?} instead of {before:?}", threads_and_descriptors(guacd.pid())))?;
     Ok(())
 }
