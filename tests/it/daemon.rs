@@ -453,7 +453,8 @@ fn handshakes_that_are_not_completed_delay_nobody_and_end() -> Result<()> {
         }
     }
     for (guacd, before) in [&plain, &encrypted].into_iter().zip(before) {
-        let accepted = || threads_and_descriptors(guacd.pid()).1 >= before.1 + 2000;
+        // A connection that only tried whether it listens may have been open before.
+        let accepted = || threads_and_descriptors(guacd.pid()).1 >= before.1 + 1990;
         wait_until("all are accepted", SOON, accepted)?;
         let threads = threads_and_descriptors(guacd.pid()).0;
         ensure!(threads <= before.0 + 2, "{threads} threads instead of {}", before.0);
