@@ -103,28 +103,7 @@ fn a_killed_process_ends_its_own_connection_and_no_other() -> Result<()> {
 }
 
 fn an_encrypted_connection_ends_with_its_process() -> Result<()> {
-    let dir = TempDir::new()?;
-    let (key, certificate) = (dir.path().join("key"), dir.path().join("certificate"));
-    let made = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "1",
-            "-subj",
-            "/CN=localhost",
-            "-keyout",
-        ])
-        .arg(&key)
-        .arg("-out")
-        .arg(&certificate)
-        .output()?;
-    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let options = ["-K", &key.display().to_string(), "-C", &certificate.display().to_string()].join(" ");
-    let guacd = Guacd::start_with("patched", ":", &options)?;
+    let (guacd, _keys) = start_encrypted()?;
 
     let mut user = Command::new("openssl")
         .args(["s_client", "-quiet", "-connect", &format!("127.0.0.1:{}", guacd.port)])
@@ -150,6 +129,32 @@ fn an_encrypted_connection_ends_with_its_process() -> Result<()> {
     let _ = user.wait();
     ensure!(processes.len() == 2 && told, "the user was not told");
     Ok(())
+}
+
+/// A guacd that speaks TLS, and the directory of its key and certificate.
+pub fn start_encrypted() -> Result<(Guacd, TempDir)> {
+    let dir = TempDir::new()?;
+    let (key, certificate) = (dir.path().join("key"), dir.path().join("certificate"));
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "1",
+            "-subj",
+            "/CN=localhost",
+            "-keyout",
+        ])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()?;
+    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let options = ["-K", &key.display().to_string(), "-C", &certificate.display().to_string()].join(" ");
+    Ok((Guacd::start_with("patched", ":", &options)?, dir))
 }
 
 fn a_killed_guacd_leaves_nothing_behind() -> Result<()> {
@@ -380,7 +385,7 @@ fn a_user_without_types_of_images_ends_nobodys_session() -> Result<()> {
 }
 
 /// A telnet server that fills the screen of all who connect, over and over. Returns its port.
-fn a_target_that_never_rests() -> Result<u16> {
+pub fn a_target_that_never_rests() -> Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let port = listener.local_addr()?.port();
     thread::spawn(move || {
@@ -396,14 +401,14 @@ fn a_target_that_never_rests() -> Result<u16> {
 }
 
 /// Reads what a user receives, all the time, and answers each frame.
-struct Watcher {
+pub struct Watcher {
     frames: Arc<AtomicUsize>,
     leave: Arc<AtomicBool>,
     reading: JoinHandle<Result<()>>,
 }
 
 impl Watcher {
-    fn start(mut user: User) -> Watcher {
+    pub fn start(mut user: User) -> Watcher {
         let (frames, leave) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
         let (seen, left) = (Arc::clone(&frames), Arc::clone(&leave));
         let reading = thread::spawn(move || {
@@ -424,7 +429,7 @@ impl Watcher {
     }
 
     /// Waits until so many more frames have come.
-    fn sees(&self, more: usize) -> Result<()> {
+    pub fn sees(&self, more: usize) -> Result<()> {
         let enough = self.frames.load(Ordering::Relaxed) + more;
         let deadline = Instant::now() + SOON;
         while self.frames.load(Ordering::Relaxed) < enough {
@@ -436,7 +441,7 @@ impl Watcher {
     }
 
     /// Hangs up, in the middle of whatever is being sent.
-    fn leave(self) -> Result<()> {
+    pub fn leave(self) -> Result<()> {
         self.leave.store(true, Ordering::Relaxed);
         self.reading.join().ok().context("panicked")?
     }
@@ -577,12 +582,12 @@ fn without_processes_users_are_told_and_then_served() -> Result<()> {
 }
 
 /// What makes threads and processes scarce for a guacd: files in its directory.
-struct Shortage {
-    dir: TempDir,
+pub struct Shortage {
+    pub dir: TempDir,
 }
 
 impl Shortage {
-    fn new() -> Result<Shortage> {
+    pub fn new() -> Result<Shortage> {
         let dir = TempDir::new()?;
         let mut cc = Command::new("cc");
         cc.args(["-Wall", "-Werror", "-shared", "-fPIC", "-o"]).arg(dir.path().join("shortage.so"));
@@ -591,7 +596,7 @@ impl Shortage {
         Ok(Shortage { dir })
     }
 
-    fn start(&self, variant: &str) -> Result<Guacd> {
+    pub fn start(&self, variant: &str) -> Result<Guacd> {
         let dir = self.dir.path().display();
         Guacd::start_with(variant, &format!("export SHORTAGE={dir} LD_PRELOAD={dir}/shortage.so"), "")
     }

@@ -6,10 +6,12 @@
 #![allow(missing_docs, clippy::print_stdout, clippy::print_stderr)]
 
 mod abi;
+mod answers;
 mod bench;
 mod build;
 mod daemon;
 mod docs;
+mod ends;
 mod fetch;
 mod files;
 mod guacd;
@@ -47,6 +49,8 @@ enum Needs {
     SourceAndMount,
     /// The source, and real servers for telnet and VNC.
     SourceAndServers,
+    /// The source, and OpenSSH's server.
+    SourceAndSshd,
     /// The source, and minutes: it runs with `--ignored` only.
     Minutes,
 }
@@ -78,6 +82,10 @@ fn main() -> Result<ExitCode> {
              (apt-get install inetutils-telnetd tigervnc-standalone-server xterm)"
         );
     }
+    let has_sshd = answers::has_sshd();
+    if !has_sshd {
+        eprintln!("NO SSHD: THE TESTS WITH IT ARE IGNORED (apt-get install openssh-server)");
+    }
     let tests = [
         project::TESTS,
         releases::TESTS,
@@ -90,6 +98,8 @@ fn main() -> Result<ExitCode> {
         guacd::TESTS,
         files::TESTS,
         daemon::TESTS,
+        ends::TESTS,
+        answers::TESTS,
         image::TESTS,
         preload::TESTS,
         hardening::TESTS,
@@ -105,6 +115,7 @@ fn main() -> Result<ExitCode> {
             Needs::Tarball => !has_tarball,
             Needs::SourceAndMount => !has_source || !can_mount,
             Needs::SourceAndServers => !has_source || !has_servers,
+            Needs::SourceAndSshd => !has_source || !has_sshd,
             Needs::Minutes => true,
         };
         Trial::test(test.name, move || (test.run)().map_err(|error| format!("{error:#}").into()))

@@ -1,6 +1,7 @@
 /* A library to preload: threads and processes cannot be started while a file says so.
  *
- * $SHORTAGE/threads-PID and $SHORTAGE/forks-PID are about that process, $SHORTAGE/threads-below-PID is about its children. */
+ * $SHORTAGE/threads-PID and $SHORTAGE/forks-PID are about that process, $SHORTAGE/threads-below-PID and
+ * $SHORTAGE/sockets-below-PID (for libguac's sockets) are about its children. */
 
 #define _GNU_SOURCE
 
@@ -22,6 +23,11 @@ int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*
     if (is_short_of("threads", getpid()) || is_short_of("threads-below", getppid()))
         return EAGAIN;
     return libcs(thread, attributes, start, data);
+}
+
+void* guac_socket_open(int fd) {
+    void* (*libguacs)(int) = dlsym(RTLD_NEXT, "guac_socket_open");
+    return is_short_of("sockets-below", getppid()) ? NULL : libguacs(fd);
 }
 
 pid_t fork(void) {

@@ -1,6 +1,6 @@
 //! A user's end of a connection to guacd.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -14,20 +14,31 @@ pub struct User {
     pub heard: String,
     /// How many arguments the protocol has, its version included.
     pub arguments: usize,
+    /// Their names, in order, without the version.
+    pub names: Vec<String>,
 }
 
 impl User {
     pub fn connect(port: u16) -> Result<User> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
         stream.set_read_timeout(Some(Duration::from_millis(50)))?;
-        Ok(User { stream, heard: String::new(), arguments: 0 })
+        // The instructions of a handshake are small, and sent one by one.
+        stream.set_nodelay(true)?;
+        Ok(User { stream, heard: String::new(), arguments: 0, names: Vec::new() })
     }
 
     /// A user who has selected a protocol or a connection, and got its arguments.
     pub fn select(port: u16, selected: &str) -> Result<User> {
         let mut user = User::connect(port)?;
         user.send(&["select", selected])?;
-        user.arguments = user.expect("4.args,")?.split(',').count() - 1;
+        let args = user.expect("4.args,")?;
+        user.names = args
+            .trim_end_matches(';')
+            .split(',')
+            .skip(2)
+            .filter_map(|name| Some(name.split_once('.')?.1.to_owned()))
+            .collect();
+        user.arguments = user.names.len() + 1;
         Ok(user)
     }
 
@@ -62,6 +73,17 @@ impl User {
         self.send(&["video"])?;
         self.send(&["image", "image/png"])?;
         self.send(&connect)
+    }
+
+    /// Sends the rest of the handshake, with the arguments of these names. The others are empty.
+    pub fn handshake_with(&mut self, arguments: &[(&str, &str)]) -> Result<()> {
+        for (name, _) in arguments {
+            ensure!(self.names.iter().any(|known| known == name), "no argument is called {name}");
+        }
+        let value =
+            |name: &String| arguments.iter().find(|(wanted, _)| wanted == name).map_or("", |pair| pair.1);
+        let values: Vec<&str> = self.names.iter().map(value).collect();
+        self.handshake(&values)
     }
 
     /// Waits for an instruction with these words, and returns all that was heard since the last one.
@@ -101,7 +123,7 @@ impl User {
                 self.heard.push_str(&String::from_utf8_lossy(&buffer[..length]));
                 Ok(true)
             }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(true),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(true),
             Err(error) => Err(error.into()),
         }
     }

@@ -1,0 +1,337 @@
+//! Do sessions end as they should? With their last user, without a crash, and with nothing left.
+
+use std::fs;
+use std::io::Read;
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Barrier};
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+
+use crate::abi::run_c;
+use crate::answers::is_logged;
+use crate::guacd::{Shortage, Watcher, a_target_that_never_rests, start_encrypted};
+use crate::support::SOON;
+use crate::support::guacd::Guacd;
+use crate::support::processes::{children, descriptors, is_alive, kill, wait_for_the_end_of};
+use crate::support::user::User;
+
+crate::tests! {
+    Source:
+        a_session_ends_with_its_last_user_though_somebody_is_about_to_join,
+        a_session_ends_if_its_owner_cannot_be_added,
+        an_owner_who_leaves_at_once_crashes_nothing,
+        users_may_outstay_a_session_that_fails,
+        joins_that_race_with_the_end_crash_nothing,
+        a_stopped_guacd_ends_users_at_every_stage,
+        a_hundred_users_who_come_and_go_receive_whole_instructions,
+        a_hundred_encrypted_users_who_come_and_go_receive_whole_instructions,
+        one_thread_keeps_a_socket_alive_in_time;
+}
+
+/// Has glibc overwrite memory that is freed, so that whoever still uses it crashes.
+const SPOIL: &str = "export MALLOC_PERTURB_=165";
+
+fn a_session_ends_with_its_last_user_though_somebody_is_about_to_join() -> Result<()> {
+    let guacd = Guacd::start("patched")?;
+    let target = a_target_that_says_nothing()?.to_string();
+    let mut owner = guacd.user("telnet")?;
+    owner.handshake(&["127.0.0.1", &target])?;
+    let id = owner.expect_id()?;
+    let processes = guacd.connections();
+    ensure!(processes.len() == 1, "{processes:?}");
+
+    // A guest whose handshake fails ends nobody's session.
+    let mut failing = guacd.user(&id)?;
+    failing.send(&["size", "800"])?;
+    failing.read_to_end(SOON)?;
+
+    let mut guest = guacd.user(&id)?;
+    let mut stream = guest.stream.try_clone()?;
+    let sending = thread::spawn(move || {
+        while std::io::Write::write_all(&mut stream, b"3.nop;").is_ok() {
+            sleep(Duration::from_millis(50));
+        }
+    });
+    sleep(Duration::from_millis(200));
+    ensure!(processes.iter().all(|pid| is_alive(*pid)), "a guest has ended the session");
+    drop(owner);
+    wait_for_the_end_of(&processes, SOON);
+    ensure!(!processes.iter().any(|pid| is_alive(*pid)), "a guest who says \"nop\" keeps the session alive");
+    guest.expect("3.516;").context("the guest")?;
+    let _ = guest.stream.shutdown(Shutdown::Both);
+    let _ = sending.join();
+    Ok(())
+}
+
+fn a_session_ends_if_its_owner_cannot_be_added() -> Result<()> {
+    let shortage = Shortage::new()?;
+    let guacd = shortage.start("patched")?;
+    let fork_server = *children(guacd.pid()).first().context("no fork server")?;
+    fs::write(shortage.dir.path().join(format!("sockets-below-{fork_server}")), "")?;
+    let mut user = User::connect(guacd.port)?;
+    user.send(&["select", "ssh"])?;
+    user.read_to_end(SOON)?;
+    ensure!(user.heard.is_empty(), "{}", user.heard);
+    has_nothing_left(&guacd)
+}
+
+fn an_owner_who_leaves_at_once_crashes_nothing() -> Result<()> {
+    let guacd = Guacd::start("patched")?;
+    leave_at_once(&guacd, "ssh", &[("hostname", "127.0.0.1"), ("port", "1")])?;
+    leave_at_once(&guacd, "telnet", &[("hostname", "127.0.0.1"), ("port", "1")])?;
+    leave_at_once(&guacd, "vnc", &[("hostname", "127.0.0.1"), ("port", "1")])?;
+    leave_at_once(&guacd, "rdp", &[("hostname", "127.0.0.1"), ("port", "1")])?;
+    leave_at_once(&guacd, "kubernetes", &[("hostname", "127.0.0.1"), ("port", "1"), ("pod", "none")])?;
+    crashed_nothing(&guacd)?;
+
+    let stock = Guacd::start_with("stock", ":", "-L debug")?;
+    leave_at_once(&stock, "ssh", &[("hostname", "127.0.0.1"), ("port", "1")])?;
+    let log = stock.log()?;
+    let (started, ended) =
+        (log.matches("Creating new client").count(), log.matches("Client terminated successfully").count());
+    ensure!(started == 20 && ended < started, "stock: {ended} of {started} processes ended by themselves");
+    Ok(())
+}
+
+/// Twenty owners connect, and leave before the session can have begun.
+fn leave_at_once(guacd: &Guacd, protocol: &str, arguments: &[(&str, &str)]) -> Result<()> {
+    for number in 0..20 {
+        let mut owner = guacd.user(protocol)?;
+        owner.handshake_with(arguments)?;
+        if number % 2 == 1 {
+            owner.expect_id()?;
+        }
+        sleep(Duration::from_millis(number % 3));
+        owner.send(&["disconnect"])?;
+    }
+    has_nothing_left(guacd).with_context(|| protocol.to_owned())
+}
+
+fn users_may_outstay_a_session_that_fails() -> Result<()> {
+    let guacd = Guacd::start_with("patched", SPOIL, "")?;
+    for (protocol, more) in [
+        ("ssh", Some(("username", "nobody"))),
+        ("telnet", None),
+        ("kubernetes", Some(("pod", "none"))),
+        ("vnc", None),
+    ] {
+        let mut user = guacd.user(protocol)?;
+        let arguments: Vec<_> = [("hostname", "127.0.0.1"), ("port", "1")].into_iter().chain(more).collect();
+        user.handshake_with(&arguments)?;
+        user.expect("5.error,")?;
+        // From then on, nobody but the user needs what the session has.
+        match protocol {
+            "kubernetes" => is_logged(&guacd, "Kubernetes connection ended.")?,
+            _ => sleep(Duration::from_millis(200)),
+        }
+        user.send(&["size", "900", "700"])?;
+        user.send(&["key", "97", "1"])?;
+        drop(user);
+        has_nothing_left(&guacd).with_context(|| protocol.to_owned())?;
+        crashed_nothing(&guacd).with_context(|| protocol.to_owned())?;
+    }
+    Ok(())
+}
+
+fn joins_that_race_with_the_end_crash_nothing() -> Result<()> {
+    const ROUNDS: usize = 50;
+    const GUESTS: usize = 10;
+    let guacd = Guacd::start("patched")?;
+    let target = a_target_that_says_nothing()?.to_string();
+    let (mut joined, mut late) = (0, 0);
+    for round in 0..ROUNDS {
+        let mut owner = guacd.user("telnet")?;
+        owner.handshake(&["127.0.0.1", &target])?;
+        let id = owner.expect_id()?;
+        let start = Arc::new(Barrier::new(GUESTS + 1));
+        let guests: Vec<_> = (0..GUESTS)
+            .map(|number| {
+                let (id, port, start) = (id.clone(), guacd.port, Arc::clone(&start));
+                thread::spawn(move || {
+                    start.wait();
+                    sleep(Duration::from_micros(500 * number as u64));
+                    join_and_leave(port, &id)
+                })
+            })
+            .collect();
+        start.wait();
+        sleep(Duration::from_millis(round as u64 % 10));
+        drop(owner);
+        for guest in guests {
+            match guest.join().ok().context("a guest panicked")?? {
+                true => joined += 1,
+                false => late += 1,
+            }
+        }
+    }
+    ensure!(joined + late == ROUNDS * GUESTS, "{joined} joined, {late} came too late");
+    ensure!(joined > 0 && late > 0, "there was no race: {joined} joined, {late} came too late");
+    has_nothing_left(&guacd)?;
+    crashed_nothing(&guacd)
+}
+
+/// Joins a connection, and leaves it as soon as it has been joined. Returns whether it could be joined: otherwise, the user is
+/// told that it does not exist.
+fn join_and_leave(port: u16, id: &str) -> Result<bool> {
+    let mut user = User::connect(port)?;
+    user.send(&["select", id])?;
+    if user.expect_one_of(&["4.args,", "3.516;"])? == 1 {
+        return Ok(false);
+    }
+    user.arguments = user.heard.split(',').count() - 1;
+    // It may end before all of this is sent. What it says counts.
+    let _ = user.handshake(&[]);
+    Ok(user.expect_one_of(&["5.ready,", "3.516;"])? == 0)
+}
+
+fn a_stopped_guacd_ends_users_at_every_stage() -> Result<()> {
+    let mut guacd = Guacd::start_with("patched", SPOIL, "")?;
+    let target = a_target_that_never_rests()?;
+    let mut owner = guacd.user("telnet")?;
+    owner.handshake(&["127.0.0.1", &target.to_string()])?;
+    let id = owner.expect_id()?;
+    let _connecting = User::connect(guacd.port)?;
+    let _selecting = guacd.user("ssh")?;
+    let _joining = guacd.user(&id)?;
+    // Reads nothing: the session waits for room to write.
+    let mut idle = guacd.user(&id)?;
+    idle.handshake(&[])?;
+    sleep(Duration::from_millis(500));
+    let processes = guacd.processes();
+    let since = Instant::now();
+    kill(guacd.pid(), Signal::TERM);
+    guacd.wait(SOON)?;
+    wait_for_the_end_of(&processes, SOON);
+    let left: Vec<i32> = processes.into_iter().filter(|pid| is_alive(*pid)).collect();
+    ensure!(left.is_empty(), "{left:?} are left after {:?}", since.elapsed());
+    crashed_nothing(&guacd)
+}
+
+fn a_hundred_users_who_come_and_go_receive_whole_instructions() -> Result<()> {
+    let guacd = Guacd::start("patched")?;
+    come_and_go(&guacd, guacd.port)
+}
+
+fn a_hundred_encrypted_users_who_come_and_go_receive_whole_instructions() -> Result<()> {
+    let (guacd, _keys) = start_encrypted()?;
+    let port = tls_tunnel_to(guacd.port)?;
+    come_and_go(&guacd, port)
+}
+
+/// A hundred guests join a session whose screen changes all the time, ten at a time, and leave at any moment. Each checks
+/// every instruction that it receives.
+fn come_and_go(guacd: &Guacd, port: u16) -> Result<()> {
+    let idle = open_sockets(guacd);
+    let target = a_target_that_never_rests()?;
+    let mut owner = User::select(port, "telnet")?;
+    owner.handshake(&["127.0.0.1", &target.to_string()])?;
+    let id = owner.expect_id()?;
+    let owner = Watcher::start(owner);
+    let mut seen = 0;
+    for _ in 0..10 {
+        let mut guests = Vec::new();
+        for _ in 0..10 {
+            let mut guest = User::select(port, &id)?;
+            guest.handshake(&[])?;
+            guest.expect_id()?;
+            guests.push(Watcher::start(guest));
+        }
+        guests[0].sees(2).context("a guest who has come")?;
+        for guest in guests {
+            guest.sees(1).context("a guest who stays")?;
+            guest.leave().context("a guest who goes")?;
+            seen += 1;
+        }
+        owner.sees(1).context("the owner")?;
+    }
+    ensure!(seen == 100, "{seen} guests");
+    owner.leave().context("the owner")?;
+    has_nothing_left(guacd)?;
+    let deadline = Instant::now() + SOON;
+    while open_sockets(guacd) > idle {
+        ensure!(Instant::now() < deadline, "{} sockets, {idle} before", open_sockets(guacd));
+        sleep(Duration::from_millis(20));
+    }
+    crashed_nothing(guacd)
+}
+
+/// How many sockets guacd itself has open.
+fn open_sockets(guacd: &Guacd) -> usize {
+    descriptors(guacd.pid()).iter().filter(|target| target.starts_with("socket:")).count()
+}
+
+/// Listens on a port, and leads whoever connects to guacd over TLS.
+fn tls_tunnel_to(guacd: u16) -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = listener.local_addr()?.port();
+    thread::spawn(move || -> Result<()> {
+        for stream in listener.incoming() {
+            let stream = stream?;
+            let mut client = Command::new("openssl")
+                .args(["s_client", "-quiet", "-no_ign_eof", "-connect", &format!("127.0.0.1:{guacd}")])
+                .stdin(Stdio::from(std::os::fd::OwnedFd::from(stream.try_clone()?)))
+                .stdout(Stdio::from(std::os::fd::OwnedFd::from(stream)))
+                .stderr(Stdio::null())
+                .spawn()?;
+            thread::spawn(move || client.wait());
+        }
+        Ok(())
+    });
+    Ok(port)
+}
+
+fn one_thread_keeps_a_socket_alive_in_time() -> Result<()> {
+    let stock = thread::spawn(|| run_c("keep_alive", "stock"));
+    let patched = run_c("keep_alive", "patched")?;
+    let stock = stock.join().ok().context("panicked")??;
+    ensure!(patched == "threads: 1\nsilent for 5 s\nthreads left: 0\n", "patched: {patched}");
+    ensure!(stock == "threads: 2\nsilent for 10 s\nthreads left: 1\n", "stock: {stock}");
+    Ok(())
+}
+
+/// A server that takes connections and says nothing. Returns its port.
+pub fn a_target_that_says_nothing() -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = listener.local_addr()?.port();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || read_to_end(stream));
+        }
+    });
+    Ok(port)
+}
+
+fn read_to_end(mut stream: TcpStream) {
+    let mut buffer = [0; 1024];
+    while stream.read(&mut buffer).is_ok_and(|length| length > 0) {}
+}
+
+/// Waits until all processes of connections have ended.
+fn has_nothing_left(guacd: &Guacd) -> Result<()> {
+    let deadline = Instant::now() + 2 * SOON;
+    loop {
+        // The fork server of a patched guacd stays, and reaps the others.
+        let left = guacd.processes();
+        if left.len() <= 1 && guacd.connections().is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("{left:?} are left: {}", guacd.log()?);
+        }
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// Checks that no process of a connection was ended by a signal.
+fn crashed_nothing(guacd: &Guacd) -> Result<()> {
+    // The process that logs a crash does so before it forks another one.
+    let _ = guacd.user("ssh");
+    let log = guacd.log()?;
+    let crashes: Vec<&str> = log.lines().filter(|line| line.contains("was ended by signal")).collect();
+    ensure!(crashes.is_empty(), "{} crashes: {}", crashes.len(), crashes.join("\n"));
+    Ok(())
+}
