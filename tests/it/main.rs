@@ -25,6 +25,7 @@ mod releases;
 mod reproduce;
 mod stress;
 mod support;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -106,6 +107,7 @@ fn main() -> Result<ExitCode> {
         nix::TESTS,
         reproduce::TESTS,
         stress::TESTS,
+        terminal::TESTS,
     ]
     .concat();
     let trials = tests.into_iter().map(|test| {

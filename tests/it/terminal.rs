@@ -1,0 +1,279 @@
+//! What can a program that runs in a terminal do to its session by what it prints? Each test shows a fault of stock, and that
+//! it is gone.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::abi::run_c;
+use crate::support::SOON;
+use crate::support::guacd::Guacd;
+use crate::support::processes::cpu_time;
+use crate::support::user::User;
+
+crate::tests! {
+    Source:
+        an_alignment_test_ends_no_session,
+        numbers_in_control_sequences_end_no_session,
+        unknown_control_sequences_print_and_do_nothing,
+        a_title_goes_to_its_end_and_is_utf_8,
+        queries_of_a_program_that_does_not_read_freeze_nothing,
+        a_user_without_streams_is_sent_nothing_that_needs_one;
+}
+
+/// What the target prints last: it opens a pipe, writes a word into it, and closes it.
+const PROOF: &[u8] = b"\x18\x1b]482202;0;proof\x07alive\x1b]482203;\x07";
+
+/// The word as users receive it.
+const PROVEN: &[u8] = b"8.YWxpdmU=;";
+
+/// A session over telnet with a target that the test plays.
+struct Session {
+    guacd: Guacd,
+    user: User,
+    /// What the user has received since the handshake.
+    received: Vec<u8>,
+}
+
+/// How a session goes on.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    /// The word arrived.
+    Proven,
+    /// The session's process has ended.
+    Ended,
+    /// The session's process does nothing any more, and the word has not arrived.
+    Frozen,
+}
+
+impl Session {
+    /// Connects a user to a telnet server which does what `target` says.
+    fn start(
+        variant: &str,
+        target: impl FnOnce(TcpStream) -> std::io::Result<()> + Send + 'static,
+    ) -> Result<Session> {
+        let guacd = Guacd::start_with(variant, "export LC_ALL=C.UTF-8", "")?;
+        let user = connect(&guacd, target)?;
+        Ok(Session { guacd, user, received: Vec::new() })
+    }
+
+    /// Waits for the word, for the end of the session, or until neither can come any more.
+    fn outcome(&mut self) -> Result<Outcome> {
+        let mut busy = (Duration::MAX, Instant::now());
+        let deadline = Instant::now() + 4 * SOON;
+        let mut buffer = [0; 65536];
+        loop {
+            // `read` waits for 50 ms at most.
+            let length = self.user.stream.read(&mut buffer).unwrap_or_default();
+            self.received.extend_from_slice(&buffer[..length]);
+            if self.received.windows(PROVEN.len()).any(|window| window == PROVEN) {
+                return Ok(Outcome::Proven);
+            }
+            let Some(&process) = self.guacd.connections().first() else { return Ok(Outcome::Ended) };
+            let time = cpu_time(process).unwrap_or_default();
+            if time != busy.0 || length > 0 {
+                busy = (time, Instant::now());
+            }
+            // An idle session takes 10 ms of CPU in 30 s.
+            if busy.1.elapsed() > SOON / 2 {
+                return Ok(Outcome::Frozen);
+            }
+            ensure!(Instant::now() < deadline, "the session neither ends nor proves itself");
+        }
+    }
+}
+
+/// Connects a user to a telnet server which does what `target` says with its first connection.
+fn connect(
+    guacd: &Guacd,
+    target: impl FnOnce(TcpStream) -> std::io::Result<()> + Send + 'static,
+) -> Result<User> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = listener.local_addr()?.port();
+    thread::spawn(move || target(listener.accept()?.0));
+    let mut user = guacd.user("telnet")?;
+    user.handshake(&["127.0.0.1", &port.to_string()])?;
+    user.expect_id()?;
+    Ok(user)
+}
+
+/// Prints something and the proof, and keeps the connection until the other end closes it.
+fn print(output: Vec<u8>) -> impl FnOnce(TcpStream) -> std::io::Result<()> + Send + 'static {
+    move |mut stream| {
+        stream.write_all(&output)?;
+        stream.write_all(PROOF)?;
+        while stream.read(&mut [0; 4096])? > 0 {}
+        Ok(())
+    }
+}
+
+/// How a session goes on in which the target prints something.
+fn outcome_of(variant: &str, output: &[u8]) -> Result<Outcome> {
+    Session::start(variant, print(output.to_vec()))?.outcome()
+}
+
+fn an_alignment_test_ends_no_session() -> Result<()> {
+    // What was left on the stack decides what becomes of it: colours, and a few rounds.
+    let output = b"\x1b[1;33;44m\x1b[2Jguacd\x1b#8\r\n\x1b[38;5;200m\x1b#8".repeat(4);
+    for _ in 0..3 {
+        let outcome = outcome_of("patched", &output)?;
+        ensure!(outcome == Outcome::Proven, "{outcome:?}");
+    }
+    let outcomes: Vec<Outcome> = (0..12).map(|_| outcome_of("stock", &output)).collect::<Result<_>>()?;
+    ensure!(outcomes.contains(&Outcome::Ended), "stock: {outcomes:?}");
+    Ok(())
+}
+
+fn numbers_in_control_sequences_end_no_session() -> Result<()> {
+    let outputs: [&[u8]; 7] = [
+        // Scroll by more rows than there are, up and down.
+        b"\x1b[999S",
+        b"\x1b[999T",
+        b"\x1b[2147483647T",
+        // A scrolling region that the terminal does not have, and a line feed at its end.
+        b"\x1b[9999;9999r\x1b[99B\n\x1b[T",
+        // Delete and insert rows below the scrolling region.
+        b"\x1b[1;5r\x1b[20H\x1b[5M\x1b[5L",
+        // Insert, delete and erase more characters than there are.
+        b"guacd\x1b[2147483647@\x1b[2147483647P\x1b[2147483647X",
+        b"\x1b]99999999999999999999;x\x07\x1b]4;99999999999999999999;red\x07\x1b[2147483647;2147483647H",
+    ];
+    let mut ended = Vec::new();
+    for output in outputs {
+        let outcome = outcome_of("patched", output)?;
+        ensure!(outcome == Outcome::Proven, "{}: {outcome:?}", output.escape_ascii());
+        if outcome_of("stock", output)? != Outcome::Proven {
+            ended.push(output.escape_ascii().to_string());
+        }
+    }
+    ensure!(ended.len() >= 3, "stock: only {ended:?}");
+    Ok(())
+}
+
+/// Sequences that the terminal does not know, and some that it knows, with ends of every kind.
+fn sequences() -> Vec<Vec<u8>> {
+    let long = "0123456789;ABCDEF ".repeat(10_000);
+    let sequences: [&[u8]; 25] = [
+        b"\x1bPqsixel\x1b\\",
+        b"\x1bXstart of string\x1b\\",
+        b"\x1b^privacy message\x1b\\",
+        b"\x1b_application program command\x1b\\",
+        b"\xc2\x90device control\xc2\x9c",
+        b"\x1bP+q544e\x9c",
+        b"\x1b]52;c;Z3VhY2Q=\x07",
+        b"\x1b]8;;https://example.org/\x1b\\",
+        b"\x1b]7;file://host/directory\x07",
+        b"\x1b]133;A\x1b\\",
+        b"\x1b]L label\x1b\\",
+        b"\x1b]104\x07\x1b]52;c;AAAA\x07",
+        b"\xc2\x9d1337;File=:AAAA\x07",
+        b"\x1b]R",
+        b"\x1b]P0123456",
+        b"\x1b%G",
+        b"\x1b F",
+        b"\x1b(%5\x1b(B",
+        b"\x1b*B\x1b+B",
+        b"\x1b[?1;2;3$y",
+        b"\x1b[>4;2m",
+        b"\x1b[3 @",
+        b"\x1b[12;\x18",
+        b"\x1b[12;\x1b[m",
+        b"\x1b]2;a title with a \\ in it\x07",
+    ];
+    let mut all: Vec<Vec<u8>> = sequences.iter().map(|sequence| sequence.to_vec()).collect();
+    all.push(format!("\x1bP{long}\x1b\\").into_bytes());
+    all.push(format!("\x1b]1337;{long}\x07").into_bytes());
+    all.push(format!("\x1b]2;{long}\x07").into_bytes());
+    all
+}
+
+fn unknown_control_sequences_print_and_do_nothing() -> Result<()> {
+    // The target prints a letter on both sides of each, and asks for the position of the cursor.
+    let wrong = |variant: &str| -> Result<Vec<String>> {
+        let (told, answers) = std::sync::mpsc::channel();
+        let target = move |mut stream: TcpStream| {
+            for sequence in sequences() {
+                stream.write_all(b"\x18\x1b[m\x1b[5;10Hx")?;
+                stream.write_all(&sequence)?;
+                stream.write_all(b"y\x1b[m\x1b[6n")?;
+                let mut answer = Vec::new();
+                let mut byte = [0];
+                while answer.last() != Some(&b'R') {
+                    stream.read_exact(&mut byte)?;
+                    answer.push(byte[0]);
+                }
+                let _ = told.send((sequence, answer));
+            }
+            print(Vec::new())(stream)
+        };
+        let outcome = Session::start(variant, target)?.outcome()?;
+        ensure!(outcome == Outcome::Proven, "{variant}: {outcome:?}");
+        let answers: Vec<_> = answers.into_iter().collect();
+        ensure!(answers.len() == sequences().len(), "{} answers", answers.len());
+        let moved = answers.into_iter().filter(|(_, answer)| !answer.ends_with(b"\x1b[5;12R"));
+        Ok(moved
+            .map(|(sequence, answer)| {
+                let start = &sequence[..sequence.len().min(40)];
+                format!("{} -> {}", start.escape_ascii(), answer.escape_ascii())
+            })
+            .collect())
+    };
+    let patched = wrong("patched")?;
+    ensure!(patched.is_empty(), "{patched:#?}");
+    let stock = wrong("stock")?;
+    ensure!(stock.len() >= 15, "stock: only {stock:#?}");
+    Ok(())
+}
+
+fn a_title_goes_to_its_end_and_is_utf_8() -> Result<()> {
+    let titles = |variant: &str| -> Result<Vec<u8>> {
+        let output = "\x1b]2;Übung C:\\x\x1b\\\x1b]2;second\x07".as_bytes();
+        let broken = b"\x1b]2;caf\xe9\x07\x1b]2;\xf0\x9f\x90\x07\x1b]482202;0;\xff\x07\x1b]482203;\x07";
+        let mut session = Session::start(variant, print([output, broken].concat()))?;
+        let outcome = session.outcome()?;
+        ensure!(outcome == Outcome::Proven, "{variant}: {outcome:?}");
+        Ok(session.received)
+    };
+    let patched = String::from_utf8(titles("patched")?).context("patched")?;
+    let expected =
+        ["4.name,10.Übung C:\\x;", "4.name,6.second;", "4.name,4.caf\u{FFFD};", "4.name,3.\u{FFFD}\u{FFFD}\u{FFFD};"];
+    for title in expected {
+        ensure!(patched.contains(title), "{title} was not received, but {patched}");
+    }
+    let stock = titles("stock")?;
+    ensure!(String::from_utf8(stock.clone()).is_err(), "stock sent UTF-8");
+    let stock = String::from_utf8_lossy(&stock).into_owned();
+    ensure!(!stock.contains(expected[0]), "stock sent the whole title");
+    Ok(())
+}
+
+fn queries_of_a_program_that_does_not_read_freeze_nothing() -> Result<()> {
+    let outcome = |variant: &str| {
+        // Answers of 9 MB, more than what pipes and sockets hold.
+        let target = |mut stream: TcpStream| {
+            stream.write_all(&[0x05; 1_000_000])?;
+            stream.write_all(PROOF)?;
+            // The connection stays open.
+            thread::sleep(10 * SOON);
+            Ok(())
+        };
+        Session::start(variant, target)?.outcome()
+    };
+    let patched = outcome("patched")?;
+    ensure!(patched == Outcome::Proven, "{patched:?}");
+    let stock = outcome("stock")?;
+    ensure!(stock == Outcome::Frozen, "stock: {stock:?}");
+    Ok(())
+}
+
+fn a_user_without_streams_is_sent_nothing_that_needs_one() -> Result<()> {
+    let said = run_c("streams", "patched")?;
+    ensure!(said == "64 streams of the user, 64 of the client\nwithout another: went on\n", "{said}");
+    if let Ok(said) = run_c("streams", "stock") {
+        bail!("stock: {said}");
+    }
+    Ok(())
+}
