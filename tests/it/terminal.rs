@@ -238,8 +238,12 @@ fn a_title_goes_to_its_end_and_is_utf_8() -> Result<()> {
         Ok(session.received)
     };
     let patched = String::from_utf8(titles("patched")?).context("patched")?;
-    let expected =
-        ["4.name,10.Übung C:\\x;", "4.name,6.second;", "4.name,4.caf\u{FFFD};", "4.name,3.\u{FFFD}\u{FFFD}\u{FFFD};"];
+    let expected = [
+        "4.name,10.Übung C:\\x;",
+        "4.name,6.second;",
+        "4.name,4.caf\u{FFFD};",
+        "4.name,3.\u{FFFD}\u{FFFD}\u{FFFD};",
+    ];
     for title in expected {
         ensure!(patched.contains(title), "{title} was not received, but {patched}");
     }

@@ -3,6 +3,7 @@
 //! The JSON is a contract: `schema/report.v2.json` describes it, and [`SCHEMA_VERSION`] changes with it. Fields may be added
 //! within a version; a reader has to ignore those that it does not know.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 pub use shared::capacity::Limit;
 
@@ -261,14 +262,39 @@ impl FaultKind {
     }
 }
 
-/// Malformed handshakes.
+/// What the inputs of `fuzz` are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum FuzzKind {
+    /// Malformed handshakes.
+    #[default]
+    Handshake,
+    /// Sessions over telnet whose target prints generated and mutated control sequences, while the client resizes the terminal,
+    /// scrolls, selects and types.
+    Terminal,
+}
+
+impl FuzzKind {
+    /// What so many of them are, for people.
+    pub fn describe(self, inputs: u32) -> String {
+        match self {
+            Self::Handshake => format!("{inputs} malformed handshakes"),
+            Self::Terminal => format!("{inputs} terminal sessions"),
+        }
+    }
+}
+
+/// Malformed handshakes, or terminal sessions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fuzz {
+    /// What the inputs are.
+    #[serde(default)]
+    pub kind: FuzzKind,
     /// How many were sent.
     pub inputs: u32,
     /// How many guacd answered with an error.
     pub errors: u32,
-    /// How many it answered with `ready`.
+    /// How many handshakes it answered with `ready`, and how many terminal sessions proved themselves at their end.
     pub ready: u32,
     /// How many connections it closed without either.
     pub closed: u32,

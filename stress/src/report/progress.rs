@@ -1,5 +1,7 @@
 //! How far has a run come?
 
+use super::FuzzKind;
+
 /// The state of a run, for those who watch it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
@@ -30,8 +32,8 @@ pub enum Step {
     Settle,
     /// Some are being disrupted.
     Chaos,
-    /// So many malformed handshakes were sent.
-    Fuzz(u32),
+    /// So many inputs of this kind were sent.
+    Fuzz(FuzzKind, u32),
     /// guacd was told to end.
     Shutdown,
 }
@@ -45,7 +47,7 @@ impl Progress {
             Step::Proof => "proving".into(),
             Step::Settle => format!("settling at {}/{}", self.started, self.requested),
             Step::Chaos => "disrupting".into(),
-            Step::Fuzz(sent) => format!("{sent} malformed handshakes"),
+            Step::Fuzz(kind, sent) => kind.describe(sent),
             Step::Shutdown => "shutting down".into(),
         };
         format!("{step}: {} alive, {} proven, {} failed", self.alive, self.proven, self.failed)

@@ -1,9 +1,9 @@
 //! Does the JSON keep to its contract?
 
 use guac_stress::report::{
-    Bound, ByAge, Check, Failure, Fault, FaultKind, FirstAndLast, Fuzz, Generator, Guacd, Keys, Latency,
-    Limit, MemoryKind, Phase, ProcessUse, Round, Run, SCHEMA_VERSION, Sample, ScenarioName, Shutdown,
-    StressReport, Usage,
+    Bound, ByAge, Check, Failure, Fault, FaultKind, FirstAndLast, Fuzz, FuzzKind, Generator, Guacd, Keys,
+    Latency, Limit, MemoryKind, Phase, ProcessUse, Round, Run, SCHEMA_VERSION, Sample, ScenarioName,
+    Shutdown, StressReport, Usage,
 };
 use serde_json::{Value, json};
 
@@ -96,6 +96,7 @@ fn full() -> StressReport {
             })
             .into(),
         fuzz: Some(Fuzz {
+            kind: FuzzKind::Terminal,
             inputs: 15,
             errors: 1,
             ready: 2,

@@ -24,7 +24,7 @@ use super::input::{Ending, Input};
 use crate::{
     guacd::{log::LogBook, sample},
     load::crowd::{Crowd, TICK},
-    report::{Fuzz, progress::Step},
+    report::{Fuzz, FuzzKind, progress::Step},
 };
 
 /// How many inputs are sent at the same time.
@@ -207,7 +207,7 @@ pub async fn run(crowd: &mut Crowd<'_>, inputs: Inputs, logs: &Path) -> Result<F
             }
             campaign.limit.store(campaign.next.load(Ordering::Relaxed) + room, Ordering::Relaxed);
         }
-        crowd.set_step(Step::Fuzz(campaign.sent()));
+        crowd.set_step(Step::Fuzz(FuzzKind::Handshake, campaign.sent()));
         if crashes() > crashes_before || crowd.alive() < alive_before || crowd.died.is_some() {
             suspects.extend(campaign.recent().iter().map(|(number, _)| *number));
             (crashes_before, alive_before) = (crashes(), crowd.alive());
@@ -222,6 +222,7 @@ pub async fn run(crowd: &mut Crowd<'_>, inputs: Inputs, logs: &Path) -> Result<F
     let crashes = log.as_ref().map(|_| crashes() - before);
     let saved = save(crowd, &campaign, suspects, log.as_deref(), logs).await?;
     Ok(Fuzz {
+        kind: FuzzKind::Handshake,
         inputs: campaign.sent(),
         errors: campaign.count(Answer::Error),
         ready: campaign.count(Answer::Ready),

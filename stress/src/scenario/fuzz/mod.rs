@@ -1,6 +1,9 @@
-//! `fuzz`: does guacd survive clients that do not keep to the protocol? Malformed handshakes are sent while sessions are held
-//! open. These have to prove themselves afterwards, and no process of guacd may crash.
+//! `fuzz`: does guacd survive clients that do not keep to the protocol, and targets that print anything? Malformed handshakes
+//! are sent, or terminal sessions played, while sessions are held open. These have to prove themselves afterwards, and no
+//! process of guacd may crash.
 
+#[cfg(feature = "engine")]
+use std::path::Path;
 use std::{path::PathBuf, time::Duration};
 
 #[cfg(feature = "engine")]
@@ -9,7 +12,10 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "engine")]
-use self::{campaign::Inputs, input::Input};
+use self::{
+    input::Input,
+    terminal::{Script, Scripts},
+};
 use super::{checks, size::Size};
 #[cfg(feature = "engine")]
 use super::{
@@ -22,7 +28,7 @@ use crate::{
     report::text::{BAD, FAINT, Section},
 };
 use crate::{
-    report::{Bound::AtMost, Check, Run},
+    report::{Bound::AtMost, Check, FuzzKind, Run},
     values::{self, Rate},
 };
 
@@ -30,14 +36,17 @@ use crate::{
 mod campaign;
 #[cfg(feature = "engine")]
 mod input;
+#[cfg(feature = "engine")]
+mod terminal;
 
 /// What to type after the name of the program and of the scenario.
-pub const EXAMPLES: [&str; 2] = ["--inputs 10000 --seed 7", "--replay fuzz-7-1234.json --count 2"];
+pub const EXAMPLES: [&str; 2] =
+    ["--kind terminal --inputs 1000 --seed 7", "--replay fuzz-7-1234.json --count 2"];
 
 /// The flags of `fuzz`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Args)]
 pub struct Fuzz {
-    /// Number of sessions to hold open while malformed handshakes are sent.
+    /// Number of sessions to hold open while the inputs are sent.
     #[arg(long, value_name = "SESSIONS", default_value_t = 20, value_parser = values::sessions())]
     pub count: u32,
 
@@ -45,12 +54,16 @@ pub struct Fuzz {
     #[arg(long, value_name = "PER_SECOND", default_value = "8")]
     pub rate: Rate,
 
-    /// Number of malformed handshakes to send.
+    /// What the inputs are.
+    #[arg(long, value_enum, default_value = "handshake")]
+    pub kind: FuzzKind,
+
+    /// Number of inputs to send.
     #[arg(long, value_name = "INPUTS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub inputs: u32,
 
-    /// Send only this input, which an earlier run has saved.
-    #[arg(long, value_name = "FILE", conflicts_with = "inputs")]
+    /// Send only this input, which an earlier run has saved, whatever its kind.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["inputs", "kind"])]
     pub replay: Option<PathBuf>,
 
     /// The seed of the random numbers, to repeat a run. The report contains it. [default: random]
@@ -88,12 +101,46 @@ impl Fuzz {
             Check::new(name, AtMost, max.into(), Some(measured.into()), unit)
         };
         if let Some(fuzz) = &run.fuzz {
-            checks.push(at_most("connections not ended in time", 0, fuzz.unanswered, "connections"));
+            match fuzz.kind {
+                FuzzKind::Handshake => {
+                    checks.push(at_most("connections not ended in time", 0, fuzz.unanswered, "connections"));
+                }
+                FuzzKind::Terminal => {
+                    checks.push(at_most("sessions ended without a reason", 0, fuzz.closed, "sessions"));
+                    checks.push(at_most("silent sessions", 0, fuzz.unanswered, "sessions"));
+                }
+            }
             checks.extend(
                 fuzz.crashes.map(|crashes| at_most("crashes", self.max_crashes, crashes, "processes")),
             );
         }
         checks
+    }
+}
+
+/// The inputs of a run.
+#[cfg(feature = "engine")]
+enum Inputs {
+    Handshakes(campaign::Inputs),
+    Terminals(Scripts),
+}
+
+#[cfg(feature = "engine")]
+impl Inputs {
+    fn generate(kind: FuzzKind, seed: u64, count: u32) -> Self {
+        match kind {
+            FuzzKind::Handshake => Self::Handshakes(campaign::Inputs::Generated { seed, count }),
+            FuzzKind::Terminal => Self::Terminals(Scripts::Generated { seed, count }),
+        }
+    }
+
+    /// Reads an input that an earlier run has saved: the file says of which kind it is.
+    fn load(file: &Path, seed: u64) -> Result<Self> {
+        let script = std::fs::read(file).ok().and_then(|json| Script::parse(&json));
+        Ok(match script {
+            Some(script) => Self::Terminals(Scripts::Replayed(script)),
+            None => Self::Handshakes(campaign::Inputs::Replayed { input: Input::load(file)?, seed }),
+        })
     }
 }
 
@@ -113,12 +160,15 @@ impl Fuzz {
         let seed = self.seed.unwrap_or_else(random_seed);
         measurements.seed = Some(seed);
         let inputs = match &self.replay {
-            Some(file) => Inputs::Replayed { input: Input::load(file)?, seed },
-            None => Inputs::Generated { seed, count: self.inputs },
+            Some(file) => Inputs::load(file, seed)?,
+            None => Inputs::generate(self.kind, seed, self.inputs),
         };
         if steps::open_all(crowd, measurements, self.count, Pace::Steady).await {
             steps::measure_open_sessions(crowd, measurements).await;
-            measurements.fuzz = Some(campaign::run(crowd, inputs, &context.logs).await?);
+            measurements.fuzz = Some(match inputs {
+                Inputs::Handshakes(inputs) => campaign::run(crowd, inputs, &context.logs).await?,
+                Inputs::Terminals(scripts) => terminal::run(crowd, scripts, &context.logs).await?,
+            });
             steps::settle(crowd, measurements.usage, self.settle).await;
             measurements.usage_after = steps::usage(crowd).await;
             crowd.prove().await;
@@ -129,10 +179,16 @@ impl Fuzz {
     /// How guacd answered, and which inputs were saved.
     pub fn section(run: &Run) -> Option<Section> {
         let fuzz = run.fuzz.as_ref()?;
-        let mut lines = vec![format!(
-            "  {} answered with an error, {} with ready, {} closed, {} abandoned, {} not ended in time",
-            fuzz.errors, fuzz.ready, fuzz.closed, fuzz.abandoned, fuzz.unanswered
-        )];
+        let mut lines = vec![match fuzz.kind {
+            FuzzKind::Handshake => format!(
+                "  {} answered with an error, {} with ready, {} closed, {} abandoned, {} not ended in time",
+                fuzz.errors, fuzz.ready, fuzz.closed, fuzz.abandoned, fuzz.unanswered
+            ),
+            FuzzKind::Terminal => format!(
+                "  {} proven, {} ended with an error, {} ended without one, {} silent",
+                fuzz.ready, fuzz.errors, fuzz.closed, fuzz.unanswered
+            ),
+        }];
         match fuzz.crashes {
             None => lines.push("  crashes are not known, because guacd's log is not read".into()),
             Some(0) => {}
@@ -141,7 +197,7 @@ impl Fuzz {
         lines.extend(
             fuzz.saved.iter().map(|file| format!("  {FAINT}to repeat it:{FAINT:#} fuzz --replay {file}")),
         );
-        Some(Section { heading: format!("{} malformed handshakes", fuzz.inputs), lines })
+        Some(Section { heading: fuzz.kind.describe(fuzz.inputs), lines })
     }
 }
 
@@ -161,6 +217,7 @@ mod tests {
     fn crashes_are_judged_where_they_can_be_seen() {
         let judged = |crashes| {
             let fuzz = report::Fuzz {
+                kind: FuzzKind::Handshake,
                 inputs: 1,
                 errors: 0,
                 ready: 0,
