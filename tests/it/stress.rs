@@ -32,6 +32,8 @@ crate::tests! {
         sessions_survive_what_befalls_others,
         malformed_handshakes_harm_no_session,
         what_crashes_a_process_of_stock_does_so_again,
+        what_programs_print_harms_no_session,
+        what_fuzz_finds_in_the_terminal_of_stock_is_saved_and_played_again,
         plugins_of_stock_work_with_the_patched_libguac,
         a_port_that_is_taken_is_refused,
         a_guacd_that_dies_fails_every_session,
@@ -275,6 +277,58 @@ fn what_crashes_a_process_of_stock_does_so_again() -> Result<()> {
         "{:#?}",
         report.runs[0]
     );
+    Ok(())
+}
+
+fn what_programs_print_harms_no_session() -> Result<()> {
+    let load = [
+        "fuzz",
+        "--kind",
+        "terminal",
+        "--protocol",
+        "telnet",
+        "--count",
+        "2",
+        "--inputs",
+        "40",
+        "--seed",
+        "1",
+    ];
+    let report = Stress::new()?.run(0, &load)?;
+    let run = &report.runs[0];
+    all_proved(run, 2)?;
+    let fuzz = run.fuzz.as_ref().context("nothing was played")?;
+    ensure!(fuzz.inputs == 40 && fuzz.ready == 40 && fuzz.crashes == Some(0), "{fuzz:#?}");
+    Ok(())
+}
+
+fn what_fuzz_finds_in_the_terminal_of_stock_is_saved_and_played_again() -> Result<()> {
+    let load = [
+        "fuzz",
+        "--kind",
+        "terminal",
+        "--protocol",
+        "telnet",
+        "--count",
+        "2",
+        "--inputs",
+        "8",
+        "--seed",
+        "1",
+    ];
+    let stress = Stress::new()?;
+    let output = stress.start(&[&load[..], &["--variant", "stock"]].concat())?.wait()?;
+    let fuzz = stress.report(&output)?.runs.remove(0).fuzz.context("nothing was played")?;
+    ensure!(fuzz.crashes.is_some_and(|crashes| crashes > 0), "stock does not crash: {fuzz:#?}");
+    let saved = fuzz.saved.first().context("nothing was saved")?;
+    output.expect(5, &["fuzz --replay"])?;
+    let replay = ["fuzz", "--protocol", "telnet", "--count", "2", "--replay", saved];
+    let output = stress.start(&[&replay[..], &["--variant", "stock"]].concat())?.wait()?;
+    let fuzz = stress.report(&output)?.runs.remove(0).fuzz.context("nothing was played")?;
+    ensure!(fuzz.inputs == 1 && fuzz.crashes == Some(1), "stock does not crash again: {fuzz:#?}");
+    let report = Stress::new()?.run(0, &replay)?;
+    let fuzz = report.runs[0].fuzz.as_ref().context("nothing was played")?;
+    ensure!(fuzz.ready == 1 && fuzz.crashes == Some(0), "{fuzz:#?}");
     Ok(())
 }
 

@@ -121,6 +121,10 @@ impl Guacd {
         command.env("LD_LIBRARY_PATH", library_path(start.prefix));
         // A patched guacd shows its memory and descriptors to root alone otherwise.
         command.env("GUACD_DUMPABLE", "1");
+        // In the locale "C", wcwidth() knows no wide characters, and guacd's terminal has none.
+        if ["LC_ALL", "LC_CTYPE", "LANG"].iter().all(|name| std::env::var_os(name).is_none()) {
+            command.env("LC_ALL", "C.UTF-8");
+        }
         command.stdin(Stdio::null()).stdout(log_end.try_clone()?).stderr(log_end);
         // The limit is on the keys that libc is asked for: by guacd, or by what is preloaded into it.
         let preloaded = preload.iter().chain(key_limit).map(PathBuf::as_path).collect::<Vec<_>>();

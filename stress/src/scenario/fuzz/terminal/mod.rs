@@ -27,7 +27,10 @@ use tokio::{
 pub use self::script::Script;
 use self::script::Step as ScriptStep;
 use crate::{
-    load::crowd::{Crowd, TICK},
+    load::{
+        crowd::{Crowd, TICK},
+        session::INFORMED_WITHIN,
+    },
     report::{Fuzz, FuzzKind, progress::Step},
     wire::{
         codec::{self, Decoder, Instruction},
@@ -327,13 +330,13 @@ impl Session {
                     Ok(1..) => {}
                     // guacd has left the target, and has yet to say why.
                     _ => {
-                        return Err(until_ended(
+                        let ended = until_ended(
                             &mut self.client,
                             &mut self.decoder,
                             &mut self.link,
                             &mut self.unsent,
-                        )
-                        .await);
+                        );
+                        return Err(timeout(INFORMED_WITHIN, ended).await.unwrap_or(Outcome::Silent));
                     }
                 },
                 sent = self.target.to_guacd.write(&self.target.unsent), if !self.target.unsent.is_empty() => {
