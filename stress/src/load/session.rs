@@ -157,6 +157,20 @@ pub async fn run(setup: Arc<Setup>, index: usize, mut orders: Orders, notify: im
     }
 }
 
+/// Opens a session, until its target has answered, and gives its connection, what was received in part, and what is still to be
+/// sent.
+///
+/// # Errors
+///
+/// Why it did not come up.
+pub async fn open(setup: &Setup, index: usize) -> Result<(TcpStream, Decoder, Vec<u8>), Failed> {
+    let deadline = Instant::now() + setup.timeout;
+    let mut session = connect(setup, index, deadline).await?;
+    session.expect(deadline, setup.timeout).await?;
+    session.wait_for_target(deadline, setup.timeout).await?;
+    Ok((session.stream, session.decoder, session.out))
+}
+
 async fn connect(setup: &Setup, index: usize, deadline: Instant) -> Result<Session, Failed> {
     let failed = |reason, cause| Failed { phase: Phase::Connect, reason, cause };
     let stream = match timeout_at(deadline, TcpStream::connect(&setup.guacd[..])).await {

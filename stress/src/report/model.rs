@@ -272,6 +272,8 @@ pub enum FuzzKind {
     /// Sessions over telnet whose target prints generated and mutated control sequences, while the client resizes the terminal,
     /// scrolls, selects and types.
     Terminal,
+    /// Generated and mutated instructions to sessions that are up: sizes, keys, the mouse, and streams of every kind.
+    Session,
 }
 
 impl FuzzKind {
@@ -280,11 +282,12 @@ impl FuzzKind {
         match self {
             Self::Handshake => format!("{inputs} malformed handshakes"),
             Self::Terminal => format!("{inputs} terminal sessions"),
+            Self::Session => format!("{inputs} inputs to sessions"),
         }
     }
 }
 
-/// Malformed handshakes, or terminal sessions.
+/// Malformed handshakes, terminal sessions, or inputs to sessions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fuzz {
     /// What the inputs are.
@@ -294,7 +297,7 @@ pub struct Fuzz {
     pub inputs: u32,
     /// How many guacd answered with an error.
     pub errors: u32,
-    /// How many handshakes it answered with `ready`, and how many terminal sessions proved themselves at their end.
+    /// How many handshakes it answered with `ready`, and how many sessions answered or proved themselves at their end.
     pub ready: u32,
     /// How many connections it closed without either.
     pub closed: u32,

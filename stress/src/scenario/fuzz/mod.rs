@@ -1,6 +1,6 @@
 //! `fuzz`: does guacd survive clients that do not keep to the protocol, and targets that print anything? Malformed handshakes
-//! are sent, or terminal sessions played, while sessions are held open. These have to prove themselves afterwards, and no
-//! process of guacd may crash.
+//! are sent, odd instructions to sessions that are up, or terminal sessions played, while other sessions are held open. These
+//! have to prove themselves afterwards, and no process of guacd may crash.
 
 #[cfg(feature = "engine")]
 use std::path::Path;
@@ -12,14 +12,11 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "engine")]
-use self::{
-    input::Input,
-    terminal::{Script, Scripts},
-};
+use self::input::Input;
 use super::{checks, size::Size};
 #[cfg(feature = "engine")]
 use super::{
-    common,
+    steps,
     results::{Context, Measurements, random_seed},
 };
 #[cfg(feature = "engine")]
@@ -36,6 +33,8 @@ use crate::{
 mod campaign;
 #[cfg(feature = "engine")]
 mod input;
+#[cfg(feature = "engine")]
+mod session;
 #[cfg(feature = "engine")]
 mod terminal;
 
@@ -109,6 +108,10 @@ impl Fuzz {
                     checks.push(at_most("sessions ended without a reason", 0, fuzz.closed, "sessions"));
                     checks.push(at_most("silent sessions", 0, fuzz.unanswered, "sessions"));
                 }
+                FuzzKind::Session => {
+                    checks.push(at_most("sessions that did not open", 0, fuzz.abandoned, "sessions"));
+                    checks.push(at_most("silent sessions", 0, fuzz.unanswered, "sessions"));
+                }
             }
             checks.extend(
                 fuzz.crashes.map(|crashes| at_most("crashes", self.max_crashes, crashes, "processes")),
@@ -122,7 +125,8 @@ impl Fuzz {
 #[cfg(feature = "engine")]
 enum Inputs {
     Handshakes(campaign::Inputs),
-    Terminals(Scripts),
+    Terminals(terminal::Scripts),
+    Sessions(session::Scripts),
 }
 
 #[cfg(feature = "engine")]
@@ -130,16 +134,20 @@ impl Inputs {
     fn generate(kind: FuzzKind, seed: u64, count: u32) -> Self {
         match kind {
             FuzzKind::Handshake => Self::Handshakes(campaign::Inputs::Generated { seed, count }),
-            FuzzKind::Terminal => Self::Terminals(Scripts::Generated { seed, count }),
+            FuzzKind::Terminal => Self::Terminals(terminal::Scripts::Generated { seed, count }),
+            FuzzKind::Session => Self::Sessions(session::Scripts::Generated { seed, count }),
         }
     }
 
     /// Reads an input that an earlier run has saved: the file says of which kind it is.
     fn load(file: &Path, seed: u64) -> Result<Self> {
-        let script = std::fs::read(file).ok().and_then(|json| Script::parse(&json));
-        Ok(match script {
-            Some(script) => Self::Terminals(Scripts::Replayed(script)),
-            None => Self::Handshakes(campaign::Inputs::Replayed { input: Input::load(file)?, seed }),
+        let saved = std::fs::read(file).unwrap_or_default();
+        Ok(if let Some(script) = terminal::Script::parse(&saved) {
+            Self::Terminals(terminal::Scripts::Replayed(script))
+        } else if let Some(script) = session::Script::parse(&saved) {
+            Self::Sessions(session::Scripts::Replayed(script))
+        } else {
+            Self::Handshakes(campaign::Inputs::Replayed { input: Input::load(file)?, seed })
         })
     }
 }
@@ -167,6 +175,7 @@ impl Fuzz {
             steps::measure_open_sessions(crowd, measurements).await;
             measurements.fuzz = Some(match inputs {
                 Inputs::Handshakes(inputs) => campaign::run(crowd, inputs, &context.logs).await?,
+                Inputs::Sessions(scripts) => session::run(crowd, scripts, &context.logs).await?,
                 Inputs::Terminals(scripts) => terminal::run(crowd, scripts, &context.logs).await?,
             });
             steps::settle(crowd, measurements.usage, self.settle).await;
@@ -187,6 +196,10 @@ impl Fuzz {
             FuzzKind::Terminal => format!(
                 "  {} proven, {} ended with an error, {} ended without one, {} silent",
                 fuzz.ready, fuzz.errors, fuzz.closed, fuzz.unanswered
+            ),
+            FuzzKind::Session => format!(
+                "  of their sessions, {} answered in the end, {} were told to end, {} were closed, {} did not open, {} silent",
+                fuzz.ready, fuzz.errors, fuzz.closed, fuzz.abandoned, fuzz.unanswered
             ),
         }];
         match fuzz.crashes {
