@@ -18,6 +18,7 @@ mod guacd;
 mod hardening;
 mod image;
 mod musl;
+mod input;
 mod nix;
 mod preload;
 mod project;
@@ -102,6 +103,7 @@ fn main() -> Result<ExitCode> {
         ends::TESTS,
         answers::TESTS,
         image::TESTS,
+        input::TESTS,
         preload::TESTS,
         hardening::TESTS,
         nix::TESTS,

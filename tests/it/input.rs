@@ -1,0 +1,377 @@
+//! What can a client or a target do to a session by the numbers that it sends, and by what it sends before there is anything to
+//! take it? Each test shows a fault of stock, and that it is gone.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+
+use crate::support::guacd::Guacd;
+use crate::support::user::User;
+use crate::support::{self, SOON};
+
+crate::tests! {
+    Source:
+        instructions_without_arguments_do_nothing,
+        sizes_end_no_session,
+        a_user_needs_no_size,
+        fonts_of_any_size_end_no_session,
+        input_before_there_is_a_target_ends_no_session,
+        formats_of_sound_end_no_session,
+        desktops_of_absurd_size_are_refused,
+        text_may_end_within_a_character;
+}
+
+/// Asks for an answer that needs no target. A connection that has ended cannot be written to.
+fn ask(user: &mut User) {
+    let _ = user.send(&["end", "4711"]);
+}
+
+/// Whether the session's process answers its user. Otherwise it has ended.
+fn is_served(guacd: &Guacd, user: &mut User) -> Result<bool> {
+    ask(user);
+    let deadline = Instant::now() + SOON;
+    loop {
+        let _ = user.hear();
+        if user.heard.contains("4.4711,20.Invalid stream index") {
+            user.heard.clear();
+            return Ok(true);
+        }
+        if guacd.connections().is_empty() {
+            return Ok(false);
+        }
+        ensure!(Instant::now() < deadline, "the session neither answers nor ends: {:?}", user.heard);
+    }
+}
+
+/// A target that does what `serve` says with its first connection. Returns its port.
+fn target(serve: impl FnOnce(TcpStream) -> std::io::Result<()> + Send + 'static) -> Result<String> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = listener.local_addr()?.port();
+    thread::spawn(move || serve(listener.accept()?.0));
+    Ok(port.to_string())
+}
+
+/// Says nothing, until the other end closes the connection.
+fn stay_silent(mut stream: TcpStream) -> std::io::Result<()> {
+    while stream.read(&mut [0; 4096])? > 0 {}
+    Ok(())
+}
+
+/// A session over telnet that is up, and what its target receives.
+fn telnet(guacd: &Guacd) -> Result<(User, Receiver<Vec<u8>>)> {
+    let (to, received) = channel();
+    let port = target(move |mut stream| {
+        // Opens a pipe, by which its user sees that the terminal is there.
+        stream.write_all(b"\x1b]482202;1;ready\x07")?;
+        let mut buffer = [0; 4096];
+        loop {
+            let length = stream.read(&mut buffer)?;
+            if length == 0 || to.send(buffer[..length].to_vec()).is_err() {
+                return Ok(());
+            }
+        }
+    })?;
+    let mut user = guacd.user("telnet")?;
+    user.handshake_with(&[("hostname", "127.0.0.1"), ("port", &port)])?;
+    user.expect("4.pipe,")?;
+    Ok((user, received))
+}
+
+/// What a target receives until it has received nothing for a while.
+fn take(received: &Receiver<Vec<u8>>) -> Vec<u8> {
+    let mut all = Vec::new();
+    while let Ok(bytes) = received.recv_timeout(Duration::from_millis(500)) {
+        all.extend(bytes);
+    }
+    all
+}
+
+fn instructions_without_arguments_do_nothing() -> Result<()> {
+    let typed = |variant| -> Result<Vec<u8>> {
+        let guacd = Guacd::start(variant)?;
+        let (mut user, received) = telnet(&guacd)?;
+        // The parser still has these arguments when it reads what comes next.
+        user.send(&["nop", "120", "1"])?;
+        for opcode in ["key", "mouse", "touch", "size", "ack", "blob", "get", "put", "audio", "sync"] {
+            user.send(&[opcode])?;
+            user.send(&[opcode, "120"])?;
+        }
+        ensure!(is_served(&guacd, &mut user)?, "{variant}: the session ended");
+        Ok(take(&received))
+    };
+    let patched = typed("patched")?;
+    ensure!(patched.is_empty(), "typed: {:?}", String::from_utf8_lossy(&patched));
+    let stock = typed("stock")?;
+    ensure!(stock.starts_with(b"x"), "stock: {:?}", String::from_utf8_lossy(&stock));
+    Ok(())
+}
+
+fn sizes_end_no_session() -> Result<()> {
+    const SIZES: [[&str; 2]; 7] = [
+        ["0", "0"],
+        ["-1", "600"],
+        ["800", "-2147483648"],
+        ["abc", ""],
+        ["99999999999999999999", "700"],
+        ["700", "2147483648"],
+        ["2147483647", "2147483647"],
+    ];
+    let guacd = Guacd::start("patched")?;
+    let (mut user, _received) = telnet(&guacd)?;
+    for [width, height] in SIZES {
+        user.send(&["size", width, height])?;
+        ensure!(is_served(&guacd, &mut user)?, "{width} x {height} ended the session");
+    }
+    let stock = Guacd::start("stock")?;
+    let (mut user, _received) = telnet(&stock)?;
+    user.send(&["size", "0", "0"])?;
+    ensure!(!is_served(&stock, &mut user)?, "stock takes a size of 0 x 0");
+    Ok(())
+}
+
+fn a_user_needs_no_size() -> Result<()> {
+    let is_up = |variant: &str, size: &[&str]| -> Result<bool> {
+        let guacd = Guacd::start(variant)?;
+        let port = target(|mut stream| {
+            stream.write_all(b"\x1b]482202;1;ready\x07")?;
+            stay_silent(stream)
+        })?;
+        let mut user = guacd.user("telnet")?;
+        if !size.is_empty() {
+            user.send(size)?;
+        }
+        let mut connect = vec!["connect", "VERSION_1_5_0", "127.0.0.1", &port];
+        connect.resize(user.arguments + 1, "");
+        user.send(&connect)?;
+        let deadline = Instant::now() + SOON;
+        while !user.heard.contains("4.pipe,") {
+            let _ = user.hear();
+            if guacd.connections().is_empty() {
+                return Ok(false);
+            }
+            ensure!(Instant::now() < deadline, "{size:?}: no terminal, but {:?}", user.heard);
+        }
+        is_served(&guacd, &mut user)
+    };
+    let no_resolution = ["size", "800", "600", "0"];
+    for size in [
+        &[][..],
+        &no_resolution,
+        &["size", "0", "0", "96"],
+        &["size", "-1", "-1", "-1"],
+        &["size", "x", "", ""],
+        &["size", "9999999999", "9999999999", "9999999999"],
+    ] {
+        ensure!(is_up("patched", size)?, "{size:?} ended the session");
+    }
+    ensure!(!is_up("stock", &no_resolution)?, "stock takes a resolution of 0");
+    Ok(())
+}
+
+fn fonts_of_any_size_end_no_session() -> Result<()> {
+    // 1, 2147483647 and 12, in base64.
+    const SIZES: [&str; 3] = ["MQ==", "MjE0NzQ4MzY0Nw==", "MTI="];
+    let changed = |variant: &str, sizes: &[&str]| -> Result<bool> {
+        let guacd = Guacd::start(variant)?;
+        let (mut user, _received) = telnet(&guacd)?;
+        user.send(&["size", "2000", "1000"])?;
+        for size in sizes {
+            user.send(&["argv", "1", "text/plain", "font-size"])?;
+            user.send(&["blob", "1", size])?;
+            user.send(&["end", "1"])?;
+            if !is_served(&guacd, &mut user)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    ensure!(changed("patched", &SIZES)?, "the session ended");
+    ensure!(!changed("stock", &SIZES[..1])?, "stock has more columns than a terminal");
+    Ok(())
+}
+
+/// Whether a session whose target is silent outlives some instructions.
+fn outlives(
+    variant: &str,
+    protocol: &str,
+    arguments: &[(&str, &str)],
+    instructions: &[&[&str]],
+) -> Result<bool> {
+    let guacd = Guacd::start(variant)?;
+    let port = target(stay_silent)?;
+    let mut user = guacd.user(protocol)?;
+    user.handshake_with(&[&[("hostname", "127.0.0.1"), ("port", &port)], arguments].concat())?;
+    user.expect_id()?;
+    // The threads of the session need a moment to get as far as the target.
+    for _ in 0..10 {
+        ensure!(is_served(&guacd, &mut user)?, "the session ended by itself");
+    }
+    for instruction in instructions {
+        // The session may have ended.
+        let _ = user.send(instruction);
+    }
+    is_served(&guacd, &mut user)
+}
+
+fn input_before_there_is_a_target_ends_no_session() -> Result<()> {
+    let clipboard: &[&[&str]] =
+        &[&["clipboard", "1", "text/plain"], &["blob", "1", "YWJj"], &["end", "1"]];
+    let sftp: &[(&str, &str)] = &[("username", "user"), ("password", "password"), ("enable-sftp", "true")];
+    let cases: [(&str, &[(&str, &str)], &[&[&str]], bool); 5] = [
+        ("vnc", &[], &[&["size", "800", "600"]], true),
+        ("vnc", &[], &[&["mouse", "1", "1", "1"]], true),
+        ("vnc", &[], clipboard, false),
+        ("ssh", sftp, &[&["file", "1", "text/plain", "name"]], true),
+        ("telnet", &[], clipboard, false),
+    ];
+    for (protocol, arguments, instructions, ends_stock) in cases {
+        ensure!(
+            outlives("patched", protocol, arguments, instructions)?,
+            "{protocol}: {:?} ended the session",
+            instructions[0]
+        );
+        if ends_stock {
+            ensure!(
+                !outlives("stock", protocol, arguments, instructions)?,
+                "stock: {protocol} takes {:?}",
+                instructions[0]
+            );
+        }
+    }
+    Ok(())
+}
+
+fn formats_of_sound_end_no_session() -> Result<()> {
+    // RDP is optional.
+    if !support::built("patched")?.join("lib/libguac-client-rdp.so").exists() {
+        return Ok(());
+    }
+    let outlives = |variant, format| {
+        let instructions: &[&[&str]] = &[&["audio", "1", format], &["blob", "1", "AAAAAAAA"]];
+        outlives(variant, "rdp", &[("enable-audio-input", "true")], instructions)
+    };
+    for format in [
+        "audio/L8;rate=0",
+        "audio/L16;rate=-1,channels=2",
+        "audio/L16;rate=44100,channels=0",
+        "audio/L16;rate=99999999999999999999",
+        "audio/L16;rate=44100,channels=2",
+    ] {
+        ensure!(outlives("patched", format)?, "{format} ended the session");
+    }
+    ensure!(!outlives("stock", "audio/L8;rate=0")?, "stock takes a rate of 0");
+    Ok(())
+}
+
+/// A VNC server without a password, with a desktop of one size and then, if there is one, of another.
+fn vnc(mut stream: TcpStream, size: [u16; 2], then: Option<[u16; 2]>) -> std::io::Result<()> {
+    let read = |stream: &mut TcpStream, length| {
+        let mut bytes = vec![0; length];
+        stream.read_exact(&mut bytes)
+    };
+    stream.write_all(b"RFB 003.008\n")?;
+    read(&mut stream, 12)?;
+    // One security type, 1: none.
+    stream.write_all(&[1, 1])?;
+    read(&mut stream, 1)?;
+    stream.write_all(&[0; 4])?;
+    read(&mut stream, 1)?;
+    let mut hello = size.map(u16::to_be_bytes).concat();
+    hello.extend([32, 24, 0, 1, 0, 255, 0, 255, 0, 255, 16, 8, 0, 0, 0, 0]);
+    hello.extend([0, 0, 0, 1, b'x']);
+    stream.write_all(&hello)?;
+    if let Some(size) = then {
+        // FramebufferUpdate with one rectangle of the pseudo-encoding DesktopSize.
+        let mut update = vec![0, 0, 0, 1, 0, 0, 0, 0];
+        update.extend(size.map(u16::to_be_bytes).concat());
+        update.extend((-223_i32).to_be_bytes());
+        stream.write_all(&update)?;
+    }
+    stay_silent(stream)
+}
+
+/// What comes of a session with a desktop.
+#[derive(Debug, PartialEq, Eq)]
+enum Desktop {
+    /// Its user sees it.
+    Shown,
+    /// Its user is told an error.
+    Refused,
+    /// The session's process has ended without a word.
+    Crashed,
+    /// The session's process has reserved gigabytes of memory.
+    Reserved,
+}
+
+fn desktop(variant: &str, size: [u16; 2], then: Option<[u16; 2]>) -> Result<Desktop> {
+    // Whatever comes of it, it must not take the memory of the machine.
+    let guacd = Guacd::start_with(variant, "ulimit -v 6000000", "")?;
+    let port = target(move |stream| vnc(stream, size, then))?;
+    let mut user = guacd.user("vnc")?;
+    user.handshake_with(&[("hostname", "127.0.0.1"), ("port", &port)])?;
+    user.expect_id()?;
+    let [width, height] = then.unwrap_or(size).map(|length| length.to_string());
+    let shown = format!("4.size,1.0,{}.{width},{}.{height};", width.len(), height.len());
+    let deadline = Instant::now() + 2 * SOON;
+    while Instant::now() < deadline {
+        let _ = user.hear();
+        if user.heard.contains("5.error,") {
+            return Ok(Desktop::Refused);
+        }
+        let Some(process) = guacd.connections().first().copied() else { return Ok(Desktop::Crashed) };
+        let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+        let memory = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.strip_suffix(" kB"));
+        if memory.is_some_and(|kib| kib.trim().parse::<u64>().is_ok_and(|kib| kib > 2 << 20)) {
+            return Ok(Desktop::Reserved);
+        }
+        if user.heard.contains(&shown) {
+            return Ok(Desktop::Shown);
+        }
+    }
+    bail!("nothing came of the session, but {:?}", user.heard)
+}
+
+fn desktops_of_absurd_size_are_refused() -> Result<()> {
+    let (usual, absurd, larger) = ([800, 600], [65535, 65535], [24000, 24000]);
+    for (size, then, expected) in [
+        (usual, None, Desktop::Shown),
+        (usual, Some([1024, 768]), Desktop::Shown),
+        (absurd, None, Desktop::Refused),
+        (usual, Some(absurd), Desktop::Refused),
+        (larger, None, Desktop::Refused),
+        (usual, Some([8193, 1]), Desktop::Refused),
+    ] {
+        let outcome = desktop("patched", size, then)?;
+        ensure!(outcome == expected, "{size:?}, then {then:?}: {outcome:?}");
+    }
+    let stock = desktop("stock", usual, Some(absurd))?;
+    ensure!(stock == Desktop::Crashed, "stock: {stock:?}");
+    let stock = desktop("stock", larger, None)?;
+    ensure!(matches!(stock, Desktop::Reserved | Desktop::Crashed), "stock: {stock:?}");
+    Ok(())
+}
+
+fn text_may_end_within_a_character() -> Result<()> {
+    let pasted = |variant| -> Result<Vec<u8>> {
+        let guacd = Guacd::start(variant)?;
+        let (mut user, received) = telnet(&guacd)?;
+        // "a", and the first byte of a letter.
+        user.send(&["clipboard", "1", "text/plain"])?;
+        user.send(&["blob", "1", "YcM="])?;
+        user.send(&["end", "1"])?;
+        // The middle button.
+        user.send(&["mouse", "10", "10", "2"])?;
+        user.send(&["mouse", "10", "10", "0"])?;
+        Ok(take(&received))
+    };
+    let patched = pasted("patched")?;
+    ensure!(patched == "a\u{FFFD}".as_bytes(), "{:?}", String::from_utf8_lossy(&patched));
+    let stock = pasted("stock")?;
+    ensure!(stock.len() > 100_000, "stock: {} bytes", stock.len());
+    Ok(())
+}
