@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::support::guacd::Guacd;
 use crate::support::user::User;
@@ -23,7 +23,8 @@ crate::tests! {
         input_before_there_is_a_target_ends_no_session,
         formats_of_sound_end_no_session,
         desktops_of_absurd_size_are_refused,
-        text_may_end_within_a_character;
+        text_may_end_within_a_character,
+        who_leaves_with_an_open_stream_silences_nobody;
 }
 
 /// Asks for an answer that needs no target. A connection that has ended cannot be written to.
@@ -62,8 +63,8 @@ fn stay_silent(mut stream: TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-/// A session over telnet that is up, and what its target receives.
-fn telnet(guacd: &Guacd) -> Result<(User, Receiver<Vec<u8>>)> {
+/// A session over telnet that is up, what its target receives, and its ID.
+fn telnet(guacd: &Guacd) -> Result<(User, Receiver<Vec<u8>>, String)> {
     let (to, received) = channel();
     let port = target(move |mut stream| {
         // Opens a pipe, by which its user sees that the terminal is there.
@@ -78,8 +79,9 @@ fn telnet(guacd: &Guacd) -> Result<(User, Receiver<Vec<u8>>)> {
     })?;
     let mut user = guacd.user("telnet")?;
     user.handshake_with(&[("hostname", "127.0.0.1"), ("port", &port)])?;
-    user.expect("4.pipe,")?;
-    Ok((user, received))
+    let heard = user.expect("4.pipe,")?;
+    let id = heard.split_once("5.ready,37.").and_then(|(_, rest)| rest.split_once(';')).context("no ID")?.0;
+    Ok((user, received, id.to_owned()))
 }
 
 /// What a target receives until it has received nothing for a while.
@@ -94,7 +96,7 @@ fn take(received: &Receiver<Vec<u8>>) -> Vec<u8> {
 fn instructions_without_arguments_do_nothing() -> Result<()> {
     let typed = |variant| -> Result<Vec<u8>> {
         let guacd = Guacd::start(variant)?;
-        let (mut user, received) = telnet(&guacd)?;
+        let (mut user, received, _) = telnet(&guacd)?;
         // The parser still has these arguments when it reads what comes next.
         user.send(&["nop", "120", "1"])?;
         for opcode in ["key", "mouse", "touch", "size", "ack", "blob", "get", "put", "audio", "sync"] {
@@ -122,13 +124,13 @@ fn sizes_end_no_session() -> Result<()> {
         ["2147483647", "2147483647"],
     ];
     let guacd = Guacd::start("patched")?;
-    let (mut user, _received) = telnet(&guacd)?;
+    let (mut user, _received, _) = telnet(&guacd)?;
     for [width, height] in SIZES {
         user.send(&["size", width, height])?;
         ensure!(is_served(&guacd, &mut user)?, "{width} x {height} ended the session");
     }
     let stock = Guacd::start("stock")?;
-    let (mut user, _received) = telnet(&stock)?;
+    let (mut user, _received, _) = telnet(&stock)?;
     user.send(&["size", "0", "0"])?;
     ensure!(!is_served(&stock, &mut user)?, "stock takes a size of 0 x 0");
     Ok(())
@@ -178,7 +180,7 @@ fn fonts_of_any_size_end_no_session() -> Result<()> {
     const SIZES: [&str; 3] = ["MQ==", "MjE0NzQ4MzY0Nw==", "MTI="];
     let changed = |variant: &str, sizes: &[&str]| -> Result<bool> {
         let guacd = Guacd::start(variant)?;
-        let (mut user, _received) = telnet(&guacd)?;
+        let (mut user, _received, _) = telnet(&guacd)?;
         user.send(&["size", "2000", "1000"])?;
         for size in sizes {
             user.send(&["argv", "1", "text/plain", "font-size"])?;
@@ -219,15 +221,18 @@ fn outlives(
 }
 
 fn input_before_there_is_a_target_ends_no_session() -> Result<()> {
-    let clipboard: &[&[&str]] =
-        &[&["clipboard", "1", "text/plain"], &["blob", "1", "YWJj"], &["end", "1"]];
+    let clipboard: &[&[&str]] = &[&["clipboard", "1", "text/plain"], &["blob", "1", "YWJj"], &["end", "1"]];
     let sftp: &[(&str, &str)] = &[("username", "user"), ("password", "password"), ("enable-sftp", "true")];
-    let cases: [(&str, &[(&str, &str)], &[&[&str]], bool); 5] = [
-        ("vnc", &[], &[&["size", "800", "600"]], true),
-        ("vnc", &[], &[&["mouse", "1", "1", "1"]], true),
-        ("vnc", &[], clipboard, false),
-        ("ssh", sftp, &[&["file", "1", "text/plain", "name"]], true),
-        ("telnet", &[], clipboard, false),
+    let none: &[(&str, &str)] = &[];
+    let size: &[&[&str]] = &[&["size", "800", "600"]];
+    let mouse: &[&[&str]] = &[&["mouse", "1", "1", "1"]];
+    let file: &[&[&str]] = &[&["file", "1", "text/plain", "name"]];
+    let cases = [
+        ("vnc", none, size, true),
+        ("vnc", none, mouse, true),
+        ("vnc", none, clipboard, false),
+        ("ssh", sftp, file, true),
+        ("telnet", none, clipboard, false),
     ];
     for (protocol, arguments, instructions, ends_stock) in cases {
         ensure!(
@@ -359,7 +364,7 @@ fn desktops_of_absurd_size_are_refused() -> Result<()> {
 fn text_may_end_within_a_character() -> Result<()> {
     let pasted = |variant| -> Result<Vec<u8>> {
         let guacd = Guacd::start(variant)?;
-        let (mut user, received) = telnet(&guacd)?;
+        let (mut user, received, _) = telnet(&guacd)?;
         // "a", and the first byte of a letter.
         user.send(&["clipboard", "1", "text/plain"])?;
         user.send(&["blob", "1", "YcM="])?;
@@ -373,5 +378,31 @@ fn text_may_end_within_a_character() -> Result<()> {
     ensure!(patched == "a\u{FFFD}".as_bytes(), "{:?}", String::from_utf8_lossy(&patched));
     let stock = pasted("stock")?;
     ensure!(stock.len() > 100_000, "stock: {} bytes", stock.len());
+    Ok(())
+}
+
+fn who_leaves_with_an_open_stream_silences_nobody() -> Result<()> {
+    let is_heard = |variant| -> Result<bool> {
+        let guacd = Guacd::start(variant)?;
+        let (mut owner, received, id) = telnet(&guacd)?;
+        let mut guest = guacd.user(&id)?;
+        guest.handshake_with(&[])?;
+        guest.expect_id()?;
+        guest.send(&["pipe", "1", "text/plain", "STDIN"])?;
+        guest.expect("Now reading STDIN from stream.")?;
+        drop(guest);
+        let deadline = Instant::now() + SOON;
+        while Instant::now() < deadline {
+            owner.send(&["key", "120", "1"])?;
+            owner.send(&["key", "120", "0"])?;
+            owner.hear()?;
+            if received.recv_timeout(Duration::from_millis(50)).is_ok() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    ensure!(is_heard("patched")?, "what the owner types is ignored");
+    ensure!(!is_heard("stock")?, "stock ends the streams of those who leave");
     Ok(())
 }
