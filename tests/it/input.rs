@@ -29,7 +29,7 @@ crate::tests! {
 
 /// Asks for an answer that needs no target. A connection that has ended cannot be written to.
 fn ask(user: &mut User) {
-    let _ = user.send(&["end", "4711"]);
+    let _ = user.send(&["argv", "63", "text/plain", "unknown"]);
 }
 
 /// Whether the session's process answers its user. Otherwise it has ended.
@@ -38,7 +38,7 @@ fn is_served(guacd: &Guacd, user: &mut User) -> Result<bool> {
     let deadline = Instant::now() + SOON;
     loop {
         let _ = user.hear();
-        if user.heard.contains("4.4711,20.Invalid stream index") {
+        if user.heard.contains("2.63,12.Not allowed.") {
             user.heard.clear();
             return Ok(true);
         }
@@ -167,7 +167,7 @@ fn a_user_needs_no_size() -> Result<()> {
         &["size", "0", "0", "96"],
         &["size", "-1", "-1", "-1"],
         &["size", "x", "", ""],
-        &["size", "9999999999", "9999999999", "9999999999"],
+        &["size", "9999999999", "9999999999", "96"],
     ] {
         ensure!(is_up("patched", size)?, "{size:?} ended the session");
     }
@@ -295,6 +295,8 @@ fn vnc(mut stream: TcpStream, size: [u16; 2], then: Option<[u16; 2]>) -> std::io
         let mut update = vec![0, 0, 0, 1, 0, 0, 0, 0];
         update.extend(size.map(u16::to_be_bytes).concat());
         update.extend((-223_i32).to_be_bytes());
+        // And another one with a pixel at 0,0, as guacd shows nothing before.
+        update.extend([0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
         stream.write_all(&update)?;
     }
     stay_silent(stream)
@@ -377,7 +379,7 @@ fn text_may_end_within_a_character() -> Result<()> {
     let patched = pasted("patched")?;
     ensure!(patched == "a\u{FFFD}".as_bytes(), "{:?}", String::from_utf8_lossy(&patched));
     let stock = pasted("stock")?;
-    ensure!(stock.len() > 100_000, "stock: {} bytes", stock.len());
+    ensure!(stock.len() > 1000, "stock: {} bytes", stock.len());
     Ok(())
 }
 

@@ -31,6 +31,7 @@ crate::tests! {
         waves_come_and_go,
         sessions_survive_what_befalls_others,
         malformed_handshakes_harm_no_session,
+        odd_instructions_to_sessions_harm_none,
         what_crashes_a_process_of_stock_does_so_again,
         what_programs_print_harms_no_session,
         what_fuzz_finds_in_the_terminal_of_stock_is_saved_and_played_again,
@@ -257,6 +258,19 @@ fn malformed_handshakes_harm_no_session() -> Result<()> {
     all_proved(run, 4)?;
     let fuzz = run.fuzz.as_ref().context("nothing was sent")?;
     ensure!(fuzz.inputs == 100 && fuzz.abandoned > 50 && fuzz.crashes == Some(0), "{fuzz:#?}");
+    Ok(())
+}
+
+fn odd_instructions_to_sessions_harm_none() -> Result<()> {
+    let stress = Stress::new()?;
+    for protocol in ["ssh", "telnet", "vnc"] {
+        let inputs = ["fuzz", "--kind", "session", "--count", "2", "--inputs", "300", "--seed", "1"];
+        let report = stress.run(0, &[&inputs[..], &["--protocol", protocol, "--settle", "5s"]].concat())?;
+        let run = &report.runs[0];
+        all_proved(run, 2)?;
+        let fuzz = run.fuzz.as_ref().context("nothing was sent")?;
+        ensure!(fuzz.inputs == 300 && fuzz.ready > 0 && fuzz.crashes == Some(0), "{protocol}: {fuzz:#?}");
+    }
     Ok(())
 }
 

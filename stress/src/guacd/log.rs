@@ -162,6 +162,7 @@ fn weigh(line: &str) -> (Weight, &str) {
             "bort",
             "***",
             "ssertion",
+            "GUAC_ASSERT",
             "pthread_",
             "atal",
             "error while loading",
