@@ -35,7 +35,7 @@ mod tests {
         let mut child = thread::spawn(|| {
             let mut command = Command::new("sleep");
             command.arg("60").stdin(Stdio::null());
-            to_parent(&mut command);
+            die_with_parent(&mut command);
             command.spawn().unwrap()
         })
         .join()

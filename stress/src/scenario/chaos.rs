@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use super::size::Size;
 #[cfg(feature = "engine")]
 use super::{
-    common,
     results::{Context, Measurements, random_seed},
+    steps,
 };
 #[cfg(feature = "engine")]
 use crate::{

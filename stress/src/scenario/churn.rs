@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{checks, size::Size};
 #[cfg(feature = "engine")]
-use super::{common, results::Measurements};
+use super::{results::Measurements, steps};
 #[cfg(feature = "engine")]
 use crate::{
     load::crowd::{Crowd, Pace},

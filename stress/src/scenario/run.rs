@@ -8,8 +8,9 @@ use rustix::process::{Signal, kill_process};
 use tokio::{sync::watch, task, time::Instant};
 
 use super::{
-    Scenario, common,
+    Scenario,
     results::{Context, Measurements},
+    steps,
 };
 use crate::{
     guacd::{sample, start::Guacd},

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{checks, size::Size};
 #[cfg(feature = "engine")]
-use super::{common, results::Measurements};
+use super::{results::Measurements, steps};
 #[cfg(feature = "engine")]
 use crate::{
     load::crowd::{Crowd, Pace},

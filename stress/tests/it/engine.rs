@@ -8,7 +8,7 @@ use guac_stress::{
     load::session::Setup,
     plan::Plan,
     report::{Check, Phase, Run},
-    scenario::{measure::measure, results::Context},
+    scenario::{results::Context, run::measure},
     wire::link::{Echo, Login},
 };
 use tokio::sync::watch;

@@ -16,8 +16,8 @@ use self::input::Input;
 use super::{checks, size::Size};
 #[cfg(feature = "engine")]
 use super::{
-    steps,
     results::{Context, Measurements, random_seed},
+    steps,
 };
 #[cfg(feature = "engine")]
 use crate::{

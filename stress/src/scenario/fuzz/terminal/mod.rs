@@ -35,7 +35,7 @@ use crate::{
     wire::{
         codec::{self, Decoder, Instruction},
         link::{Echo, Event, Link, Login},
-        nonce::fresh_nonce,
+        proof::fresh_nonce,
     },
 };
 
