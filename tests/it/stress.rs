@@ -333,13 +333,14 @@ fn what_fuzz_finds_in_the_terminal_of_stock_is_saved_and_played_again() -> Resul
     let stress = Stress::new()?;
     let output = stress.start(&[&load[..], &["--variant", "stock"]].concat())?.wait()?;
     let fuzz = stress.report(&output)?.runs.remove(0).fuzz.context("nothing was played")?;
-    ensure!(fuzz.crashes.is_some_and(|crashes| crashes > 0), "stock does not crash: {fuzz:#?}");
+    // Stock does not log that a session's process has died, and may not tell its user.
+    ensure!(fuzz.closed + fuzz.unanswered > 0, "stock's sessions live: {fuzz:#?}");
     let saved = fuzz.saved.first().context("nothing was saved")?;
     output.expect(5, &["fuzz --replay"])?;
     let replay = ["fuzz", "--protocol", "telnet", "--count", "2", "--replay", saved];
     let output = stress.start(&[&replay[..], &["--variant", "stock"]].concat())?.wait()?;
     let fuzz = stress.report(&output)?.runs.remove(0).fuzz.context("nothing was played")?;
-    ensure!(fuzz.inputs == 1 && fuzz.crashes == Some(1), "stock does not crash again: {fuzz:#?}");
+    ensure!(fuzz.inputs == 1 && fuzz.ready == 0, "stock's session lives now: {fuzz:#?}");
     let report = Stress::new()?.run(0, &replay)?;
     let fuzz = report.runs[0].fuzz.as_ref().context("nothing was played")?;
     ensure!(fuzz.ready == 1 && fuzz.crashes == Some(0), "{fuzz:#?}");
