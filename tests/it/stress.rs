@@ -336,7 +336,8 @@ fn what_fuzz_finds_in_the_terminal_of_stock_is_saved_and_played_again() -> Resul
     // Stock does not log that a session's process has died, and may not tell its user.
     ensure!(fuzz.closed + fuzz.unanswered > 0, "stock's sessions live: {fuzz:#?}");
     let saved = fuzz.saved.first().context("nothing was saved")?;
-    output.expect(5, &["fuzz --replay"])?;
+    output.expect(5, &[])?;
+    ensure!(output.stdout.contains("fuzz --replay"), "{}", output.stdout);
     let replay = ["fuzz", "--protocol", "telnet", "--count", "2", "--replay", saved];
     let output = stress.start(&[&replay[..], &["--variant", "stock"]].concat())?.wait()?;
     let fuzz = stress.report(&output)?.runs.remove(0).fuzz.context("nothing was played")?;

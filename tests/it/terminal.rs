@@ -101,7 +101,12 @@ fn connect(
     // The less is on its way, the sooner a target that does not read is noticed.
     rustix::net::sockopt::set_socket_recv_buffer_size(&listener, 4096)?;
     let port = listener.local_addr()?.port();
-    thread::spawn(move || target(listener.accept()?.0));
+    thread::spawn(move || {
+        let mut stream = listener.accept()?.0;
+        // IAC WILL ECHO: guacd would print what is typed otherwise, its own answers to queries included.
+        stream.write_all(&[255, 251, 1])?;
+        target(stream)
+    });
     let mut user = guacd.user("telnet")?;
     user.handshake(&["127.0.0.1", &port.to_string()])?;
     user.expect_id()?;

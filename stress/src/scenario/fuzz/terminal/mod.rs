@@ -63,6 +63,10 @@ const PROVE: &[u8] = b"\x18\x1bc\x1b]482203;\x07\x1b]482202;2;fuzz\x07";
 /// The keys that change what other keys mean: shift, control, caps lock, meta, alt, super and hyper.
 const MODIFIERS: std::ops::RangeInclusive<u32> = 0xFFE1..=0xFFEE;
 
+/// The target echoes what is typed, or not: guacd would print it otherwise, and with it its own answers to queries, in the middle
+/// of whatever the script prints.
+const WILL_ECHO: [u8; 3] = [255, 251, 1];
+
 /// How a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
@@ -258,7 +262,7 @@ impl Session {
             outcome = until_ended(&mut client, &mut decoder, &mut link, &mut unsent) => return Err(outcome),
         };
         let (from_guacd, to_guacd) = target.into_split();
-        let target = Target { from_guacd, to_guacd, unsent: Vec::new(), echoes: false };
+        let target = Target { from_guacd, to_guacd, unsent: WILL_ECHO.into(), echoes: false };
         Ok(Self { link, decoder, client, unsent, target })
     }
 
