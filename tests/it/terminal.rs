@@ -269,9 +269,9 @@ fn a_title_goes_to_its_end_and_is_utf_8() -> Result<()> {
 
 fn queries_of_a_program_that_does_not_read_freeze_nothing() -> Result<()> {
     let outcome = |variant: &str| {
-        // Answers of 900 kB, more than what the pipe and such sockets hold.
+        // Answers of 9 MB, more than what the pipe and the sockets hold.
         let target = |mut stream: TcpStream| {
-            stream.write_all(&[0x05; 100_000])?;
+            stream.write_all(&vec![0x05; 1_000_000])?;
             stream.write_all(PROOF)?;
             // The connection stays open.
             thread::sleep(10 * SOON);
