@@ -1,21 +1,21 @@
-//! Does a guacd answer? A port that is open says little: the kernel accepts connections for a process that hangs. So this
-//! speaks the first two words of the protocol: `select`, which guacd has to answer with `args`.
+//! Does a guacd answer? That its port is open does not show it: the kernel accepts connections for a process that hangs. So
+//! this sends guacd the first instruction of its protocol, `select`, and expects the answer, `args`.
 
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-/// The most bytes that an answer may have before its first `;`. RDP's, the longest, has about 2,000.
+/// How many bytes an answer may have before its first `;`. The longest, RDP's, has about 2,000.
 const LONGEST_ANSWER: usize = 64 << 10;
 
-/// How a living guacd answered.
+/// How guacd answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// With `args`: it has the protocol.
     Args,
-    /// With TLS: it was told to encrypt (`guacd -C -K`), and does not take plain text. It is alive all the same, and nothing
-    /// is known of the protocol.
+    /// With TLS: it accepts encrypted connections only (`guacd -C -K`). It is alive, but this does not show whether it has the
+    /// protocol.
     Tls,
 }
 
@@ -24,11 +24,11 @@ pub enum Answer {
 pub enum Failure {
     /// Nobody listens, or the connection broke.
     Io(io::Error),
-    /// Nothing came, or not all of it, in the time given. A guacd that does not have the protocol is silent, too.
+    /// No answer, or only a part of one, came in time. A guacd that does not have the protocol is silent, too.
     TimedOut,
     /// The connection was closed before there was an answer.
     Closed,
-    /// Something else came. This is how it began.
+    /// Something else came. This is its beginning, at most 80 characters.
     Unexpected(String),
 }
 
@@ -49,14 +49,15 @@ impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Failure::TimedOut,
-            // What a close looks like from here if it came before all that we wrote was read.
+            // The other side closed before it had read everything.
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Failure::Closed,
             _ => Failure::Io(error),
         }
     }
 }
 
-/// Asks the guacd at `address` (`HOST:PORT`) for `protocol`, all within `timeout`, but for looking up the host's name.
+/// Asks the guacd at `address` (`HOST:PORT`) for `protocol`. This takes at most `timeout`, plus the time to look up the host's
+/// name.
 ///
 /// # Errors
 ///
@@ -66,7 +67,7 @@ pub fn probe(address: &str, protocol: &str, timeout: Duration) -> Result<Answer,
     let select = format!("6.select,{}.{protocol};", protocol.chars().count());
     match ask(address, select.as_bytes(), deadline, is_args) {
         Ok(()) => Ok(Answer::Args),
-        // This is what plain text gets from a guacd that wants TLS.
+        // A guacd that wants TLS closes a connection with plain text.
         Err(Failure::Closed) => match ask(address, &CLIENT_HELLO, deadline, is_tls) {
             Ok(()) => Ok(Answer::Tls),
             Err(_) => Err(Failure::Closed),
@@ -75,7 +76,7 @@ pub fn probe(address: &str, protocol: &str, timeout: Duration) -> Result<Answer,
     }
 }
 
-/// Sends `question`, and reads until `is_answer` knows whether this is one.
+/// Sends `question`, and reads until `is_answer` can tell whether what came is an answer.
 fn ask(
     address: &str,
     question: &[u8],
@@ -88,7 +89,7 @@ fn ask(
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
     loop {
-        // Anew each time: otherwise one byte now and then would keep us here for ever.
+        // Set before each read. Otherwise a byte now and then would keep this from ending.
         stream.set_read_timeout(Some(left(deadline)?))?;
         match stream.read(&mut buffer)? {
             0 => return Err(Failure::Closed),
@@ -105,7 +106,7 @@ fn ask(
     }
 }
 
-/// Connects to the first of the addresses behind a name that takes us.
+/// Connects to the first address of a name that accepts a connection.
 fn connect(address: &str, deadline: Instant) -> Result<TcpStream, Failure> {
     let mut failure = Failure::Io(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
     for address in address.to_socket_addrs()? {
@@ -117,27 +118,30 @@ fn connect(address: &str, deadline: Instant) -> Result<TcpStream, Failure> {
     Err(failure)
 }
 
+/// The time until the deadline.
 fn left(deadline: Instant) -> Result<Duration, Failure> {
     let left = deadline.saturating_duration_since(Instant::now());
     // A timeout of zero would mean none.
     if left.is_zero() { Err(Failure::TimedOut) } else { Ok(left) }
 }
 
-/// Whether `bytes` are an `args` instruction; nothing if more has to come.
+/// Whether `bytes` are an `args` instruction. `None` if that takes more bytes to tell.
 fn is_args(bytes: &[u8]) -> Option<bool> {
     const ARGS: &[u8] = b"4.args";
     let alike = bytes.iter().zip(ARGS).all(|(byte, expected)| byte == expected);
     (!alike || bytes.contains(&b';')).then_some(alike)
 }
 
-/// Whether `bytes` are a TLS record, whatever it says: an alert (21) or a handshake (22) of version 3.x.
+/// Whether `bytes` are a TLS record of any content: an alert (21) or a handshake (22) of version 3.x. `None` if that takes more
+/// bytes to tell.
 fn is_tls(bytes: &[u8]) -> Option<bool> {
     let alike = matches!(bytes, [21 | 22] | [21 | 22, 3, ..]);
     (!alike || bytes.len() > 1).then_some(alike)
 }
 
-/// The least that a TLS server has to answer: a hello of TLS 1.2, with one cipher suite (ECDHE-RSA-AES128-GCM-SHA256), no
-/// compression, no extensions, and zeroes for random bytes, as nothing secret follows (RFC 5246, 7.4.1.2).
+/// The shortest message that a TLS server has to answer: a ClientHello of TLS 1.2 (RFC 5246, 7.4.1.2) with one cipher suite,
+/// ECDHE-RSA-AES128-GCM-SHA256. It has neither compression nor extensions, and its random bytes are zeroes, as nothing secret
+/// follows.
 const CLIENT_HELLO: [u8; 50] = {
     let mut hello = [0; 50];
     hello[0] = 22; // A handshake record of TLS 1.x

@@ -9,13 +9,13 @@ const USAGE: &str = "Asks a guacd whether it answers.
 
 Usage: guac-probe [HOST:PORT [PROTOCOL]]
 
-The default is localhost:4822, and ssh. A guacd that wants TLS counts as answering.
+The defaults are localhost:4822 and ssh. A guacd that wants TLS counts as answering.
 Exit codes: 0 it answers; 1 it does not, within 4 seconds; 2 usage.";
 
-/// Less than the 5 seconds that the image's health check has, so that it is we who say what is wrong.
+/// Less than the 5 seconds of the image's health check, so that this program can still say what is wrong.
 const TIMEOUT: Duration = Duration::from_secs(4);
 
-// No output library: this is to be small.
+// Without a library for output, so that the program is small.
 #[allow(clippy::print_stdout, clippy::print_stderr)]
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

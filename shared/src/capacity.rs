@@ -1,13 +1,12 @@
-//! How many sessions can this machine carry? Each limit, how many sessions it is enough for, and which of them is reached
-//! first.
+//! How many sessions can this machine carry? Each limit of the machine, and how many sessions it allows.
 
 use std::{fs, path::Path};
 
 use rustix::process::{Resource, geteuid, getrlimit};
 use serde::{Deserialize, Serialize};
 
-/// Memory of an SSH session, in bytes: guacd's process for it, its share of guacd's parent, and the load generator's.
-/// Measured with stock 1.6.0 and servers within the load generator, as all figures of this module.
+/// The memory that an SSH session needs, in bytes: in its own process of guacd, in guacd's parent, and in the load generator.
+/// All figures of this module were measured with stock 1.6.0, and with servers in the load generator.
 pub const SSH_BYTES: f64 = 14.5e6;
 
 /// The same for a telnet session.
@@ -16,18 +15,18 @@ pub const TELNET_BYTES: f64 = 13.5e6;
 /// The same for a VNC session.
 pub const VNC_BYTES: f64 = 8.5e6;
 
-/// What an sshd takes for a session: memory in bytes, and tasks.
+/// What an sshd needs for a session: memory in bytes, and tasks.
 const SSHD_BYTES: f64 = 4.0e6;
 const SSHD_TASKS: f64 = 2.0;
 
-/// Threads of guacd's parent and of a session's process, and descriptors of the parent.
+/// What guacd needs for a session: threads, in its parent and in the session's process, and descriptors in the parent.
 const TASKS: f64 = 12.0;
 const DESCRIPTORS: f64 = 3.0;
 
-/// Memory mappings of guacd's parent: two threads, each with a stack and its guard, and what malloc maps for them.
+/// Memory mappings in guacd's parent for a session: two threads, each with a stack and its guard, and malloc's for them.
 const MAPPINGS: f64 = 6.5;
 
-/// A larger limit is no limit: nobody sets one of that size.
+/// A limit of this size or more counts as none: nobody sets one.
 const UNLIMITED: u64 = 1 << 50;
 
 /// A resource of which there is a limited amount.
@@ -37,25 +36,25 @@ pub struct Limit {
     pub name: String,
     /// Where the limit is set, or where it was read.
     pub source: String,
-    /// How much of it is left: bytes, or a number.
+    /// How much of it there is: bytes, or a number. For memory, cgroups and terminals, what is in use is subtracted.
     pub available: u64,
-    /// How much of it a session takes, as measured with stock 1.6.0.
+    /// How much of it a session needs, as measured with stock 1.6.0.
     pub per_session: f64,
-    /// How many sessions that is enough for.
+    /// For how many sessions that is enough.
     pub sessions: u64,
 }
 
 /// What a session needs of this machine.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Demand {
-    /// Memory of a session, in bytes, where guacd runs on this machine. None where it runs elsewhere: then a session needs a
-    /// port and two descriptors here, and no more.
+    /// The memory of a session, in bytes, if guacd runs on this machine. `None` if it runs elsewhere: then a session needs only
+    /// a port and two descriptors here.
     pub guacd_bytes: Option<f64>,
     /// Whether an sshd on this machine serves the session.
     pub has_sshd: bool,
 }
 
-/// The limits of this machine for such sessions, the one that is reached first in front.
+/// The limits of this machine for such sessions. Those that allow fewest sessions come first.
 pub fn limits(demand: Demand) -> Vec<Limit> {
     let sshd = f64::from(u8::from(demand.has_sshd));
     let mut limits = Vec::new();
@@ -99,6 +98,7 @@ pub fn limits(demand: Demand) -> Vec<Limit> {
     limits
 }
 
+/// The memory that is available, in bytes.
 fn memory() -> Option<u64> {
     let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
@@ -109,6 +109,7 @@ fn sysctl(name: &str) -> Option<u64> {
     number(&Path::new("/proc/sys").join(name))
 }
 
+/// The number of ports for outgoing connections.
 fn ports() -> Option<u64> {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
     let mut range = range.split_whitespace().filter_map(|port| port.parse::<u64>().ok());
@@ -128,7 +129,9 @@ const fn tasks_used(_: bool) -> &'static str {
     "pids.current"
 }
 
-/// What is left of a cgroup's limit: the minimum over this process's group and all above it.
+/// What is left of a cgroup's limit: the least of what is left in this process's group and in those above it. `limit` is the
+/// name of the file with the limit in version 2 of cgroups, and `limit_of_1` its name in version 1. `used` gives the name of
+/// the file with what is in use, and gets whether this is version 2.
 fn cgroup(controller: &str, limit: &str, limit_of_1: &str, used: fn(bool) -> &'static str) -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let left = groups.lines().filter_map(|line| {
@@ -144,7 +147,7 @@ fn cgroup(controller: &str, limit: &str, limit_of_1: &str, used: fn(bool) -> &'s
         let root = Path::new(&root);
         let group = root.join(group.trim_start_matches('/'));
         let above = group.ancestors().take_while(|group| group.starts_with(root));
-        // In a container, the group may have the name that the host gives it, and be the root here.
+        // In a container, the group may have its name on the host, but be the root.
         let left = above.filter_map(|group| {
             Some(number(&group.join(limit))?.saturating_sub(number(&group.join(used(version_2)))?))
         });

@@ -1,5 +1,5 @@
-//! What has the key-limit library counted? It maps a file of three 32-bit words and keeps its counters there, for all
-//! processes that have inherited its settings.
+//! What has the key-limit library counted? It keeps its counters in a file of three 32-bit words, which all processes with the
+//! same settings share.
 
 use std::{io, io::Read, path::Path};
 
@@ -18,11 +18,11 @@ pub struct KeyCounters {
 }
 
 impl KeyCounters {
-    /// Reads the counters. A shared mapping and the file behind it are the same pages, so what is read is up to date.
+    /// Reads the counters. They are up to date, as the library maps the same pages.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, or has become shorter than [`SIZE`].
+    /// When the file cannot be read, or is shorter than [`SIZE`].
     pub fn read(file: &Path) -> io::Result<Self> {
         let mut bytes = [0; SIZE];
         fs_err::File::open(file)?.read_exact(&mut bytes)?;

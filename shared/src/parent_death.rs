@@ -1,4 +1,4 @@
-//! How does a program end together with the one that started it? The kernel sends it SIGTERM.
+//! How is a program made to end with the one that started it? The kernel sends it SIGTERM.
 
 use std::{io, os::unix::process::CommandExt, process::Command};
 
@@ -7,8 +7,8 @@ use rustix::{
     process::{Signal, getpid, getppid, set_parent_process_death_signal},
 };
 
-/// Makes the kernel send SIGTERM to the program when the thread that starts it ends, however it ends. To start the program
-/// fails with ESRCH if this process is gone before the kernel knows that.
+/// Makes the kernel send SIGTERM to the program when the thread that starts it ends, whatever the reason. If this process ends
+/// before the kernel has been told, starting the program fails with ESRCH.
 pub fn die_with_parent(command: &mut Command) {
     let parent = getpid();
     // SAFETY: the closure runs in the forked child and makes two system calls. It neither allocates nor locks, on the error

@@ -1,7 +1,7 @@
 //! Thread-local storage without libc's cap on keys, for libguac.
 //!
 //! A process can have 1024 keys with glibc and 128 with musl, and each connection of guacd takes two. This library has
-//! POSIX's four functions for keys under names of its own ([`ffi`], and `include/guacamole/thread-local.h` for C), with
+//! POSIX's four functions for keys under its own names ([`ffi`], and `include/guacamole/thread-local.h` for C), with
 //! as many keys as memory allows. It becomes a part of `libguac.so`, and knows nothing of guacd. `POSIX.md` lists what
 //! POSIX requires, with the test for each clause.
 //!

@@ -1,7 +1,7 @@
 //! From a key to this thread's value: `get` and `set`.
 //!
 //! Both read the slot where the search for the key begins. If the value is there, that is all. Everything else is in
-//! functions of their own that are marked `#[cold]`.
+//! separate functions, which are marked `#[cold]`.
 
 use core::ffi::c_void;
 use core::iter;

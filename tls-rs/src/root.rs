@@ -125,7 +125,7 @@ mod variable {
     use super::{AtomicPtr, Header, Root};
     use crate::table::NO_TABLE;
 
-    // The pointer to the table is a variable of its own, as its first value is not zero. Zeroes are a valid Root.
+    // The pointer to the table is a separate variable, as its first value is not zero. Zeroes are a valid Root.
     core::arch::global_asm!(
         ".pushsection .tdata,\"awT\",%progbits",
         ".globl guac_thread_local_table",

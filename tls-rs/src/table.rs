@@ -1,7 +1,7 @@
 //! The values of one thread: a hash table that has no collisions as long as it is small.
 //!
 //! One multiplication takes a key to its home, the slot where the search for it begins. If two keys of a small table
-//! would share a home, the table gets another multiplier, with which each key has a home of its own. So `get` need not
+//! would share a home, the table gets another multiplier, with which each key has its own home. So `get` need not
 //! search, whatever the keys are. Larger tables use open addressing with linear probing.
 //!
 //! Only its thread changes a table, but a signal handler may interrupt that at any instruction and call `get`. So each
@@ -25,8 +25,8 @@ pub(crate) const INLINE_SLOTS: usize = 32;
 /// So many keys always fit into the inline table.
 pub(crate) const INLINE_KEYS: usize = 12;
 
-/// A table with more keys than this may have collisions. One multiplier in a hundred gives 16 keys homes of their own in
-/// 32 slots, and as many do so for 24 keys in 64 slots.
+/// A table with more keys than this may have collisions. One multiplier in a hundred gives each of 16 keys its own home
+/// in 32 slots, and as many do so for 24 keys in 64 slots.
 pub(crate) const COLLISION_FREE_KEYS: usize = 24;
 
 /// A table with more slots than this may have collisions.
@@ -66,7 +66,7 @@ pub(crate) struct NoTable(Header, Slot);
 // SAFETY: nobody writes to it.
 unsafe impl Sync for NoTable {}
 
-/// A multiplier that gives each of the keys a home of its own in a table with so many slots, if one is found.
+/// A multiplier that gives each of the keys its own home in a table with so many slots, if one is found.
 pub(crate) fn multiplier_for(keys: &[usize], slots: usize, first: usize) -> Option<usize> {
     let next = |multiplier: &usize| Some(multiplier.wrapping_mul(NEXT_MULTIPLIER));
     iter::successors(Some(first), next).take(TRIES).find(|multiplier| {

@@ -1,4 +1,4 @@
-//! Which exit code does an error have? Only errors that code branches on have a type.
+//! Which exit code does an error have? An error has a type here only if code branches on it.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ pub enum Failure {
     Stress(u8),
     /// Two builds of the same source differ: exit code 5.
     Difference(String),
-    /// A signal asked xtask to stop: exit code 130, as a shell has it after Ctrl-C.
+    /// A signal asked xtask to stop: exit code 130, which a shell gives a program that Ctrl-C ends.
     Interrupted,
 }
 

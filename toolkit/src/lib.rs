@@ -1,10 +1,10 @@
 //! Turns a guacamole-server release into something installed: a prefix, a package, an image, a Nix output.
 //!
-//! Four folders, by what they know. [`source`]: the releases of `upstream.toml`, how a source is fetched and checked, and
-//! the patch series. [`build`]: the steps from a source to a prefix, and what a prefix says about itself. [`ship`]: what a
-//! prefix is packed into. [`host`]: this machine: programs, directories, files, Debian's packages.
-//!
-//! Beside them, [`stress`] compiles and runs guac-stress, [`ui`] prints, and [`failure`] has the exit codes.
+//! - [`source`]: the releases of `upstream.toml`, how a source is fetched and checked, and the patch series.
+//! - [`build`]: the steps from a source to a prefix, and what a prefix says about itself.
+//! - [`ship`]: the container image, the packages, and the Nix outputs.
+//! - [`host`]: this machine, with its programs, directories, files, and packages.
+//! - [`stress`] compiles and runs guac-stress, [`ui`] prints, and [`failure`] has the exit codes.
 
 pub mod build;
 pub mod failure;

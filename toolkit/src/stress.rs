@@ -14,19 +14,23 @@ use crate::host::run::{self, WhenInterrupted};
 use crate::host::{files, layout};
 use crate::ui;
 
-/// The directory for guacd's logs, and for what else load tests leave. It is created.
+/// The directory for guacd's logs and the other files of load tests. It is created if it is not there.
 pub fn logs() -> Result<PathBuf> {
     let logs = layout::target_dir().join("guacd/stress");
     fs_err::create_dir_all(&logs)?;
     Ok(logs)
 }
 
-/// Compiles `guac-stress`, and prepares a run of it.
+/// Compiles `guac-stress`, and returns a command that runs it.
 pub fn command(offline: bool) -> Result<Command> {
     Ok(Command::new(compile(&logs()?, offline)?))
 }
 
-/// Runs a plan of guac-stress, which reads it from standard input.
+/// Runs `command`, which is guac-stress, with a plan on its standard input.
+///
+/// # Errors
+///
+/// As for [`run`].
 pub fn run_plan(mut command: Command, plan: &impl Serialize) -> Result<()> {
     let mut file = tempfile::tempfile().context("create a file for the plan of the run")?;
     serde_json::to_writer(&file, plan).context("write the plan of the run")?;
@@ -35,7 +39,11 @@ pub fn run_plan(mut command: Command, plan: &impl Serialize) -> Result<()> {
     hand_over(command)
 }
 
-/// Compiles `guac-stress`, and holds `count` sessions through the guacd in a prefix.
+/// Compiles `guac-stress`, and holds `count` sessions through the guacd in `prefix`, which the report calls `variant`.
+///
+/// # Errors
+///
+/// As for [`run`].
 pub fn hold(variant: &str, prefix: &Path, count: u32, offline: bool) -> Result<()> {
     let mut command = command(offline)?;
     command.args([format!("--prefix={variant}={}", prefix.display()), format!("--count={count}")]);
@@ -43,25 +51,35 @@ pub fn hold(variant: &str, prefix: &Path, count: u32, offline: bool) -> Result<(
     hand_over(command)
 }
 
-/// Compiles `guac-stress`, and runs it with `arguments`, of which the first may name a scenario.
+/// Compiles `guac-stress`, and runs it with `arguments`. The first of them may be a scenario.
+///
+/// # Errors
+///
+/// [`Failure::Stress`] with the exit code of guac-stress, if it is not 0.
 pub fn run(arguments: &[String], offline: bool) -> Result<()> {
     let mut command = command(offline)?;
     command.args(arguments).arg("--logs").arg(logs()?).stdin(Stdio::null());
     hand_over(command)
 }
 
-/// Holds `count` sessions through the guacd at `address`. The report goes to standard error.
-pub fn load(address: &str, count: u32, offline: bool) -> Result<()> {
-    let mut command = command(offline)?;
+/// Holds `count` sessions through the guacd at `address` (`HOST:PORT`), with the program `guac_stress`. The report goes to
+/// standard error.
+///
+/// # Errors
+///
+/// As for [`run`].
+pub fn load(guac_stress: &Path, address: &str, count: u32) -> Result<()> {
+    let mut command = Command::new(guac_stress);
     command.args([format!("--guacd={address}"), format!("--count={count}")]);
     command.stdin(Stdio::null()).stdout(std::io::stderr());
     hand_over(command)
 }
 
-/// Arguments of cargo that choose `guac-stress` and its preload library. `nix/guac-stress.nix` has the same.
+/// The arguments of cargo that choose `guac-stress` and the key-limit library. `nix/guac-stress.nix` repeats them.
 pub const PACKAGES: [&str; 2] = ["--package=guac-stress", "--package=key-limit"];
 
-/// Compiles `guac-stress` and its preload library. Returns the path of `guac-stress`; the library is in the same directory.
+/// Compiles `guac-stress` and the key-limit library, with the compiler's output below `logs`. Returns the path of
+/// `guac-stress`. The library is in the same directory.
 pub fn compile(logs: &Path, offline: bool) -> Result<PathBuf> {
     let progress = ui::Step::start("guac-stress");
     let log = logs.join("compile.log");
@@ -73,9 +91,9 @@ pub fn compile(logs: &Path, offline: bool) -> Result<PathBuf> {
     Ok(layout::target_dir().join("release/guac-stress"))
 }
 
-/// Runs `guac-stress` on xtask's terminal, passes signals on to it, and returns its exit code as an error if it is not 0.
+/// Runs `guac-stress` on xtask's terminal, and passes signals on to it. An exit code other than 0 becomes an error.
 fn hand_over(mut command: Command) -> Result<()> {
-    // Its own process group, so that Ctrl-C reaches it once: a second signal would cut its report short.
+    // In its own process group, so that Ctrl-C reaches it once: a second signal would cut its report short.
     command.process_group(0);
     shared::parent_death::die_with_parent(&mut command);
     let mut child = command.spawn().context("cannot start guac-stress")?;
@@ -84,7 +102,7 @@ fn hand_over(mut command: Command) -> Result<()> {
             break status;
         }
         if run::take_interruption() {
-            // Before it exits it prints its report, and ends what it has started.
+            // It ends what it has started, prints its report, and exits.
             let _ = kill_process(Pid::from_child(&child), Signal::INT);
         }
         std::thread::sleep(std::time::Duration::from_millis(50));

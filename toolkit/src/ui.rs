@@ -1,4 +1,4 @@
-//! What does the user see? This is the only module that prints: progress to standard error, results to standard output.
+//! What does the user see? This module alone prints: results to standard output, and everything else to standard error.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -20,7 +20,7 @@ pub fn result(text: impl Display) {
     println!("{text}");
 }
 
-/// Prints a note.
+/// Prints a note, to standard error.
 pub fn note(text: impl Display) {
     eprintln!("{text}");
 }
@@ -43,7 +43,8 @@ pub fn error(error: &anyhow::Error) {
     }
 }
 
-/// Prints a line of a check list: whether `what` is there, and a remark.
+/// Prints a line of a check list, to standard output: `what`, whether it is there (`ok`), and a remark. What is missing is an
+/// error only if it is `required`.
 pub fn check(ok: bool, required: bool, what: impl Display, remark: impl Display) {
     let (style, mark) = match (ok, required) {
         (true, _) => (GREEN, "ok"),
@@ -53,7 +54,8 @@ pub fn check(ok: bool, required: bool, what: impl Display, remark: impl Display)
     println!("  {style}{mark:<8}{style:#}{what:<20} {remark}");
 }
 
-/// A running step: a spinner on a terminal, and at the end one line with its duration.
+/// A running step: a spinner on a terminal, and at the end one line with its duration. If this is dropped before
+/// [`Step::done`], the line says that the step failed.
 pub struct Step {
     name: String,
     start: Instant,
@@ -70,7 +72,7 @@ impl Step {
         Step { name, start: Instant::now(), spinner }
     }
 
-    /// Shows what the step is doing, next to the spinner.
+    /// Shows `text` next to the spinner.
     pub fn busy_with(&self, text: impl Display) {
         self.spinner.set_message(text.to_string());
     }
@@ -97,7 +99,7 @@ pub fn unchanged(name: &str) {
     eprintln!("  {name:<12} {DIM}unchanged{DIM:#}");
 }
 
-/// A progress bar for a download of `total` bytes, or a spinner if that is not known.
+/// A progress bar for a download of `total` bytes, or a spinner if the size is not known.
 pub fn download(total: Option<u64>) -> ProgressBar {
     match total {
         Some(total) => ProgressBar::new(total)

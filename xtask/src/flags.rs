@@ -9,7 +9,7 @@ use toolkit::build::guacd;
 use toolkit::source::fetch::Access;
 use toolkit::source::release;
 
-/// The last lines of every help text.
+/// The last line of every help text.
 macro_rules! exit_codes {
     () => {
         "Exit codes: 0 done; 1 failed; 2 usage; 3 a tool, a library or the source is missing; 4 a patch does not apply; 5 a \
@@ -36,7 +36,7 @@ const EXIT_CODES: &str = exit_codes!();
     after_help = EXIT_CODES
 )]
 pub struct Cli {
-    /// Only see whether the command line is right, for the tests of the documentation.
+    /// Only parse the command line. The tests of the documentation use it.
     #[arg(long, hide = true)]
     pub parse_only: bool,
 
@@ -69,7 +69,7 @@ pub enum Command {
 /// Fetch a release's source, check it against its pin, and keep it in the cache.
 ///
 /// Without --from, the release's origins in upstream.toml are tried in order. A source that is in the cache is not fetched
-/// again. The cache is $XDG_CACHE_HOME/guacd-uncapped, or ~/.cache/guacd-uncapped. The path of the source's archive is printed.
+/// again. The cache is $XDG_CACHE_HOME/guacd-uncapped, or ~/.cache/guacd-uncapped. Prints the path of the source's archive.
 #[derive(Args)]
 #[command(after_help = examples!(
     "cargo xtask fetch",
@@ -85,8 +85,8 @@ pub struct Fetch {
 
 /// Build guacd and install it into a prefix: fetch, patch, configure, make, install.
 ///
-/// A step is skipped if its inputs have not changed. The prefix appears whole or not at all, and PREFIX.manifest.json lists what
-/// it was made from. The path of the prefix is printed. guacd finds its protocol plugins through the library path:
+/// A step is skipped if its inputs have not changed. The prefix appears whole or not at all, and PREFIX.manifest.json lists
+/// what it was made from. Prints the path of the prefix. guacd finds its protocol plugins through the library path:
 /// LD_LIBRARY_PATH=PREFIX/lib PREFIX/sbin/guacd -f
 #[derive(Args)]
 #[command(after_help = examples!(
@@ -127,13 +127,13 @@ pub struct Stress {
     #[arg(long, value_enum, default_value_t = Variants::Patched, conflicts_with = "guacd")]
     pub variant: Variants,
 
-    /// Start guacd with the library of `cargo xtask preload`, which is built first. It comes before the library of
-    /// --key-limit, so `--variant stock --preload --key-limit 128` shows what it does for a stock guacd on musl.
+    /// Build the library of `cargo xtask preload`, and start guacd with it. It comes before the library of --key-limit, so
+    /// `--variant stock --preload --key-limit 128` shows what it does for a stock guacd on musl.
     #[arg(long, conflicts_with = "guacd")]
     pub preload: bool,
 
-    /// Build guacd with AddressSanitizer and UndefinedBehaviorSanitizer, and load that. What they find ends the process in
-    /// which they find it; `fuzz` counts such ends as crashes. guacd is slower then, and needs four times the memory.
+    /// Build guacd with AddressSanitizer and UndefinedBehaviorSanitizer, and load it. A process in which they find an error
+    /// ends, and `fuzz` counts that as a crash. Such a guacd is slower, and needs four times the memory.
     #[arg(long, conflicts_with_all = ["guacd", "preload", "key_limit"])]
     pub sanitize: bool,
 
@@ -151,10 +151,10 @@ impl guac_stress::cli::Program for Stress {
 
 /// Build a library that removes the limit on pthread keys from a guacd that you cannot rebuild.
 ///
-/// Start guacd with the environment variable LD_PRELOAD set to the library's path, which is printed. guacd can then have a
-/// million keys per process. The same file works with glibc and musl, so it may be built on another machine with the same
-/// kind of processor. The build needs Rust and a C compiler, and not guacd's libraries. If the loader cannot load the file, guacd
-/// runs without it: check /proc/PID/maps. The variable has no effect on programs that are setuid or linked statically.
+/// Prints the library's path. Start guacd with the environment variable LD_PRELOAD set to it: each process of guacd can then
+/// have a million keys. The same file works with glibc and musl, so it may be built on another machine with the same kind of
+/// processor. The build needs Rust and a C compiler, and not guacd's libraries. If the loader cannot load the file, guacd runs
+/// without it: check /proc/PID/maps. The variable has no effect on programs that are setuid or linked statically.
 #[derive(Args)]
 #[command(after_help = examples!("cargo xtask preload", "cargo xtask preload --out /usr/local/lib"))]
 pub struct Preload {
@@ -173,15 +173,15 @@ pub struct Preload {
 /// (GUACAMOLE-1998, for locks only). All designs are measured in turn, in rounds, in shared libraries, as libguac calls them.
 /// Stock and patched guacd are built, and the locks and errors of both libguacs are measured. The table has ratios to pthread
 /// keys: medians, with quartiles in brackets. A case meets its limit if the whole confidence interval of its median does, and
-/// misses it if none of the interval does. All other cases get more rounds, up to 128. The chance of a wrong verdict is 5 %
-/// for all cases together.
+/// misses it if no part of the interval does. All other cases get more rounds, up to 128. The chance of any wrong verdict in a
+/// run is at most 5 %.
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct Bench {
     #[command(flatten)]
     pub release: Release,
 
-    /// Exit with 5 if a figure misses its limit, or if 128 rounds do not show that it meets the limit.
+    /// Exit with 5 if a figure misses its limit, or if 128 rounds do not show that it meets its limit.
     #[arg(long)]
     pub check: bool,
 
@@ -189,7 +189,7 @@ pub struct Bench {
     #[arg(long, value_enum, default_value_t = Judged::TlsRs)]
     pub judge: Judged,
 
-    /// Run for a short time, only to see that everything works.
+    /// Run for a short time, to see that everything works. The figures are not reliable.
     #[arg(long)]
     pub quick: bool,
 
@@ -197,7 +197,7 @@ pub struct Bench {
     #[arg(long)]
     pub keys_only: bool,
 
-    /// Write every figure to a file as JSON, as bench/schema/report.v2.json describes it.
+    /// Write every figure to a file as JSON. bench/schema/report.v2.json describes it.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
@@ -211,8 +211,8 @@ pub struct Bench {
 
 /// Build the container image with Docker, and check it.
 ///
-/// The image can take the place of the official guacamole/guacd. Its source is put into source/ first, so only the base image,
-/// Debian's packages and the crates come from the network. The image's name is printed.
+/// The image can take the place of the official guacamole/guacd. The release's source is put into source/ first, so only the
+/// base image, Debian's packages and the crates come from the network. Prints the image's name.
 #[derive(Args)]
 #[command(after_help = examples!(
     "cargo xtask image --check",
@@ -229,7 +229,7 @@ pub struct Image {
     #[arg(long, value_name = "NAME")]
     pub tag: Option<String>,
 
-    /// The image to build on, which has to be Debian 13, as debian@sha256:... [default: debian:trixie-slim].
+    /// The image to build on, such as debian@sha256:... It has to be Debian 13 [default: debian:trixie-slim].
     #[arg(long, value_name = "IMAGE")]
     pub base: Option<String>,
 
@@ -237,8 +237,8 @@ pub struct Image {
     #[arg(long, value_name = "MODE")]
     pub network: Option<String>,
 
-    /// Check the image in containers with a read-only root and no capabilities: all five protocols answer, the health check
-    /// notices a guacd that hangs, and guacd stops within 5 s while 100 sessions are open.
+    /// Check the image in containers with a read-only root and no capabilities: guacd answers for all five protocols, the
+    /// health check notices a guacd that hangs, and guacd stops within 5 s while 100 sessions are open.
     #[arg(long)]
     pub check: bool,
 
@@ -246,8 +246,8 @@ pub struct Image {
     #[arg(long, value_name = "SESSIONS", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SESSIONS)))]
     pub stress: Option<u32>,
 
-    /// Limit each process of guacd in that container to this many pthread keys, as musl does with 128. The run fails if the
-    /// limit did not apply.
+    /// Limit each process of guacd in that container to this many pthread keys. (musl's limit is 128.) The run fails if the
+    /// limit does not apply.
     #[arg(long, value_name = "KEYS", requires = "stress", value_parser = clap::value_parser!(u32).range(1..))]
     pub key_limit: Option<u32>,
 
@@ -268,9 +268,9 @@ pub struct Image {
 
 /// Make a tarball that runs from any directory, and a Debian package with a systemd unit.
 ///
-/// Both are for the distribution on which they are made, whose libraries they need. The same source gives the same bytes, in
-/// whichever form it came: all files have the time of the release's commit, or SOURCE_DATE_EPOCH. Needs dpkg-dev, patchelf and
-/// binutils. The paths of the packages are printed.
+/// Both are for the distribution on which they are made, and need its libraries. The same source gives the same bytes, in any
+/// form of it: all files have the time of the release's commit, or SOURCE_DATE_EPOCH. Needs dpkg-dev, patchelf and binutils.
+/// Prints the paths of the packages.
 #[derive(Args)]
 #[command(after_help = examples!(
     "cargo xtask package --install",
@@ -287,13 +287,13 @@ pub struct Package {
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
 
-    /// Make the packages for this release of Debian, in a root with its compilers: trixie or newer, as older ones lack Rust 1.85.
+    /// Make the packages for this release of Debian, in a root with its compilers. trixie is the oldest release with Rust 1.85.
     /// Needs root and mmdebstrap.
     #[arg(long, value_name = "CODENAME")]
     pub suite: Option<String>,
 
-    /// Install the packages in a root that has nothing else, check that guacd answers for every protocol, move the tarball's
-    /// files, and remove everything again. Needs root and mmdebstrap.
+    /// Install the packages in a minimal root, check that guacd answers for every protocol, also after the tarball's files were
+    /// moved, and check that nothing is left when the package is removed. Needs root and mmdebstrap.
     #[arg(long)]
     pub check: bool,
 
@@ -309,7 +309,8 @@ pub struct Package {
 #[derive(Args)]
 #[command(after_help = examples!("cargo xtask nix --check", "cargo xtask nix stock --stress 50"))]
 pub struct Nix {
-    /// The output: `default`, `keys`, `stock`, `tls-rs`, `guac-stress`, or a release as `guacd-1_6_0`.
+    /// The output: `default`, `keys`, `stock`, `tls-rs`, `guac-stress`, or the patched guacd of a release, such as
+    /// `guacd-1_6_0`.
     #[arg(default_value = "default")]
     pub output: String,
 
@@ -324,7 +325,7 @@ pub struct Nix {
 
     /// Build with this machine's own compilers and libraries instead of nixpkgs, in Nix's sandbox.
     ///
-    /// For machines that cannot download nixpkgs: it shows that the flake evaluates and builds, and that its builds are
+    /// For machines that cannot download nixpkgs. It shows that the flake evaluates and builds, and that its builds are
     /// reproducible. The store is in target/guacd/nix-stand-in, and the machine's own store is not used.
     #[arg(long)]
     pub stand_in: bool,
@@ -335,9 +336,9 @@ pub struct Nix {
 
 /// Build guacd twice under different conditions, and compare the two installations byte by byte.
 ///
-/// The builds differ in directory, number of compilers, umask, time zone, locale, home and user; in the time, if faketime is
-/// installed; and in the order in which directories list their files, if disorderfs is. Names, contents, permissions, owners and
-/// links are compared; the times of files are not. diffoscope, if it is installed, explains differences.
+/// The builds differ in directory, number of compilers, umask, time zone, locale, home and user. If faketime is installed, they
+/// differ in the time, and if disorderfs is, in the order in which directories list their files. Names, contents, permissions,
+/// owners and links are compared, but not the times of files. diffoscope explains differences, if it is installed.
 #[derive(Args)]
 #[command(after_help = examples!("cargo xtask reproduce", "cargo xtask reproduce --variant stock --json"))]
 pub struct Reproduce {
@@ -360,6 +361,7 @@ pub struct Reproduce {
     pub configure_args: Vec<String>,
 }
 
+/// A design that the benchmark can compare with the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Judged {
     /// tls-rs.
@@ -380,12 +382,12 @@ impl Judged {
 
 /// List the tools and libraries that are installed, what each is for, and the command that installs the missing ones.
 ///
-/// Also lists the limits of this machine, and how many sessions each allows. The exit code is 3 if something is missing without
-/// which guacd cannot be built.
+/// Also lists the limits of this machine, and how many sessions each allows. The exit code is 3 if guacd cannot be built with
+/// what is installed.
 #[derive(Args)]
 #[command(after_help = examples!("cargo xtask doctor", "cargo xtask doctor --install"))]
 pub struct Doctor {
-    /// Install what guacd is missing, with all optional protocols (Debian and Ubuntu; needs root or sudo).
+    /// Install what guacd and all its optional protocols need (Debian and Ubuntu; needs root or sudo).
     #[arg(long)]
     pub install: bool,
 
@@ -396,9 +398,9 @@ pub struct Doctor {
 
 /// Run every check of the project: format, lints, unit tests, C tests, and integration tests.
 ///
-/// The integration tests build a stock and a patched guacd of the release, and hold 300 sessions. Tests that need upstream's
-/// source are skipped, with a warning, if it is neither in the cache nor can be fetched. With --install an OpenSSH server is
-/// installed as well, which Debian's package starts: use a container or a virtual machine for that.
+/// The integration tests build a stock and a patched guacd of the release, and hold 300 sessions. If upstream's source is not
+/// in the cache and cannot be fetched, the tests that need it are skipped, with a warning. --install also installs an OpenSSH
+/// server, and Debian's package starts it: use a container or a virtual machine.
 #[derive(Args)]
 #[command(after_help = examples!("cargo xtask test --quick", "cargo xtask test --all-releases"))]
 pub struct Test {
@@ -417,18 +419,18 @@ pub struct Test {
     #[arg(long)]
     pub quick: bool,
 
-    /// Only the check with musl, whose processes have 128 keys: builds guacd's SSH side for it, and counts sessions.
+    /// Run only the check with musl, where a process has 128 keys: build guacd for it, with SSH alone, and count sessions.
     ///
-    /// Needs Debian. The libraries are built from its source packages the first time, and then kept in the user's cache.
+    /// Needs Debian. guacd's libraries are built from its source packages the first time, and then kept in the user's cache.
     #[arg(long, conflicts_with = "quick")]
     pub musl: bool,
 }
 
 /// Check tls-rs with tools that find errors which tests miss: loom, valgrind, a fuzzer, sanitizers, and Miri.
 ///
-/// Each check also runs on copies of the code with a bug in them, those of tls-rs/bugs, and fails if it does not report the
-/// bug. A check whose tools are not installed is skipped, in a line with the command that installs them. If the check was
-/// named on the command line, the exit code is 3 instead. Logs are in target/prove.
+/// Each check also runs on copies of the code, each with a bug of tls-rs/bugs in it, and fails if it does not report the bug. A
+/// check whose tools are not installed is skipped, with a warning that has the command to install them. If the check was named
+/// on the command line, the exit code is 3 instead. Logs are in target/prove.
 #[derive(Args)]
 #[command(after_help = EXIT_CODES)]
 pub struct Prove {
@@ -436,7 +438,7 @@ pub struct Prove {
     #[arg(value_enum, value_name = "CHECK")]
     pub checks: Vec<Check>,
 
-    /// How long the fuzzer runs, as `90s` or `2h`.
+    /// How long the fuzzer runs, such as `90s` or `2h`.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     pub fuzz_time: std::time::Duration,
 
@@ -466,6 +468,7 @@ pub enum Check {
     Miri,
 }
 
+/// Which release a command is for.
 #[derive(Args)]
 pub struct Release {
     /// A guacamole-server release of upstream.toml [default: the newest supported one].
@@ -480,6 +483,7 @@ impl Release {
     }
 }
 
+/// Where a command may take the release's source from.
 #[derive(Args)]
 pub struct Source {
     /// Take the source from a URL, a tarball, an unpacked tree, or a git clone (bare or not).
@@ -492,8 +496,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// The toolkit's type for it.
-    pub fn access(&self) -> Access {
+    /// The toolkit's type for this.
+    pub fn to_toolkit(&self) -> Access {
         Access { from: self.from.clone(), offline: self.offline }
     }
 }
@@ -510,9 +514,9 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// The toolkit's type for it.
-    pub fn options(&self) -> guacd::Setup {
-        guacd::Setup { source: self.source.access(), install: self.install }
+    /// The toolkit's type for this.
+    pub fn to_toolkit(&self) -> guacd::Setup {
+        guacd::Setup { source: self.source.to_toolkit(), install: self.install }
     }
 }
 
@@ -528,8 +532,8 @@ pub enum Variant {
 }
 
 impl Variant {
-    /// The toolkit's type for it.
-    pub fn of(self) -> guacd::Variant {
+    /// The toolkit's type for this.
+    pub fn to_toolkit(self) -> guacd::Variant {
         match self {
             Variant::Patched => guacd::Variant::Patched,
             Variant::Keys => guacd::Variant::Keys,
@@ -538,6 +542,7 @@ impl Variant {
     }
 }
 
+/// Which variants are loaded, in one run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Variants {
     /// With all patches.
@@ -553,6 +558,7 @@ pub enum Variants {
 }
 
 impl Variants {
+    /// The variants, in the order in which they are loaded.
     pub fn list(self) -> &'static [guacd::Variant] {
         use guacd::Variant;
         match self {

@@ -1,4 +1,4 @@
-//! `cargo xtask`: fetches, patches, builds, stress-tests and measures guacd. Each command has one file, in `commands`.
+//! `cargo xtask`: fetches, patches, builds, stress-tests and measures guacd. Each command has a file in `commands`.
 
 mod commands;
 mod flags;

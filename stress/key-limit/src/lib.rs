@@ -1,14 +1,16 @@
-//! How does a program behave if libc has fewer pthread keys? Preload this library (`LD_PRELOAD`), and `pthread_key_create`
-//! answers EAGAIN once a process has `KEY_LIMIT` live keys, as POSIX demands for {PTHREAD_KEYS_MAX}.
+//! How does a program behave if libc has fewer pthread keys? With this library in `LD_PRELOAD`, `pthread_key_create` fails with
+//! EAGAIN once a process has `KEY_LIMIT` live keys, as POSIX requires for {PTHREAD_KEYS_MAX}. If that variable is not set to a
+//! number, nothing is limited.
 //!
-//! `KEY_LIMIT_STATS` may name a file of at least twelve bytes. Its first 32-bit word becomes the most keys that any
-//! process had at once, its second one the number of refusals, libc's own included: of all processes that have inherited
-//! the two variables. Its third word becomes 1 when the library has read its settings. The loader only warns about a library
-//! that it cannot load, and then nothing is limited.
+//! `KEY_LIMIT_STATS` may name a file of at least twelve bytes, which all processes with the same settings share. Its first
+//! 32-bit word becomes the highest number of keys that any process had at once. Its second word becomes the number of refusals,
+//! libc's own included. Its third word becomes 1 when a process has loaded the library. (If the loader cannot load the library,
+//! it only warns, and nothing is limited.)
 //!
-//! A forked child begins with its parent's keys, as it does in libc. It runs where its parent may have held any lock, so
-//! nothing here takes one: settings are read and libc's functions are looked up before `main`, and counters are atomic. Only
-//! a key that is made still earlier, by the constructor of another library, has its function looked up there and then.
+//! A forked child begins with its parent's keys, as it does in libc. Another thread of the parent may have held any lock then,
+//! so nothing here takes a lock: settings are read and libc's functions are looked up before `main`, and counters are atomic.
+//! The exception is a key that the constructor of another library creates still earlier: its function is looked up when it is
+//! called.
 
 use std::{
     ffi::{CStr, c_char, c_int, c_void},
@@ -29,12 +31,13 @@ const THRD_ERROR: c_int = 2;
 /// How many keys this process has. Plain memory: a forked child goes on from its parent's count.
 static LIVE: AtomicU32 = AtomicU32::new(0);
 
-/// How many it may have.
+/// How many keys it may have.
 static LIMIT: AtomicU32 = AtomicU32::new(u32::MAX);
 
-/// The counters that all processes share.
+/// The mapping of the counters that all processes share, or NULL.
 static STATS: AtomicPtr<Stats> = AtomicPtr::new(null_mut());
 
+/// The counters, as they are in the file.
 #[repr(C)]
 struct Stats {
     most: AtomicU32,
@@ -42,10 +45,11 @@ struct Stats {
     loaded: AtomicU32,
 }
 
-/// A function of libc's.
+/// A function of libc.
 struct Real {
     name: &'static CStr,
-    found: AtomicPtr<c_void>,
+    /// NULL until it is looked up, or if libc does not have it.
+    address: AtomicPtr<c_void>,
 }
 
 static KEY_CREATE: Real = Real::new(c"pthread_key_create");
@@ -55,23 +59,24 @@ static TSS_DELETE: Real = Real::new(c"tss_delete");
 
 impl Real {
     const fn new(name: &'static CStr) -> Self {
-        Self { name, found: AtomicPtr::new(null_mut()) }
+        Self { name, address: AtomicPtr::new(null_mut()) }
     }
 
-    /// Looks it up. The dynamic linker takes a lock for that.
+    /// Looks the function up. The dynamic linker takes a lock for that.
     #[cold]
     fn find(&self) -> *mut c_void {
         // SAFETY: the name is a C string, and RTLD_NEXT is a handle that dlsym knows.
-        let found = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
-        self.found.store(found, Relaxed);
-        found
+        let address = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
+        self.address.store(address, Relaxed);
+        address
     }
 
+    /// The function's address, or NULL if libc does not have it.
     fn get(&self) -> *mut c_void {
-        match self.found.load(Relaxed) {
-            // Twice at the same time does no harm.
+        match self.address.load(Relaxed) {
+            // Two threads that look it up at the same time find the same.
             unknown if unknown.is_null() => self.find(),
-            found => found,
+            address => address,
         }
     }
 }
@@ -80,14 +85,14 @@ impl Real {
 #[unsafe(link_section = ".init_array")]
 static BEFORE_MAIN: extern "C" fn() = read_settings;
 
-/// Reads the environment, while there is one thread. Until then nothing is limited, but all is counted.
+/// Reads the environment, while there is one thread. Keys that were created before are counted, and were not limited.
 extern "C" fn read_settings() {
     for real in [&KEY_CREATE, &KEY_DELETE, &TSS_CREATE, &TSS_DELETE] {
         real.find();
     }
     let setting = |name: &CStr| {
-        // SAFETY: there is only one thread, so nobody changes the environment while it is read, and the value is copied
-        // out of the string that it ends before anybody does.
+        // SAFETY: there is only one thread, so nothing changes the environment before the value has been copied. The value
+        // is a C string.
         unsafe {
             let value = libc::getenv(name.as_ptr().cast::<c_char>());
             (!value.is_null()).then(|| CStr::from_ptr(value).to_owned())
@@ -115,7 +120,7 @@ fn map(file: &CStr) -> Option<*mut Stats> {
         }
         let mut about = std::mem::zeroed::<libc::stat>();
         let size = size_of::<Stats>();
-        // A page beyond the file's end would be SIGBUS.
+        // Access beyond the file's end would raise SIGBUS.
         let long_enough = libc::fstat(descriptor, &mut about) == 0 && about.st_size >= size as libc::off_t;
         let mapped = if long_enough {
             let access = libc::PROT_READ | libc::PROT_WRITE;
@@ -145,8 +150,8 @@ fn count_refusal() {
     }
 }
 
-/// Takes a key from the allowance, and gives how many that makes. The check and the count are one step, so that threads
-/// cannot both have the last one.
+/// Counts a key, if the process may have another one, and returns how many it has then. The check and the count are one step,
+/// so that two threads cannot both get the last key.
 fn take() -> Option<u32> {
     let limit = LIMIT.load(Relaxed);
     let before = LIVE.fetch_update(Relaxed, Relaxed, |live| (live < limit).then_some(live + 1));
@@ -154,15 +159,15 @@ fn take() -> Option<u32> {
 }
 
 fn give_back() {
-    // A key that was made before this library was there is not counted.
+    // Not below 0: a key that was created before this library was loaded is not counted.
     let _ = LIVE.fetch_update(Relaxed, Relaxed, |live| live.checked_sub(1));
 }
 
-/// Makes a key by a function of libc's, or refuses to.
+/// Creates a key with a function of libc, or returns `refusal` if there may be no other key.
 ///
 /// # Safety
 ///
-/// As for the function of libc's, which has to be of type [`Create`].
+/// As for the function of libc, which has to be of type [`Create`].
 unsafe fn create(real: &Real, refusal: c_int, key: *mut pthread_key_t, destructor: Destructor) -> c_int {
     let Some(live) = take() else {
         count_refusal();
@@ -198,7 +203,7 @@ pub unsafe extern "C" fn pthread_key_create(key: *mut pthread_key_t, destructor:
     unsafe { create(&KEY_CREATE, EAGAIN, key, destructor) }
 }
 
-/// `pthread_key_delete(3)`, which frees what the limit counts.
+/// `pthread_key_delete(3)`. The process may then have another key.
 ///
 /// # Safety
 ///
@@ -217,7 +222,7 @@ pub unsafe extern "C" fn pthread_key_delete(key: pthread_key_t) -> c_int {
     result
 }
 
-/// `tss_create(3)`: C11's name for the same keys. libc's own goes past the function above.
+/// `tss_create(3)`: C11's name for the same keys. libc's `tss_create` does not call the function above.
 ///
 /// # Safety
 ///
@@ -228,7 +233,7 @@ pub unsafe extern "C" fn tss_create(key: *mut pthread_key_t, destructor: Destruc
     unsafe { create(&TSS_CREATE, THRD_ERROR, key, destructor) }
 }
 
-/// `tss_delete(3)`.
+/// `tss_delete(3)`. The process may then have another key.
 ///
 /// # Safety
 ///

@@ -1,4 +1,4 @@
-//! Does the limit hold? Each test runs itself again with the library preloaded, and checks the counters.
+//! Does the limit hold? Each test runs itself again, with the library in `LD_PRELOAD`, and checks the counters.
 
 use std::{
     env, fs,
@@ -13,7 +13,7 @@ use std::{
 
 use shared::key_counters::{self, KeyCounters};
 
-/// Set where a test was run again.
+/// The variable that is set where a test runs again.
 const AGAIN: &str = "KEY_LIMIT_TEST";
 
 fn create() -> Result<libc::pthread_key_t, i32> {
@@ -54,7 +54,7 @@ fn library() -> PathBuf {
         .clone()
 }
 
-/// Runs a test of this file again, under a limit, and returns the two counters.
+/// Runs a test of this file again, under a limit. Returns the highest number of keys, and the number of refusals.
 fn again(test: &str, limit: u32) -> (u32, u32) {
     let stats: PathBuf = env::temp_dir().join(format!("key-limit-{test}-{}", std::process::id()));
     fs::write(&stats, [0; key_counters::SIZE]).unwrap();
@@ -82,7 +82,7 @@ fn is_again() -> bool {
     env::var_os(AGAIN).is_some()
 }
 
-/// As many keys as there are.
+/// Creates as many keys as it can.
 fn all_keys() -> Vec<libc::pthread_key_t> {
     let mut keys = Vec::new();
     loop {
@@ -111,9 +111,9 @@ fn refuses_the_key_past_the_limit_and_takes_a_deleted_one_back() {
 }
 
 #[test]
-fn a_refusal_of_libcs_own_is_one_too_and_no_key() {
+fn a_refusal_by_libc_counts_as_one_and_not_as_a_key() {
     if !is_again() {
-        let (most, refusals) = again("a_refusal_of_libcs_own_is_one_too_and_no_key", 100_000);
+        let (most, refusals) = again("a_refusal_by_libc_counts_as_one_and_not_as_a_key", 100_000);
         // PTHREAD_KEYS_MAX: glibc has 1024, musl 128.
         assert!([1024, 128].contains(&most), "{most} keys");
         assert_eq!(refusals, 1);
@@ -139,7 +139,7 @@ fn threads_never_get_more_than_the_limit_together() {
                     let keys = (0..20).filter_map(|_| create().ok()).collect::<Vec<_>>();
                     live.fetch_add(keys.len() as u32, Ordering::SeqCst);
                     together.wait();
-                    // The runtime may have a few of its own.
+                    // The runtime may have a few keys, too.
                     let now = live.load(Ordering::SeqCst);
                     assert!((40..=50).contains(&now), "{now} keys");
                     together.wait();

@@ -2,7 +2,7 @@
 //!
 //! This is an `LD_PRELOAD` library: the dynamic linker finds the functions of [`ffi`] before libc's. So all keys of the
 //! process are kept by the code of `tls-rs`, whichever library creates them. The files of `tls-rs` are compiled into this
-//! library unchanged, over other files `config`, `ffi` and `sys`. The differences from `tls-rs` in libguac:
+//! library unchanged, with its own files `config`, `ffi` and `sys`. The differences from `tls-rs` in libguac:
 //!
 //! - **Keys have 31 bits**, see `config.rs` and `key.rs`: 1,048,543 keys can be alive at once. A key's number is never
 //!   issued again here either. So a cell of the registry is used up after 1023 keys, and a process gets EAGAIN once it has

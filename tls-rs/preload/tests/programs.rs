@@ -222,7 +222,7 @@ impl Platform {
         command
     }
 
-    /// The library. It has a target directory of its own: Cargo holds the lock of the one that this test runs in.
+    /// The library. It has its own target directory: Cargo holds the lock of the one that this test runs in.
     fn library(&self) -> &Path {
         self.library.get_or_init(|| {
             let dir = Path::new(TMP).join("target");

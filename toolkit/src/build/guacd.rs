@@ -1,4 +1,4 @@
-//! Which steps turn a source into a prefix? Each is skipped while its inputs stay the same.
+//! Which steps turn a source into a prefix? A step is skipped while its inputs stay the same.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,13 +14,13 @@ use crate::build::{prefix, sbom, tls_rs};
 use crate::host::digest::Hasher;
 use crate::host::lock::{self, Lock};
 use crate::host::tools::{self, Need};
-use crate::host::{digest, layout, run};
+use crate::host::{digest, layout};
 use crate::source::fetch::{self, Access};
 use crate::source::release::Release;
 use crate::source::series::{self, Patch};
 use crate::ui;
 
-/// Variables that configure gets. The user's own flags follow ours, and so take precedence.
+/// Variables that configure gets. The user's flags come after these, and so take precedence.
 const FLAGS: [(&str, &str); 4] = [
     // Newer OpenSSL, FreeRDP and FFmpeg deprecate functions that upstream calls, and upstream compiles with -Werror. FORTIFY is
     // undefined first, as some distributions' compilers define another level of it. A C library that has no level 3 warns
@@ -38,19 +38,19 @@ const FLAGS: [(&str, &str); 4] = [
     ("AR_FLAGS", "crD"),
 ];
 
-/// Arguments of configure for a build with AddressSanitizer and UndefinedBehaviorSanitizer. FORTIFY's checks would come before
-/// the sanitizer's. Upstream shifts into the sign bit, which gcc defines.
+/// Arguments of configure for a build with AddressSanitizer and UndefinedBehaviorSanitizer. There is no FORTIFY, as its checks
+/// would come before the sanitizers'. Shifts are not checked: upstream shifts into the sign bit, which gcc allows.
 pub const SANITIZERS: [&str; 3] = [
     "CPPFLAGS=-Wno-error=deprecated-declarations -Wno-error=cpp -U_FORTIFY_SOURCE",
     "CFLAGS=-g -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=shift -fno-sanitize-recover=all",
     "LDFLAGS=-fsanitize=address,undefined",
 ];
 
-/// The group of patches of the variant `keys`.
+/// The group of patches that the variant `keys` has.
 pub const KEYS: &str = "keys";
 
-/// What `--install` installs as well: users expect a guacd with RDP.
-pub const PROTOCOLS: &[Need] = &[Need::Ssh, Need::Optional];
+/// The needs that are not required for a build. `--install` installs what they lack, too: users expect a guacd with RDP.
+pub const OPTIONAL_NEEDS: &[Need] = &[Need::Ssh, Need::Optional];
 
 /// Environment variables that configure and the compilers use.
 const ENVIRONMENT: [&str; 15] = [
@@ -102,12 +102,12 @@ pub struct Setup {
     pub install: bool,
 }
 
-/// What may differ between two builds of the same variant.
+/// The options of a build, besides its release and its variant.
 #[derive(Default)]
 pub struct Options<'a> {
-    /// Where to install it, if not in the work directory.
+    /// The prefix, if it is not to be in the work directory.
     pub prefix: Option<&'a Path>,
-    /// How many compilers run at once, if not one for each core.
+    /// How many compilers run at once. `None` means one for each core.
     pub jobs: Option<usize>,
     /// Further arguments of upstream's configure.
     pub configure_args: &'a [String],
@@ -119,8 +119,8 @@ pub struct Options<'a> {
 ///
 /// [`crate::failure::Failure::Preflight`] when a tool, a library or the source is missing; any other when a step fails.
 pub fn build(release: &Release, variant: Variant, setup: &Setup, options: &Options<'_>) -> Result<PathBuf> {
-    let versions = tools::preflight(&[Need::Build], PROTOCOLS, setup.install)?;
-    // The prefix is for everybody to read, with the same permissions whoever builds it.
+    let versions = tools::preflight(&[Need::Build], OPTIONAL_NEEDS, setup.install)?;
+    // Everybody may read the prefix, and its permissions do not depend on who builds it.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let build = Build::new(release, variant, options)?;
     let _lock = build.lock()?;
@@ -190,7 +190,7 @@ impl<'a> Build<'a> {
         Ok(Build { release, variant, prefix, work, patches })
     }
 
-    /// Keeps a second build out of the work directory.
+    /// Keeps another build out of the work directory.
     fn lock(&self) -> Result<Lock> {
         lock::try_lock(&self.work.join("lock"), "build")
     }
@@ -212,7 +212,7 @@ impl<'a> Build<'a> {
     fn source(&self, steps: &mut Steps, setup: &Setup, versions: &[String]) -> Result<Done> {
         let Build { release, patches, .. } = self;
         let (pristine, source) = (self.work.join("pristine"), self.work.join("source"));
-        // Even if it is not needed: a source that the user names is always checked.
+        // A source that the user names is always checked, even if no step needs it.
         let named = match setup.source.from {
             Some(_) => Some(fetch::source(release, &setup.source)?),
             None => None,
@@ -244,7 +244,7 @@ impl<'a> Build<'a> {
                 })
             },
         )?;
-        // Not `configure`, which is in Apache's tarball.
+        // Not `configure`, which Apache's tarball has already.
         let stamp = source.join(".autoreconf");
         let inputs: Vec<&str> = versions.iter().map(String::as_str).collect();
         steps.step(
@@ -263,7 +263,7 @@ impl<'a> Build<'a> {
     fn tls_rs(&self, steps: &mut Steps, offline: bool) -> Result<Done> {
         let dir = self.work.join("tls-rs");
         let archive = dir.join("lib/libtls_rs.a");
-        let rustc = rustc_version();
+        let rustc = tools::rustc_version();
         let inputs = [rustc.as_str(), &tls_rs::digest_of_inputs()?];
         steps.step(
             "tls-rs",
@@ -289,7 +289,7 @@ impl<'a> Build<'a> {
         let (arguments, environment) = (self.configure_arguments(options), environment());
         let inputs: Vec<&str> =
             [&arguments, &environment, versions].into_iter().flatten().map(String::as_str).collect();
-        // After the work directory was moved configure has to run again, as the Makefiles contain its path.
+        // If the work directory was moved, configure has to run again: the Makefiles contain its path.
         let here = format!("\nabs_top_builddir = {}\n", build.display());
         let is_there =
             |_: &str| fs::read_to_string(build.join("Makefile")).is_ok_and(|text| text.contains(&here));
@@ -322,7 +322,7 @@ impl<'a> Build<'a> {
         offline: bool,
     ) -> Result<()> {
         let prefix = &self.prefix;
-        // Another variant may have been installed there since.
+        // Meanwhile another variant may have been installed there.
         let is_there =
             |digest: &str| Manifest::load(prefix).is_some_and(|manifest| manifest.digest == digest);
         // The form of the manifest is an input: it is part of the prefix.
@@ -349,7 +349,7 @@ impl<'a> Build<'a> {
         let arguments = [&[jobs.as_str()], arguments].concat();
         self.at_epoch(duct::cmd("make", arguments))
             .dir(self.work.join("build"))
-            // A make that runs xtask describes its own job server in them.
+            // If make runs xtask, these describe that make's job server.
             .env_remove("MAKEFLAGS")
             .env_remove("MAKELEVEL")
     }
@@ -392,8 +392,8 @@ impl<'a> Build<'a> {
             prefix: self.prefix.clone(),
             patches: self.patches.clone(),
             tls_rs: (self.variant != Variant::Stock).then(|| digest::file(&archive)).transpose()?,
-            compiler: run::version_line(&tools::c_compiler(), "--version").unwrap_or_default(),
-            rustc: rustc_version(),
+            compiler: tools::c_compiler_version(),
+            rustc: tools::rustc_version(),
             configure: self.configure_arguments(options),
             environment: environment(),
             protocols: manifest::protocols(staged)?,
@@ -402,7 +402,7 @@ impl<'a> Build<'a> {
     }
 }
 
-/// Those of the variables above that are set, as `NAME=VALUE`.
+/// The variables of [`ENVIRONMENT`] that are set, as `NAME=VALUE`.
 fn environment() -> Vec<String> {
     ENVIRONMENT.iter().filter_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?))).collect()
 }
@@ -413,9 +413,4 @@ pub fn freerdp_plugin_dir() -> Option<String> {
         let libdir = duct::cmd!("pkg-config", "--variable=libdir", module).stderr_null().read().ok()?;
         Some(format!("{libdir}/{module}"))
     })
-}
-
-fn rustc_version() -> String {
-    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
-    run::version_line(&rustc, "--version").unwrap_or_default()
 }

@@ -1,8 +1,8 @@
-//! What is in a prefix? Its manifest says what it was made from, with which tools, and which protocols it has.
+//! What is in a prefix? Its manifest says what the prefix was made from, with which tools, and which protocols it has.
 //!
 //! The manifest is in the prefix, so the two always belong together. A link next to the prefix leads to it.
 //!
-//! It does not say in which form the source came: each form matches a pin of the same commit, and gives the same prefix.
+//! The manifest does not say in which form the source came: every form gives the same prefix.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use crate::source::series::Patch;
 /// The version of the format.
 pub const SCHEMA_VERSION: u32 = 2;
 
-/// What a prefix was made of.
+/// What a prefix was made from.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`SCHEMA_VERSION`].
@@ -29,11 +29,11 @@ pub struct Manifest {
     pub epoch: u64,
     /// `patched`, `keys` or `stock`.
     pub variant: String,
-    /// Where it is installed.
+    /// The path of the prefix.
     pub prefix: PathBuf,
     /// The patches, in order, each with its group.
     pub patches: Vec<Patch>,
-    /// The SHA-256 of `libtls_rs.a`, if the build has it.
+    /// The SHA-256 of `libtls_rs.a`. `None` for the variant `stock`, which has no tls-rs.
     pub tls_rs: Option<String>,
     /// The first line of the C compiler's `--version`.
     pub compiler: String,
@@ -53,17 +53,22 @@ pub struct Manifest {
 const PATH: &str = "share/guacd-uncapped/manifest.json";
 
 impl Manifest {
-    /// The manifest in `prefix`, if this toolkit made the prefix.
+    /// The manifest in `prefix`. `None` if there is none, or none of this version of the format.
     pub fn load(prefix: &Path) -> Option<Manifest> {
         serde_json::from_slice(&fs::read(prefix.join(PATH)).ok()?).ok()
     }
 
-    /// Writes the manifest into the staged prefix.
+    /// Writes the manifest into the prefix, which is `staged`.
     pub fn save(&self, staged: &Path) -> Result<()> {
         let mut text = serde_json::to_string_pretty(self).context("cannot write the manifest as JSON")?;
         text.push('\n');
         write(&staged.join(PATH), &text)
     }
+}
+
+/// Whether `prefix` has a manifest, of whichever version: this toolkit made the prefix.
+pub fn is_in(prefix: &Path) -> bool {
+    prefix.join(PATH).is_file()
 }
 
 /// Writes a file into a staged prefix, and creates the directories above it.
@@ -79,18 +84,18 @@ pub fn link(prefix: &Path) -> PathBuf {
     link.into()
 }
 
-/// Creates the link next to `prefix`, if it is not there yet.
+/// Creates the link next to `prefix`, unless it is there.
 pub fn make_link(prefix: &Path) -> Result<()> {
     let link = link(prefix);
     let target = Path::new(prefix.file_name().unwrap_or_default()).join(PATH);
     if fs::read_link(&link).is_ok_and(|there| there == target) {
         return Ok(());
     }
-    let _ = fs::remove_file(&link);
+    files::remove_file(&link)?;
     Ok(fs_err::os::unix::fs::symlink(target, &link)?)
 }
 
-/// The protocols that have a plugin in `prefix`, in whichever directory of it. Sorted.
+/// The protocols that have a plugin in any directory of `prefix`, sorted.
 pub fn protocols(prefix: &Path) -> Result<Vec<String>> {
     let mut protocols = Vec::new();
     for entry in fs::read_dir(prefix)? {

@@ -1,4 +1,4 @@
-//! How does a prefix appear? Whole or not at all: a staged one is renamed, and replaces the one before.
+//! How does a prefix appear? Whole or not at all: it is staged, and then renamed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,18 +7,18 @@ use anyhow::{Context, Result, bail, ensure};
 use fs_err as fs;
 use rustix::fs::{CWD, RenameFlags};
 
-use crate::build::manifest::Manifest;
+use crate::build::manifest;
 use crate::build::steps::Running;
 use crate::failure::Failure;
 use crate::host::{files, lock};
 
-/// The space that a build and its staged prefix need, in bytes. 230 MB were measured.
+/// The disk space that a build and its staged prefix need, in bytes. 230 MB were measured.
 pub const BYTES_NEEDED: u64 = 400 << 20;
 
-/// Resolves a prefix that the user named, and creates the directory that it is in.
+/// The absolute path of a prefix that the user named, without links. Creates the directory that the prefix is in.
 pub fn resolve(prefix: &Path) -> Result<PathBuf> {
     let absolute = std::path::absolute(prefix).context("cannot resolve the prefix")?;
-    // By the file system: `a/../b` is not `b` if `a` is a link.
+    // The file system resolves it: `a/../b` is not `b` if `a` is a link.
     if let Ok(there) = absolute.canonicalize() {
         return Ok(there);
     }
@@ -31,7 +31,7 @@ pub fn resolve(prefix: &Path) -> Result<PathBuf> {
     Ok(parent.canonicalize().with_context(refusal)?.join(name))
 }
 
-/// Checks, before anything is built, that `prefix` can be written, and is empty or was made by this toolkit.
+/// Checks that `prefix` can be written, and is empty or was made by this toolkit.
 pub fn check(prefix: &Path) -> Result<()> {
     let parent = parent(prefix)?;
     // Only the attempt shows whether a file can be created here.
@@ -45,7 +45,7 @@ pub fn check(prefix: &Path) -> Result<()> {
             return Err(error).with_context(|| format!("cannot use the prefix {}", prefix.display()));
         }
     };
-    if !is_empty && Manifest::load(prefix).is_none() {
+    if !is_empty && !manifest::is_in(prefix) {
         bail!(
             "{} is not empty, and was not made by this toolkit (it holds no manifest): choose a directory of its own for \
              guacd, or remove it",
@@ -55,28 +55,31 @@ pub fn check(prefix: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Checks that upstream's build system can cope with the characters of a path.
+/// Checks that upstream's build system can cope with the characters of a path. `advice` ends the error.
 pub fn check_characters(path: &Path, advice: &str) -> Result<()> {
     let text = path.to_string_lossy();
-    ensure!(
-        !text.contains(|character: char| character.is_whitespace() || ",:$'\"\\#".contains(character)),
-        "upstream's build system cannot cope with a character in {text}: {advice}"
-    );
-    Ok(())
+    let is_trouble = |character: &char| character.is_whitespace() || ",:$'\"\\#".contains(*character);
+    match text.chars().find(is_trouble) {
+        Some(character) => {
+            bail!("upstream's build system cannot cope with {character:?} in {text}: {advice}")
+        }
+        None => Ok(()),
+    }
 }
 
-/// Checks that `dir` has room for a build that needs `needed` bytes.
+/// Checks that the file system of `dir` has room for a build that needs `needed` bytes.
 ///
 /// # Errors
 ///
 /// [`Failure::Preflight`] when there is less.
 pub fn check_space(dir: &Path, needed: u64) -> Result<()> {
-    let stat = rustix::fs::statvfs(dir)?;
+    let stat = rustix::fs::statvfs(dir)
+        .with_context(|| format!("cannot tell how much is free in {}", dir.display()))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     ensure!(
         free >= needed,
         Failure::Preflight(format!(
-            "only {} MB are free in {}, and a build takes up to {}: make room, or set CARGO_TARGET_DIR to another disk",
+            "only {} MB are free in {}, and a build takes up to {} MB: make room, or set CARGO_TARGET_DIR to another disk",
             free >> 20,
             dir.display(),
             needed >> 20
@@ -85,31 +88,38 @@ pub fn check_space(dir: &Path, needed: u64) -> Result<()> {
     Ok(())
 }
 
-/// The directory below `stage` where `make install DESTDIR=stage` put `prefix`. An error if it put anything elsewhere.
+/// The directory where `make install DESTDIR=STAGE` put `prefix`.
+///
+/// # Errors
+///
+/// When it put anything elsewhere.
 pub fn staged(stage: &Path, prefix: &Path) -> Result<PathBuf> {
     let staged = stage.join(prefix.strip_prefix("/").unwrap_or(prefix));
     only_below(stage, &staged, prefix)?;
     Ok(staged)
 }
 
-/// Makes the directory `staged` the new `prefix`.
+/// Moves the directory `staged` to `prefix`. The prefix that was there is removed.
 pub fn install(step: &Running<'_>, staged: &Path, prefix: &Path) -> Result<()> {
     let parent = parent(prefix)?;
-    // One at a time: two builds may have the same prefix.
+    // Two builds may have the same prefix.
     let _lock = lock::wait_for_dir(parent)?;
     // Next to the prefix, so that the last move is a rename within one file system.
     let name = prefix.file_name().unwrap_or_default().to_string_lossy();
     let new = parent.join(format!(".{name}.guacd-uncapped"));
-    // A run that was killed may have left it.
+    let old = parent.join(format!(".{name}.guacd-uncapped-old"));
+    // A run that was killed may have left these. If it was killed between two renames, the only prefix is the old one.
     files::remove_tree(&new)?;
+    if old.exists() {
+        if prefix.exists() { files::remove_tree(&old)? } else { fs::rename(&old, prefix)? }
+    }
     if fs::rename(staged, &new).is_err() {
         // The stage is on another file system.
         step.copy_tree(staged, &new).inspect_err(|_| drop(files::remove_tree(&new)))?;
     }
     if prefix.exists() {
         rustix::fs::renameat_with(CWD, &new, CWD, prefix, RenameFlags::EXCHANGE).or_else(|_| {
-            // This file system cannot exchange two names: there is a moment without the prefix.
-            let old = parent.join(format!(".{name}.guacd-uncapped-old"));
+            // This file system cannot exchange two names: for a moment there is no prefix.
             fs::rename(prefix, &old)?;
             fs::rename(&new, prefix).inspect_err(|_| drop(fs::rename(&old, prefix)))?;
             fs::rename(&old, &new)
@@ -117,7 +127,7 @@ pub fn install(step: &Running<'_>, staged: &Path, prefix: &Path) -> Result<()> {
     } else {
         fs::rename(&new, prefix)?;
     }
-    // The exchange has put the old prefix there.
+    // This is the old prefix now.
     files::remove_tree(&new)
 }
 
@@ -125,7 +135,7 @@ fn parent(prefix: &Path) -> Result<&Path> {
     prefix.parent().with_context(|| format!("{} cannot be a prefix", prefix.display()))
 }
 
-/// Refuses an installation that put files outside of its prefix: they would be lost.
+/// Fails if an installation put files outside of its prefix: they would be lost.
 fn only_below(dir: &Path, staged: &Path, prefix: &Path) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();

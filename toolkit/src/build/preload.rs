@@ -1,4 +1,4 @@
-//! How is the preload library compiled, which removes the limit on keys from a guacd that cannot be rebuilt?
+//! How is the preload library compiled? It removes the limit on pthread keys from a guacd that cannot be rebuilt.
 
 use std::env::consts::ARCH;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,11 @@ use crate::ui;
 /// The name of the library's file.
 const NAME: &str = "libguacd_uncapped.so";
 
-/// Builds the library, puts it into the directory `out` or else target/preload, and returns its path.
+/// Builds the library, puts it into the directory `out`, or into target/preload, and returns its path.
 ///
 /// # Errors
 ///
-/// [`Failure::Preflight`] on a processor that it is not for; any other when it does not compile.
+/// [`Failure::Preflight`] on a processor that the library does not support; any other when it does not compile.
 pub fn build(out: Option<&Path>, offline: bool) -> Result<PathBuf> {
     if !matches!(ARCH, "x86_64" | "aarch64") {
         bail!(Failure::Preflight(format!(
@@ -45,11 +45,11 @@ pub fn build(out: Option<&Path>, offline: bool) -> Result<PathBuf> {
     Ok(library)
 }
 
-/// Copies the library into `dir`, where running processes may use an older one. Returns its path.
+/// Copies the library into `dir`, and returns its path. Processes that use an older one there are not disturbed.
 fn place(built: &Path, dir: &Path) -> Result<PathBuf> {
     fs::create_dir_all(dir)?;
     let path = fs::canonicalize(dir)?.join(NAME);
-    // For every user: guacd may run as any.
+    // Every user may read it, as guacd may run as any.
     files::copy(built, &path, 0o755)?;
     Ok(path)
 }

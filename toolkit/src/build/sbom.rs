@@ -1,8 +1,8 @@
 //! What is a prefix made of? A software bill of materials in CycloneDX 1.5, and the licences.
 //!
 //! The bill lists upstream with its pins, each patch with its digest, the crates in the static Rust library, and the system
-//! libraries that the loader finds on the machine of the build. It has no time and no path in it, so two builds of the same
-//! inputs have the same bill.
+//! libraries that the loader finds on the machine that builds. The bill contains neither the time nor a path of the build, so
+//! two builds of the same inputs have the same bill.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -79,7 +79,7 @@ struct Component {
     properties: Vec<Property>,
 }
 
-/// Where something can be downloaded, and the digest of what is downloaded there.
+/// A URL, and the digests of the file that it serves.
 #[derive(Serialize)]
 struct ExternalReference {
     #[serde(rename = "type")]
@@ -169,7 +169,7 @@ pub fn save_licenses(source: &Path, staged: &Path) -> Result<()> {
 fn bill(manifest: &Manifest, release: &Release, crates: &BTreeSet<String>, system: Vec<Component>) -> Bill {
     let version = &manifest.release;
     let own = env!("CARGO_PKG_VERSION");
-    // All pins of the source, whichever of them was used: every one stands for the same commit.
+    // All pins of the source, as each stands for the same commit. Which one was used makes no difference.
     let downloads = release.origins.iter().map(|origin| ExternalReference {
         kind: "distribution",
         url: origin.url.clone(),
@@ -195,15 +195,12 @@ fn bill(manifest: &Manifest, release: &Release, crates: &BTreeSet<String>, syste
             description: "thread-local storage, linked into libguac.so as a static library".to_owned(),
             ..Component::new(Type::Library, "tls-rs", own)
         };
-        let others = crates.iter().filter(|one| !one.starts_with("tls-rs ")).collect::<Vec<_>>();
-        let list = if others.is_empty() {
-            "none".to_owned()
-        } else {
-            others.iter().map(|one| one.as_str()).collect::<Vec<_>>().join(", ")
-        };
+        let dependencies: Vec<&str> =
+            crates.iter().map(String::as_str).filter(|name| !name.starts_with("tls-rs ")).collect();
+        let list = if dependencies.is_empty() { "none".to_owned() } else { dependencies.join(", ") };
         components.push(tls_rs.sha256(digest).license("Apache-2.0").property("crates that it links", &list));
-        for one in others {
-            let (name, version) = one.split_once(" v").unwrap_or((one, ""));
+        for dependency in dependencies {
+            let (name, version) = dependency.split_once(" v").unwrap_or((dependency, ""));
             let mut component = Component::new(Type::Library, name, version);
             component.purl = format!("pkg:cargo/{name}@{version}");
             components.push(component);
@@ -225,7 +222,7 @@ fn bill(manifest: &Manifest, release: &Release, crates: &BTreeSet<String>, syste
         reference: guacd.reference.clone(),
         depends_on: components.iter().map(|component| component.reference.clone()).collect(),
     };
-    // The digest of the inputs as a UUID of version 8 (RFC 9562): that of a custom format.
+    // The digest of the inputs, as a UUID of version 8, which RFC 9562 leaves to applications.
     let digest = &manifest.digest;
     let uuid =
         [&digest[..8], &digest[8..12], &format!("8{}", &digest[13..16]), &format!("8{}", &digest[17..20])];
@@ -243,8 +240,8 @@ fn bill(manifest: &Manifest, release: &Release, crates: &BTreeSet<String>, syste
     }
 }
 
-/// The Debian packages of the libraries that the loader finds for the programs in `prefix`. A library that is in no package is
-/// listed itself.
+/// The Debian packages of the libraries that the loader finds for the programs in `prefix`. Where a library is in no package,
+/// the library itself is listed.
 fn system_libraries(prefix: &Path) -> Result<Vec<Component>> {
     let libraries = loaded(prefix)?;
     let owners = owners(&libraries);
@@ -300,10 +297,10 @@ fn loaded(prefix: &Path) -> Result<BTreeSet<PathBuf>> {
     Ok(paths.filter(|path| path.is_absolute() && !path.starts_with(prefix)).collect())
 }
 
-/// What the loader of these files says about the libraries that they load. The first file has to be a program.
+/// What the loader of these files prints about the libraries that they load, as `ldd` does. The first file has to be a program.
 fn list_libraries(files: &[PathBuf], lib: &Path) -> Result<String> {
     let prepared = |command: Expression| {
-        // The list would have what is preloaded.
+        // A library that is preloaded would be on the list.
         command.env("LD_LIBRARY_PATH", lib).env("LC_ALL", "C").env_remove("LD_PRELOAD").read()
     };
     let headers = prepared(duct::cmd!("readelf", "--program-headers", "--wide", &files[0]))?;
@@ -324,7 +321,7 @@ fn list_libraries(files: &[PathBuf], lib: &Path) -> Result<String> {
 
 /// The Debian package of each library, as `NAME:ARCH`.
 fn owners(libraries: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, String> {
-    // Where /lib is a link to /usr/lib, dpkg knows a file by one of its paths, and the loader by another.
+    // Where /lib is a link to /usr/lib, a file has two paths: dpkg may know one of them, and the loader the other.
     let candidates = |library: &Path| {
         let mut all = vec![library.to_owned()];
         all.extend(library.strip_prefix("/usr").ok().map(|rest| Path::new("/").join(rest)));
@@ -333,7 +330,7 @@ fn owners(libraries: &BTreeSet<PathBuf>) -> BTreeMap<PathBuf, String> {
         all
     };
     let paths: Vec<PathBuf> = libraries.iter().flat_map(|library| candidates(library)).collect();
-    // It fails if it does not know one of the paths, but prints the others.
+    // It fails if it does not know one of the paths, but prints what it knows.
     let answer = duct::cmd("dpkg-query", [PathBuf::from("--search")].iter().chain(&paths))
         .env("LC_ALL", "C")
         .stderr_null()
@@ -450,7 +447,7 @@ mod tests {
         assert!(libraries.iter().any(|path| path.ends_with("libc.so.6")), "{libraries:?}");
         assert_eq!(encoded("libstdc++6@1:2~3"), "libstdc%2B%2B6%401%3A2~3");
         if owners(&libraries).is_empty() {
-            return; // No Debian.
+            return; // This is not Debian.
         }
         let components = system_libraries(prefix.path()).unwrap();
         let libc = components.iter().find(|component| component.name == "libc6").unwrap();

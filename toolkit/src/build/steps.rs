@@ -1,4 +1,4 @@
-//! Which steps of a build have to run? A step records the digest of its inputs, and is skipped while the digest stays the same.
+//! Which steps of a build have to run? Each records the digest of its inputs, and is skipped while the digest stays the same.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,16 +49,20 @@ impl Steps {
     /// Opens the record of the work directory `dir`.
     pub fn open(dir: &Path) -> Result<Steps> {
         fs::create_dir_all(dir.join("logs"))?;
-        // Without a record that can be read, every step runs again.
+        // If the record cannot be read, every step runs again.
         let record = fs::read(dir.join("steps.json")).ok();
         let done = record.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         Ok(Steps { dir: dir.to_owned(), done, ran: false })
     }
 
-    /// Runs the step `name`. It is skipped if it has run with the same `inputs`, after the same steps, and `is_there` says that
+    /// Runs the step `name`, unless it has run before with the same `inputs`, after the same steps, and `is_there` says that
     /// its output still exists. (`is_there` gets the digest of the inputs.)
     ///
-    /// `body` returns a remark for the line that reports the step.
+    /// `body` does the work, and returns a remark for the line that reports the step.
+    ///
+    /// # Errors
+    ///
+    /// When `body` fails: the step will run again next time.
     pub fn step(
         &mut self,
         name: &str,
@@ -84,7 +88,7 @@ impl Steps {
             return Ok(Done(digest));
         }
         self.ran = true;
-        // Until it ends the step is not done, whatever interrupts it.
+        // From now on the step counts as not done, until it has succeeded.
         self.done.remove(name);
         self.save()?;
         let log = self.dir.join("logs").join(format!("{name}.log"));

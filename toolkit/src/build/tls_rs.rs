@@ -9,15 +9,15 @@ use fs_err as fs;
 
 use crate::build::steps::Running;
 use crate::host::digest::{self, Hasher};
-use crate::host::{files, layout};
+use crate::host::{files, layout, run};
 
 /// Environment variables that change what cargo compiles.
 const ENVIRONMENT: [&str; 3] = ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER"];
 
-/// What the names of the library's own objects begin with. `nix/tls-rs.nix` keeps the same ones.
+/// What the names of the library's own objects begin with. `nix/tls-rs.nix` keeps the same objects.
 pub const OWN_OBJECTS: &str = "tls_rs-";
 
-/// A digest of the library's sources and of the variables that affect it. The compiler is not part of it.
+/// A digest of the library's sources and of the environment variables that affect it, but not of the compiler.
 pub fn digest_of_inputs() -> Result<String> {
     let files = ["Cargo.lock", "Cargo.toml", "tls-rs/Cargo.toml", "tls-rs/include", "tls-rs/src"];
     let mut hasher = Hasher::default();
@@ -29,14 +29,14 @@ pub fn digest_of_inputs() -> Result<String> {
     Ok(hasher.finish())
 }
 
-/// The arguments of cargo that compile the static library. `nix/tls-rs.nix` has the same.
+/// The arguments of cargo that compile the static library. `nix/tls-rs.nix` repeats them.
 pub fn cargo_arguments(offline: bool) -> Vec<&'static str> {
     let mut arguments = vec!["rustc", "--locked", "--package=tls-rs", "--profile=staticlib"];
     arguments.extend(["--crate-type=staticlib", "--features=staticlib"]);
     if offline {
         arguments.push("--offline");
     }
-    // See tls-rs/Cargo.toml.
+    // tls-rs/Cargo.toml explains it.
     arguments.extend(["--", "-Cllvm-args=-align-all-functions=6"]);
     arguments
 }
@@ -44,6 +44,7 @@ pub fn cargo_arguments(offline: bool) -> Vec<&'static str> {
 /// Compiles the static library, and puts it and its headers into `dir/lib` and `dir/include`, as configure's `--with-tls-rs`
 /// expects them.
 pub fn build(step: &Running<'_>, dir: &Path, offline: bool) -> Result<()> {
+    // The arguments say it if cargo has to be offline.
     step.run("compiling tls-rs", layout::cargo(&cargo_arguments(offline), false))?;
     let archive = dir.join("lib/libtls_rs.a");
     copy(&layout::target_dir().join("staticlib/libtls_rs.a"), &archive)?;
@@ -56,7 +57,7 @@ pub fn build(step: &Running<'_>, dir: &Path, offline: bool) -> Result<()> {
 }
 
 /// Removes the objects that are not the library's own. rustc adds `compiler_builtins`, which defines `fmod`, `sqrt` and the
-/// like. musl's have no versions, so the linker would take these for the ones that libcairo needs.
+/// like. musl's symbols have no versions, so for libcairo the linker would take the functions in this archive and not musl's.
 fn remove_foreign_objects(step: &Running<'_>, archive: &Path) -> Result<()> {
     let list = duct::cmd!("ar", "t", archive).read();
     let list = list.with_context(|| format!("cannot list the objects of {}", archive.display()))?;
@@ -74,7 +75,8 @@ fn remove_foreign_objects(step: &Running<'_>, archive: &Path) -> Result<()> {
 pub fn crates(offline: bool) -> Result<BTreeSet<String>> {
     let tree =
         ["tree", "--locked", "--package=tls-rs", "--features=staticlib", "--edges=normal", "--prefix=none"];
-    let text = layout::cargo(&tree, offline).stderr_null().read().context("cannot list what tls-rs links")?;
+    let text =
+        run::read("cargo tree", layout::cargo(&tree, offline)).context("cannot list what tls-rs links")?;
     // A path, or a mark for a crate that was listed before, follows the version.
     Ok(text.lines().map(|line| line.split(" (").next().unwrap_or(line).to_owned()).collect())
 }

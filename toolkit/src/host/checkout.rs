@@ -1,4 +1,4 @@
-//! Which files make up this checkout, and how is a copy of it made?
+//! Which files belong to this checkout, and how is it copied?
 
 use std::path::{Path, PathBuf};
 
@@ -7,13 +7,14 @@ use fs_err as fs;
 
 use crate::host::layout;
 
-/// The files and directories at the root of the checkout, sorted: all but git's own directory and what was built. A source
+/// The files and directories at the root of the checkout, sorted, without `.git` and cargo's output directory. A source
 /// that was put into `source/` is among them, although git ignores it.
 pub fn entries() -> Result<Vec<PathBuf>> {
     entries_of(&layout::root(), &layout::target_dir())
 }
 
-/// Copies the checkout into the directory `to`, which is created if it is not there. Links are followed.
+/// Copies the checkout into the directory `to`, which is created if it is not there. Where the checkout has a link, the copy
+/// has what the link leads to.
 pub fn copy(to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     let entries = entries()?;

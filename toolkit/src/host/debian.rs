@@ -1,4 +1,4 @@
-//! How is a root directory made of Debian's packages? By mmdebstrap, in namespaces that end with it.
+//! How is a root directory made from Debian's packages? By mmdebstrap, in its own namespaces.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -10,8 +10,8 @@ use crate::host::files;
 use crate::host::run::{self, WhenInterrupted};
 use crate::ui;
 
-/// Arguments of mmdebstrap that make the root trust this machine's own certificate authorities: a proxy between it and the
-/// network may use one.
+/// Arguments of mmdebstrap that make the root trust the certificate authorities that were added to this machine: a proxy may
+/// use one.
 pub const CERTIFICATES: [&str; 3] = [
     "--include=ca-certificates",
     "--customize-hook=cp -r /usr/local/share/ca-certificates \"$1\"/usr/local/share/",
@@ -20,23 +20,23 @@ pub const CERTIFICATES: [&str; 3] = [
 
 /// What mmdebstrap prints when it lacks something, and what to do about it.
 const ADVICE: [(&str, &str); 4] = [
-    (NO_NAME, NO_NETWORK),
+    (UNRESOLVED, NO_NETWORK),
     ("Could not connect to", NO_NETWORK),
     ("Unable to connect to", NO_NETWORK),
     ("No space left on device", "make room, or set CARGO_TARGET_DIR to another disk"),
 ];
 
-/// What apt-get prints without a network.
-pub const NO_NAME: &str = "Temporary failure resolving";
+/// What apt-get prints when it cannot resolve a host's name, as without a network.
+pub const UNRESOLVED: &str = "Temporary failure resolving";
 
 const NO_NETWORK: &str =
-    "Debian's packages come from the network: connect it, or set http_proxy to a proxy that has one";
+    "Debian's packages come from the network: connect this machine to it, or set http_proxy";
 
-/// Runs `mmdebstrap --variant=minbase ARGUMENTS SUITE TARGET` as root, with its output in the new file `log`.
+/// Runs `mmdebstrap --variant=minbase ARGUMENTS SUITE TARGET`, with its output in the new file `log`. Needs root.
 pub fn mmdebstrap(step: &ui::Step, arguments: &[&str], suite: &str, target: &Path, log: &Path) -> Result<()> {
     files::begin_log(log)?;
     let scratch = TempDir::with_prefix_in("mmdebstrap-", log.parent().unwrap_or(Path::new(".")))?;
-    // In its own namespaces: what it mounts and starts ends with them, and its files can then be removed.
+    // In its own namespaces: when they end, so does all that it mounted and started, and its files can be removed.
     let words = ["--mount", "--pid", "--fork", "--kill-child", "mmdebstrap", "--variant=minbase"];
     let words = words.iter().chain(arguments).chain([&suite]).map(OsString::from);
     let command = duct::cmd("unshare", words.chain([target.into()])).env("TMPDIR", scratch.path());

@@ -9,7 +9,8 @@ use sha2::{Digest, Sha256};
 
 use crate::host::files;
 
-/// A digest of several inputs. Each is hashed after its length, so no two lists of inputs have the same digest.
+/// A digest of a list of inputs. The length of each input is hashed before it, so the digest also depends on where one input
+/// ends and the next begins.
 #[derive(Default)]
 pub struct Hasher(Sha256);
 
@@ -35,7 +36,7 @@ pub fn file(path: &Path) -> Result<String> {
     Ok(hex(&sha.finalize()))
 }
 
-/// One digest of the files at `paths`, and in the directories at `paths`: their names below `root` and their contents.
+/// One digest of the names and contents of all files at `paths`, which are files and directories below `root`.
 pub fn files(root: &Path, paths: &[&str]) -> Result<String> {
     let mut all = Vec::new();
     for path in paths {

@@ -5,13 +5,13 @@ use fs_err as fs;
 /// A distribution, by the fields of os-release(5). A field that the file lacks is empty.
 #[derive(Debug, Default, PartialEq)]
 pub struct Distribution {
-    /// `ID`, as `debian`.
+    /// `ID`, such as `debian`.
     pub id: String,
     /// `ID_LIKE`: the distributions that this one derives from, separated by blanks.
     pub id_like: String,
-    /// `VERSION_ID`, as `12`.
+    /// `VERSION_ID`, such as `12`.
     pub version: String,
-    /// `VERSION_CODENAME`, as `bookworm`.
+    /// `VERSION_CODENAME`, such as `bookworm`.
     pub codename: String,
 }
 

@@ -1,4 +1,4 @@
-//! How are files written? Whole or not at all, so that an interruption leaves no half of one.
+//! How are files written? Whole or not at all: an interruption leaves the old file.
 
 use std::fs::Permissions;
 use std::io::{self, Write};
@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use fs_err as fs;
 use tempfile::NamedTempFile;
 
-/// A file that is still being written. It has a temporary name in the directory of its path, and is removed when it is
-/// dropped before [`NewFile::publish`].
+/// A file that is still being written, under a temporary name in the directory of its path. If this is dropped before
+/// [`NewFile::publish`], the file is removed.
 pub struct NewFile {
     temporary: NamedTempFile,
     path: PathBuf,
@@ -28,12 +28,12 @@ impl NewFile {
         Ok(NewFile { temporary, path: path.to_owned() })
     }
 
-    /// Where the file is while it is being written, for other programs to write it.
+    /// The temporary path, for another program that writes the file.
     pub fn temporary_path(&self) -> &Path {
         self.temporary.path()
     }
 
-    /// Renames the file to its path, where it replaces another one, with the permissions `mode`.
+    /// Gives the file the permissions `mode`, as in `0o644`, and renames it to its path. A file that was there is replaced.
     pub fn publish(self, mode: u32) -> Result<()> {
         let NewFile { temporary, path } = self;
         let published = temporary
@@ -54,14 +54,18 @@ impl Write for NewFile {
     }
 }
 
-/// Writes `contents` to `path`, whole or not at all, for everybody to read.
+/// Writes `contents` to `path`, whole or not at all, for everybody to read. A device, a pipe, or what a link leads to is not
+/// replaced, but written to.
 pub fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+        return Ok(fs::write(path, contents)?);
+    }
     let mut file = NewFile::begin(path)?;
     file.write_all(contents.as_ref()).with_context(|| format!("cannot write {}", path.display()))?;
     file.publish(0o644)
 }
 
-/// Copies the file `from` to `to`, whole or not at all, with the permissions `mode`.
+/// Copies the file `from` to `to`, whole or not at all, with the permissions `mode`, as in `0o644`.
 pub fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {
     let mut file = NewFile::begin(to)?;
     let mut contents = fs::File::open(from)?;
@@ -70,12 +74,12 @@ pub fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {
     file.publish(mode)
 }
 
-/// Creates the directory that `path` is in, and those above it.
+/// Creates the directory that `path` is in, and those above it, unless they are there.
 pub fn create_parent(path: &Path) -> Result<()> {
     Ok(path.parent().map_or(Ok(()), fs::create_dir_all)?)
 }
 
-/// Empties the log file `path`, or creates it and its directory. Programs then append to it.
+/// Creates the log file `path` and its directory, or empties the file. Programs then append to it.
 pub fn begin_log(path: &Path) -> Result<()> {
     create_parent(path)?;
     Ok(fs::write(path, "")?)
@@ -89,7 +93,15 @@ pub fn remove_tree(path: &Path) -> Result<()> {
     }
 }
 
-/// The files, links and directories below `dir`, and `dir` itself, sorted by path.
+/// Removes the file or link `path`, if it is there.
+pub fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// `dir`, and the files, links and directories below it, sorted by path. Links are not followed.
 pub fn tree(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = vec![dir.to_owned()];
     let mut next = 0;
@@ -132,6 +144,16 @@ mod tests {
         assert_eq!((mode("copy"), mode("file")), (0o755, 0o644));
         let error = write(&dir.path().join("no/file"), "").unwrap_err().to_string();
         assert!(error.starts_with("cannot write to ") && error.ends_with("/no"), "{error}");
+    }
+
+    #[test]
+    fn a_link_is_written_through_and_not_replaced() {
+        let dir = TempDir::new().unwrap();
+        let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        write(&link, "text").unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read_to_string(file).unwrap(), "text");
     }
 
     #[test]

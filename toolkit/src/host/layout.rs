@@ -15,7 +15,7 @@ pub fn root() -> PathBuf {
     package.parent().map_or_else(|| package.clone(), PathBuf::from)
 }
 
-/// Cargo's output directory. Everything that is built goes below it.
+/// Cargo's output directory: CARGO_TARGET_DIR, or `target` in the checkout. Everything that is built goes below it.
 pub fn target_dir() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(dir) => root().join(dir),
@@ -23,7 +23,8 @@ pub fn target_dir() -> PathBuf {
     }
 }
 
-/// Where sources are kept for all checkouts: below `$XDG_CACHE_HOME`, or `~/.cache`.
+/// The directory of sources and libraries that all checkouts of the user share: `guacd-uncapped` in `$XDG_CACHE_HOME`, or in
+/// `~/.cache`.
 ///
 /// # Errors
 ///
@@ -42,7 +43,7 @@ pub fn cargo(arguments: &[&str], offline: bool) -> Expression {
     let command = duct::cmd(cargo, arguments)
         .dir(root())
         .env("CARGO_TARGET_DIR", target_dir())
-        // It would add a directory to the output's path.
+        // Its output would be in a directory with the target's name.
         .env_remove("CARGO_BUILD_TARGET");
     if offline { command.env("CARGO_NET_OFFLINE", "true") } else { command }
 }

@@ -1,39 +1,47 @@
-//! Who may use a directory? One run at a time: the kernel frees a lock when its holder ends, however it ends.
+//! How is a directory kept for one run at a time? By a lock on a file, which the kernel frees when its holder ends.
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use fs_err::{self as fs, File};
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 
 use crate::host::layout;
 
 /// A lock, which is held until this is dropped.
 pub struct Lock(#[expect(dead_code, reason = "the lock is on the open file")] File);
 
-/// Locks the file `path`, which is created if it is not there. An error if another process holds the lock, which `holder`
-/// names: `another HOLDER is running`.
+/// Locks the file `path`, which is created if it is not there.
+///
+/// # Errors
+///
+/// When another process holds the lock. The error calls it `another HOLDER`.
 pub fn try_lock(path: &Path, holder: &str) -> Result<Lock> {
     let file = File::create(path)?;
-    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        let dir = path.parent().unwrap_or(path).display();
-        bail!("another {holder} is running in {dir}: wait for it to end, and try again");
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Lock(file)),
+        Err(Errno::WOULDBLOCK) => {
+            let dir = path.parent().unwrap_or(path).display();
+            bail!("another {holder} is running in {dir}: wait for it to end, and try again")
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
     }
-    Ok(Lock(file))
 }
 
-/// Keeps a second run of a command of xtask out: the two would write to the same files.
+/// Keeps out a second run of xtask's command `name`: the two would write to the same files.
 pub fn command(name: &str) -> Result<Lock> {
     let dir = layout::target_dir().join("guacd");
     fs::create_dir_all(&dir)?;
     try_lock(&dir.join(format!("{name}.lock")), &format!("`cargo xtask {name}`"))
 }
 
-/// Locks the directory `dir`, and waits for the process that holds the lock.
+/// Locks the directory `dir`. If another process holds the lock, this waits until that is over.
 pub fn wait_for_dir(dir: &Path) -> Result<Lock> {
-    let dir = File::open(dir)?;
-    rustix::fs::flock(&dir, FlockOperation::LockExclusive)?;
-    Ok(Lock(dir))
+    let file = File::open(dir)?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive)
+        .with_context(|| format!("cannot lock {}", dir.display()))?;
+    Ok(Lock(file))
 }
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! How are other programs run? With their output in a log file. Ctrl-C ends them, and so does the end of xtask.
 
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use duct::Expression;
 use fs_err::{self as fs, File};
 use rustix::process::{Pid, Signal};
@@ -16,23 +16,24 @@ use shared::parent_death;
 use crate::failure::Failure;
 use crate::ui;
 
-/// How many lines of a log an error shows.
+/// How many lines of a log an error shows, and in how many bytes at the log's end they are looked for.
 const TAIL_LINES: usize = 20;
+const TAIL_BYTES: u64 = 64 << 10;
 
 static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
-/// Handles SIGINT, SIGTERM and SIGHUP from now on: they end the program that is being run, and become an error, so that
-/// destructors clean up.
+/// Handles SIGINT, SIGTERM and SIGHUP from now on. They end the program that [`logged`] runs, and become an error, so that
+/// destructors clean up. A second signal ends xtask at once, unless [`take_interruption`] has taken the first.
 pub fn watch_for_signals() {
     let flag = INTERRUPTED.get_or_init(Arc::default);
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
-        // A second signal ends xtask at once. (Both calls fail only for signals that cannot be caught.)
+        // Both calls fail only for signals that cannot be caught.
         let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(flag));
         let _ = signal_hook::flag::register(signal, Arc::clone(flag));
     }
 }
 
-/// An error if a signal has asked xtask to stop.
+/// Fails with [`Failure::Interrupted`] if a signal has asked xtask to stop.
 pub fn check_interrupted() -> Result<()> {
     if INTERRUPTED.get().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
         bail!(Failure::Interrupted);
@@ -54,8 +55,13 @@ pub enum WhenInterrupted {
     Finish,
 }
 
-/// Runs a program, and appends its output to `log`. The error of a program that fails has the last lines of the log and its
-/// path. `what` names the program in errors.
+/// Runs a program, and appends its output to `log`. While it runs, `step` shows the last line. `what` names the program in
+/// errors.
+///
+/// # Errors
+///
+/// When the program cannot be started or fails: the error has the last lines of the log and its path.
+/// [`Failure::Interrupted`] when a signal has asked xtask to stop.
 pub fn logged(
     step: &ui::Step,
     what: &str,
@@ -64,12 +70,11 @@ pub fn logged(
     when_interrupted: WhenInterrupted,
 ) -> Result<()> {
     let end = when_interrupted == WhenInterrupted::End;
-    let mut file = File::options().create(true).append(true).open(log)?;
-    let output = file.try_clone()?;
+    let file = File::options().create(true).append(true).open(log)?;
     let handle = command
         .stdin_null()
         .stderr_to_stdout()
-        .stdout_file(output)
+        .stdout_file(file)
         .unchecked()
         .before_spawn(move |command| {
             // Its own process group: a signal to the group reaches make's children as well as make, and the terminal's
@@ -88,7 +93,7 @@ pub fn logged(
             if output.status.success() {
                 return Ok(());
             }
-            return Err(anyhow!("{}\nthe whole log: {}", tail(log, TAIL_LINES), log.display())
+            return Err(anyhow!("{}\nthe whole log: {}", tail(log), log.display())
                 .context(format!("{what} failed ({})", output.status)));
         }
         if end && check_interrupted().is_err() {
@@ -99,12 +104,30 @@ pub fn logged(
             handle.wait()?;
             bail!(Failure::Interrupted);
         }
-        step.busy_with(last_line(&mut file).unwrap_or_default());
+        step.busy_with(last_line(log));
     }
 }
 
-/// Adds advice to the error of a program: that of the first pair in `advice` whose words are in the log. The error then exits
-/// with 3.
+/// Runs a program, and returns what it prints, without white space around it. `what` names the program in errors.
+///
+/// # Errors
+///
+/// When the program cannot be run or fails: the error has what it wrote to standard error.
+pub fn read(what: &str, command: Expression) -> Result<String> {
+    let output = command
+        .stdin_null()
+        .stdout_capture()
+        .stderr_capture()
+        .unchecked()
+        .run()
+        .with_context(|| format!("cannot run {what}"))?;
+    let message = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{what} failed: {}", message.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Adds advice to the error of a program whose output is in `log`. Each pair in `advice` has words that a program prints, and
+/// what to do about them. The first pair whose words are in the log is taken, and the error becomes [`Failure::Preflight`].
 pub fn advise(result: Result<()>, log: &Path, advice: &[(&str, &str)]) -> Result<()> {
     result.or_else(|error| {
         check_interrupted()?;
@@ -127,18 +150,44 @@ pub fn version_line(program: &str, argument: &str) -> Option<String> {
     output.status.success().then(|| text.trim().lines().next().unwrap_or_default().trim_end().to_owned())
 }
 
-fn tail(log: &Path, lines: usize) -> String {
-    let bytes = fs::read(log).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
-    let all: Vec<&str> = text.lines().collect();
-    all[all.len().saturating_sub(lines)..].join("\n")
+/// The last lines of a log.
+fn tail(log: &Path) -> String {
+    let text = end_of(log, TAIL_BYTES).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
 }
 
-fn last_line(log: &mut File) -> Option<String> {
-    let mut log = log.try_clone().ok()?;
-    let length = log.seek(SeekFrom::End(0)).ok()?;
-    log.seek(SeekFrom::Start(length.saturating_sub(400))).ok()?;
+/// The last line of a log that is not blank, or nothing.
+fn last_line(log: &Path) -> String {
+    let text = end_of(log, 400).unwrap_or_default();
+    // A progress bar ends its lines with a carriage return.
+    text.rsplit(['\n', '\r']).find(|line| !line.trim().is_empty()).unwrap_or_default().to_owned()
+}
+
+/// The last `length` bytes of a log.
+fn end_of(log: &Path, length: u64) -> io::Result<String> {
+    let mut file = File::open(log)?;
+    let size = file.seek(SeekFrom::End(0))?;
+    file.seek(SeekFrom::Start(size.saturating_sub(length)))?;
     let mut bytes = Vec::new();
-    log.read_to_end(&mut bytes).ok()?;
-    String::from_utf8_lossy(&bytes).lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned)
+    file.take(length).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_is_the_last_that_is_not_blank() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let log = dir.path().join("log");
+        assert_eq!(last_line(&log), "");
+        for (text, line) in [("", ""), ("one\ntwo\n\n  \n", "two"), ("1 %\r2 %\r", "2 %")] {
+            fs::write(&log, text).unwrap();
+            assert_eq!(last_line(&log), line);
+        }
+        fs::write(&log, "x\n".repeat(100_000) + "end\n").unwrap();
+        assert_eq!((last_line(&log).as_str(), tail(&log).lines().count()), ("end", TAIL_LINES));
+    }
 }

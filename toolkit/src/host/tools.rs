@@ -12,35 +12,35 @@ use crate::host::run::{self, WhenInterrupted};
 use crate::host::{files, layout};
 use crate::ui;
 
-/// What needs a tool or a library.
+/// What a tool or a library is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Need {
-    /// Nothing can be built without it.
+    /// Every build of guacd.
     Build,
-    /// The SSH protocol, which `stress` drives.
+    /// guacd's support for SSH, which `stress` uses by default.
     Ssh,
-    /// Another protocol or feature of guacd. A build without it leaves the protocol out.
+    /// Another protocol or feature of guacd. A build without the tool or library has no such protocol or feature.
     Optional,
     /// The SSH server behind `stress --target openssh`.
     OpenSsh,
     /// The project's tests.
     Tests,
-    /// The tests of `tls-rs` on other platforms. They are skipped without it.
+    /// The tests of `tls-rs` on other platforms, which are skipped otherwise.
     Platforms,
     /// `cargo xtask test --musl`.
     Musl,
-    /// Sources from git, or in an unpacked tree.
+    /// A source from a git repository, or in an unpacked tree.
     Git,
     /// `cargo xtask package`.
     Package,
     /// `cargo xtask nix`.
     Nix,
-    /// `cargo xtask reproduce`: further differences between its two builds, and the explanation of differing files.
+    /// `cargo xtask reproduce`: more differences in the conditions of its two builds, and explanations of files that differ.
     Reproduce,
 }
 
-/// The needs of a build of guacd.
+/// What guacd needs, with all its protocols and features.
 pub const OF_A_BUILD: [Need; 3] = [Need::Build, Need::Ssh, Need::Optional];
 
 enum Probe {
@@ -54,8 +54,9 @@ struct Item {
     name: &'static str,
     probe: Probe,
     need: Need,
+    /// What can be done with it.
     unlocks: &'static str,
-    /// The packages of Debian and Ubuntu that provide it. (FreeRDP's are alternatives.)
+    /// The packages of Debian and Ubuntu that provide it. All are needed; only FreeRDP's are alternatives.
     packages: &'static [&'static str],
 }
 
@@ -150,29 +151,29 @@ const ITEMS: &[Item] = &[
     program("sshd", "-V", Need::OpenSsh, "`stress --target openssh`", &["openssh-server"]),
 ];
 
-/// Whether this machine has one tool or library.
+/// Whether this machine has a tool or a library.
 #[derive(Serialize)]
 pub struct Finding {
     /// Its name.
     pub name: &'static str,
     /// Its version, or `None` if it is missing.
     pub version: Option<String>,
-    /// What needs it.
+    /// What it is needed for.
     pub need: Need,
-    /// What it is for.
+    /// What can be done with it.
     pub unlocks: &'static str,
     #[serde(skip)]
     packages: &'static [&'static str],
 }
 
-/// Checks that everything in `needs` is there. With `may_install`, missing packages for `needs` and `optional` are installed
-/// first.
+/// Checks that this machine has all tools and libraries for `needs`. With `may_install`, those that are missing for `needs` and
+/// for `optional` are installed first.
 ///
-/// Returns the versions of the tools and libraries of a build, as `NAME=VERSION`, for its digest.
+/// Returns the versions of the tools and libraries that affect a build of guacd, as `NAME=VERSION`, for its digest.
 ///
 /// # Errors
 ///
-/// [`Failure::Preflight`] when something in `needs` is missing.
+/// [`Failure::Preflight`] when something for `needs` is missing.
 pub fn preflight(needs: &[Need], optional: &[Need], may_install: bool) -> Result<Vec<String>> {
     let mut findings = probe();
     if may_install && install(&findings, |need| needs.contains(&need) || optional.contains(&need))? {
@@ -192,15 +193,26 @@ pub fn preflight(needs: &[Need], optional: &[Need], may_install: bool) -> Result
         };
         bail!(Failure::Preflight(format!("missing here: {}\n{advice}", unmet.join(", "))));
     }
-    // Of the needs of tests, configure looks for cunit alone.
-    let in_a_build = |finding: &Finding| OF_A_BUILD.contains(&finding.need) || finding.name == "cunit";
+    // configure looks for cunit, too.
+    let affects_a_build = |finding: &Finding| OF_A_BUILD.contains(&finding.need) || finding.name == "cunit";
     let version = |finding: Finding| format!("{}={}", finding.name, finding.version.unwrap_or_default());
-    Ok(findings.into_iter().filter(in_a_build).map(version).collect())
+    Ok(findings.into_iter().filter(affects_a_build).map(version).collect())
 }
 
-/// The C compiler: the same that configure takes.
+/// The C compiler, which may have arguments: `CC`, as for configure, or `cc`.
 pub fn c_compiler() -> String {
     std::env::var("CC").unwrap_or_else(|_| "cc".to_owned())
+}
+
+/// The first line of the C compiler's `--version`, or nothing if there is no C compiler.
+pub fn c_compiler_version() -> String {
+    run::version_line(&c_compiler(), "--version").unwrap_or_default()
+}
+
+/// The first line of the Rust compiler's `--version`, or nothing if there is no Rust compiler.
+pub fn rustc_version() -> String {
+    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
+    run::version_line(&rustc, "--version").unwrap_or_default()
 }
 
 /// Looks for every tool and library.
@@ -209,7 +221,7 @@ pub fn probe() -> Vec<Finding> {
     let version = |item: &Item| match item.probe {
         Probe::Program("cc", argument) => run::version_line(&c_compiler(), argument),
         Probe::Program("pkg-config", argument) => run::version_line(&pkg_config, argument),
-        // sshd knows -V since OpenSSH 9.3, and is outside of most users' path.
+        // sshd has -V since OpenSSH 9.3, and is outside of most users' PATH.
         Probe::Program("sshd", argument) => run::version_line("sshd", argument)
             .or_else(|| fs::exists("/usr/sbin/sshd").unwrap_or(false).then(|| "/usr/sbin/sshd".to_owned())),
         Probe::Program(program, argument) => run::version_line(program, argument),
@@ -217,7 +229,7 @@ pub fn probe() -> Vec<Finding> {
             .iter()
             .find_map(|module| duct::cmd!(&pkg_config, "--modversion", module).stderr_null().read().ok()),
     };
-    // In parallel, as each waits for a program.
+    // In parallel, as each one waits for a program.
     let versions: Vec<Option<String>> = thread::scope(|scope| {
         let threads: Vec<_> = ITEMS.iter().map(|item| scope.spawn(|| version(item))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap_or_default()).collect()
@@ -235,16 +247,16 @@ pub fn probe() -> Vec<Finding> {
         .collect()
 }
 
-/// The findings in `needs` that are missing.
+/// The tools and libraries for `needs` that are missing.
 pub fn unmet<'a>(findings: &'a [Finding], needs: &'a [Need]) -> impl Iterator<Item = &'a Finding> {
     findings.iter().filter(|finding| finding.version.is_none() && needs.contains(&finding.need))
 }
 
-/// The packages that provide the missing tools and libraries of the needs that are `wanted`.
+/// The packages that provide what is missing for the needs that are `wanted`.
 pub fn missing_packages(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Vec<String> {
     let mut packages = Vec::new();
     for finding in findings.iter().filter(|finding| finding.version.is_none() && wanted(finding.need)) {
-        // FreeRDP's package has another name in each release of Debian. All other lists are needed whole.
+        // FreeRDP's package has another name in each release of Debian.
         let names = if finding.name == "freerdp" { available(finding.packages) } else { finding.packages };
         packages.extend(names.iter().map(|name| (*name).to_owned()));
     }
@@ -260,7 +272,7 @@ fn available(alternatives: &'static [&'static str]) -> &'static [&'static str] {
     &alternatives[index..=index]
 }
 
-/// The command that installs `packages`, on Debian, Ubuntu and distributions like them.
+/// The shell command that installs `packages`, on Debian, Ubuntu and distributions like them. `None` on others.
 pub fn install_command(packages: &[String]) -> Option<String> {
     let sudo = if rustix::process::geteuid().is_root() { "" } else { "sudo " };
     Distribution::this().is_like_debian().then(|| {
@@ -271,7 +283,11 @@ pub fn install_command(packages: &[String]) -> Option<String> {
     })
 }
 
-/// Installs the missing packages of the needs that are `wanted`, and returns whether there were any.
+/// Installs the packages that are missing for the needs that are `wanted`. Returns whether there were any.
+///
+/// # Errors
+///
+/// [`Failure::Preflight`] on a distribution without apt-get, or without root and sudo; any other when apt-get fails.
 pub fn install(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Result<bool> {
     if missing_packages(findings, &wanted).is_empty() {
         return Ok(false);

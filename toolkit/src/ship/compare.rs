@@ -1,4 +1,4 @@
-//! Are two trees the same, byte for byte? And if not, how do they differ?
+//! Are two trees the same, byte for byte? If not, how do they differ?
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,14 +10,14 @@ use anyhow::Result;
 use fs_err as fs;
 use serde::Serialize;
 
-/// A file that is not the same in both.
+/// A file, link or directory that differs between two trees, or is in one of them only.
 #[derive(Serialize)]
 pub struct Difference {
-    /// Its path in the prefix.
+    /// Its path, relative to the trees' roots.
     pub path: PathBuf,
-    /// How the two differ.
+    /// How the two differ, in words.
     pub what: String,
-    /// The file with diffoscope's explanation.
+    /// The path of a file with diffoscope's explanation, if there is one.
     pub explanation: Option<PathBuf>,
 }
 
@@ -27,17 +27,18 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Compares two trees. Returns the number of files, and those that differ.
+/// Compares the names, contents, permissions and owners of what is below two directories. Returns how many files, links and
+/// directories there are, and the differences.
 pub fn compare(first: &Path, second: &Path) -> Result<(usize, Vec<Difference>)> {
-    let (mut ours, mut theirs) = (BTreeMap::new(), BTreeMap::new());
-    list(first, first, &mut ours)?;
-    list(second, second, &mut theirs)?;
+    let (mut in_first, mut in_second) = (BTreeMap::new(), BTreeMap::new());
+    list(first, first, &mut in_first)?;
+    list(second, second, &mut in_second)?;
     let mut differences = Vec::new();
     let mut add = |path: &Path, what: String| {
         differences.push(Difference { path: path.to_owned(), what, explanation: None });
     };
-    for (path, one) in &ours {
-        let Some(other) = theirs.get(path) else {
+    for (path, one) in &in_first {
+        let Some(other) = in_second.get(path) else {
             add(path, "is in the first only".into());
             continue;
         };
@@ -54,10 +55,10 @@ pub fn compare(first: &Path, second: &Path) -> Result<(usize, Vec<Difference>)> 
             add(path, where_they_differ(&first.join(path), &contents[0], &contents[1]));
         }
     }
-    for path in theirs.keys().filter(|path| !ours.contains_key(*path)) {
+    for path in in_second.keys().filter(|path| !in_first.contains_key(*path)) {
         add(path, "is in the second only".into());
     }
-    Ok((ours.len().max(theirs.len()), differences))
+    Ok((in_first.len().max(in_second.len()), differences))
 }
 
 /// A file, a link, a directory, or a device.
@@ -70,7 +71,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// The bytes of a file, or the target of a link. Nothing for others: reading a device may never end.
+    /// The bytes of a file, or the target of a link. Nothing for anything else: to read a device or a pipe may take for ever.
     fn content(&self, path: &Path) -> Result<Vec<u8>> {
         if self.kind.is_symlink() {
             Ok(fs::read_link(path)?.into_os_string().into_encoded_bytes())
@@ -82,6 +83,7 @@ impl Entry {
     }
 }
 
+/// Adds everything below `dir` to `entries`, by its path below `root`.
 fn list(root: &Path, dir: &Path, entries: &mut BTreeMap<PathBuf, Entry>) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
@@ -102,7 +104,7 @@ fn where_they_differ(file: &Path, first: &[u8], second: &[u8]) -> String {
     let section = section(file, offset).map_or_else(String::new, |name| format!(" in the section {name}"));
     let text = |bytes: &[u8]| {
         let printable = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
-        // The printable text around the difference.
+        // The printable text around the first difference.
         let before = bytes[..offset].iter().rev().take(24).take_while(|byte| printable(byte)).count();
         let word = bytes[offset - before..].iter().take(60).take_while(|byte| printable(byte));
         String::from_utf8(word.copied().collect()).unwrap_or_default()
@@ -116,7 +118,7 @@ fn where_they_differ(file: &Path, first: &[u8], second: &[u8]) -> String {
     )
 }
 
-/// The section of an ELF file that has the byte at `offset`, by readelf.
+/// The section of an ELF file that has the byte at `offset`, as readelf tells. `None` if the file is no ELF file.
 fn section(file: &Path, offset: usize) -> Option<String> {
     let table = duct::cmd!("readelf", "--section-headers", "--wide", file).stderr_null().read().ok()?;
     // `  [ 1] .interp PROGBITS 0000000000000318 000318 00001c 00 A 0 0 1`

@@ -1,4 +1,4 @@
-//! What a release is shipped as: an image, packages, and an output of the Nix flake.
+//! The forms in which a release is shipped: an image, packages, and outputs of the Nix flake.
 
 pub mod compare;
 pub mod image;

@@ -1,4 +1,4 @@
-//! How is an output of the flake built with Nix? With nixpkgs, or with this machine's own compilers and libraries instead.
+//! How is an output of the flake built with Nix? With nixpkgs, or with this machine's own compilers and libraries.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,10 @@ use crate::source::fetch::{self, Access};
 use crate::source::release::Release;
 use crate::ui;
 
-/// The space that the store for --stand-in and a build in it need, in bytes.
+/// The disk space that the store for --stand-in and a build in it need, in bytes.
 const BYTES_NEEDED: u64 = 3 << 30;
 
-/// The first version of Nix with today's flakes.
+/// The oldest version of Nix that understands the flake.
 const OLDEST: (u32, u32) = (2, 4);
 
 /// What Nix prints when it lacks something, and what to do about it.
@@ -33,7 +33,7 @@ const ADVICE: [(&str, &str); 7] = [
     ),
     (
         "unable to download",
-        "nixpkgs and its binary cache come from the network: connect it, or use --stand-in",
+        "nixpkgs and its binary cache come from the network: connect this machine, or use --stand-in",
     ),
     ("cannot connect to", "the Nix daemon is not running: sudo systemctl start nix-daemon"),
     (
@@ -63,7 +63,7 @@ pub struct Options {
 ///
 /// # Errors
 ///
-/// [`Failure::Preflight`] where Nix or something that it needs is missing; any other where the build or a check fails.
+/// [`Failure::Preflight`] when Nix or something that it needs is missing; any other when the build or a check fails.
 pub fn build(options: &Options, setup: &Setup) -> Result<PathBuf> {
     let mut needs = vec![Need::Nix, Need::Git];
     if options.stand_in {
@@ -79,7 +79,7 @@ pub fn build(options: &Options, setup: &Setup) -> Result<PathBuf> {
         )
     );
     let nix = match options.stand_in {
-        true => Nix::on_the_host(&setup.source)?,
+        true => Nix::stand_in(&setup.source)?,
         false => Nix::new(layout::target_dir().join("guacd/nix"), setup.source.offline)?,
     };
     if options.check {
@@ -113,7 +113,7 @@ fn check_version() -> Result<()> {
     Ok(())
 }
 
-/// The arguments and variables with which Nix runs on this checkout's flake.
+/// Nix, with the arguments and variables for this checkout's flake.
 struct Nix {
     /// Where logs and results are.
     dir: PathBuf,
@@ -122,7 +122,7 @@ struct Nix {
 }
 
 impl Nix {
-    /// With the user's own store and settings.
+    /// Nix with the user's store and settings.
     fn new(dir: PathBuf, offline: bool) -> Result<Nix> {
         fs::create_dir_all(&dir)?;
         let dir = dir.canonicalize()?;
@@ -134,14 +134,14 @@ impl Nix {
         Ok(Nix { dir, arguments, environment: Vec::new() })
     }
 
-    /// With a separate store that holds the sources, and this machine's compilers and libraries instead of nixpkgs.
-    fn on_the_host(access: &Access) -> Result<Nix> {
+    /// Nix with a separate store, which has the sources, and with this machine's compilers and libraries instead of nixpkgs.
+    fn stand_in(access: &Access) -> Result<Nix> {
         let mut nix = Nix::new(layout::target_dir().join("guacd/nix-stand-in"), true)?;
         prefix::check_space(&nix.dir, BYTES_NEEDED)?;
-        let stand_in = layout::root().join("nix/stand-in");
+        let flake = layout::root().join("nix/stand-in");
         nix.arguments.extend(["--override-input".to_owned(), "nixpkgs".to_owned()]);
-        nix.arguments.extend([format!("path:{}", stand_in.display()), "--no-write-lock-file".to_owned()]);
-        // With all of these set, Nix does not touch the machine's own store.
+        nix.arguments.extend([format!("path:{}", flake.display()), "--no-write-lock-file".to_owned()]);
+        // With all of these set, Nix does not use the machine's own store.
         for (name, dir) in [
             ("NIX_STORE_DIR", "store"),
             ("NIX_STATE_DIR", "state"),
@@ -186,19 +186,15 @@ impl Nix {
         Ok(())
     }
 
-    /// Runs a quick command on the store, and returns what it prints.
+    /// Runs a command of Nix that takes no time, such as `nix hash path`, on `paths`. Returns what it prints.
     fn store(&self, command: &[&str], paths: &[&PathBuf]) -> Result<String> {
         let arguments = command[1..].iter().map(OsString::from).chain(paths.iter().map(OsString::from));
-        let mut expression = duct::cmd(command[0], arguments).stderr_capture().stdout_capture();
+        let mut expression = duct::cmd(command[0], arguments);
         if command[0] == "nix" {
-            // (nix-store does not know the feature.)
+            // nix-store does not know the feature.
             expression = expression.env("NIX_CONFIG", "extra-experimental-features = nix-command");
         }
-        let output =
-            self.within(expression).unchecked().run().with_context(|| format!("cannot run {command:?}"))?;
-        let message = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "`{}` failed:\n{}", command.join(" "), message.trim());
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        run::read(&format!("`{}`", command.join(" ")), self.with_environment(expression))
     }
 
     /// Runs `nix` on the flake, as a step with a log.
@@ -207,14 +203,14 @@ impl Nix {
         let log = self.dir.join(format!("{}.log", title.replace(' ', "-")));
         files::begin_log(&log)?;
         let arguments = arguments.iter().copied().chain(self.arguments.iter().map(String::as_str));
-        let command = self.within(duct::cmd("nix", arguments).dir(layout::root()));
+        let command = self.with_environment(duct::cmd("nix", arguments).dir(layout::root()));
         let ran = run::logged(&progress, title, command, &log, WhenInterrupted::End);
         run::advise(ran, &log, &ADVICE)?;
         progress.done("");
         Ok(())
     }
 
-    fn within(&self, mut command: Expression) -> Expression {
+    fn with_environment(&self, mut command: Expression) -> Expression {
         for (name, value) in &self.environment {
             command = command.env(name, value);
         }
@@ -222,7 +218,7 @@ impl Nix {
     }
 }
 
-/// The nix.conf of the separate store: a sandbox that always applies, with this machine's compilers and libraries in it.
+/// The nix.conf of the separate store. Builds always run in a sandbox, which has this machine's compilers and libraries.
 fn configuration() -> Result<String> {
     let sysroot =
         duct::cmd!("rustc", "--print", "sysroot").dir(layout::root()).read().context("cannot run rustc")?;
@@ -239,7 +235,7 @@ fn configuration() -> Result<String> {
     Ok(lines.join("\n"))
 }
 
-/// The files of the crates that Cargo.lock pins, in cargo's cache.
+/// The paths, in cargo's cache, of the crates that Cargo.lock pins.
 fn crates() -> Result<Vec<PathBuf>> {
     #[derive(Deserialize)]
     struct Lock {

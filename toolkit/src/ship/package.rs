@@ -24,40 +24,40 @@ use crate::ui;
 /// The name of the package.
 const NAME: &str = "guacd-uncapped";
 
-/// Where the Debian package keeps its prefix.
+/// The path of the prefix in the Debian package.
 const HOME: &str = "usr/lib/guacd-uncapped";
 
-/// Debian's packages that guacd needs for some features: PDFs of what is printed, and the fonts of terminals.
+/// The Debian packages that guacd needs for certificates, for the fonts of terminals, and to print to PDF.
 const RECOMMENDS: &str = "ca-certificates, fonts-dejavu-core | fonts-liberation, ghostscript";
 
 /// What to make, and where.
 #[derive(Debug, Default)]
 pub struct Options {
-    /// The directory to put them into, if not the usual one.
+    /// The directory to put the packages into, if not target/guacd/packages.
     pub output: Option<PathBuf>,
-    /// The release of Debian to make them in and for, if not this machine's distribution.
+    /// The release of Debian that the packages are for, if not this machine's distribution. They are built in a root of it.
     pub suite: Option<String>,
-    /// Whether to install, run and remove them in a new root directory.
+    /// Whether to install, run and remove the packages in a new root directory.
     pub check: bool,
 }
 
-/// The packages that were made.
+/// The packages that were made. `--json` prints this.
 #[derive(Serialize)]
 pub struct Packages {
     schema_version: u32,
     release: String,
-    /// The distribution that they are for.
+    /// The codename of the distribution that they are for.
     distribution: String,
-    /// The files.
+    /// The tarball and the Debian package.
     pub packages: Vec<Package>,
     /// Whether they were installed, run and removed.
     checked: bool,
 }
 
-/// A package's file.
+/// The file of a package.
 #[derive(Serialize)]
 pub struct Package {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
     sha256: String,
     /// Its size, in bytes.
@@ -68,7 +68,7 @@ pub struct Package {
 ///
 /// # Errors
 ///
-/// [`Failure::Preflight`] where a tool is missing; any other where the build or the check fails.
+/// [`Failure::Preflight`] when a tool or root is missing; any other when the build or the check fails.
 pub fn build(release: &Release, setup: &Setup, options: &Options) -> Result<Packages> {
     let _lock = lock::command("package")?;
     let out = options.output.clone().unwrap_or_else(|| layout::target_dir().join("guacd/packages"));
@@ -93,7 +93,7 @@ pub fn build(release: &Release, setup: &Setup, options: &Options) -> Result<Pack
         );
     }
     let packages = match &options.suite {
-        Some(suite) => elsewhere(release, &setup.source, suite, &out, &work)?,
+        Some(suite) => in_suite(release, &setup.source, suite, &out, &work)?,
         None => here(release, setup, &out, &work)?,
     };
     if options.check {
@@ -114,12 +114,12 @@ pub fn build(release: &Release, setup: &Setup, options: &Options) -> Result<Pack
 /// The distribution that packages are for, and its architecture.
 struct System {
     distribution: Distribution,
-    /// As dpkg names it: `amd64`.
+    /// dpkg's name of the architecture, such as `amd64`.
     arch: String,
 }
 
 impl System {
-    /// The one that this runs on.
+    /// The distribution and architecture of this machine.
     fn this() -> Result<System> {
         let distribution = Distribution::this();
         let arch = duct::cmd!("dpkg", "--print-architecture").stderr_null().read();
@@ -150,7 +150,7 @@ fn here(release: &Release, setup: &Setup, out: &Path, work: &Path) -> Result<Vec
     Ok(packages)
 }
 
-/// Copies a prefix to where it is in the Debian package, whose root is `stage/root`. Returns the path of the copy.
+/// Copies a prefix to its place in the Debian package, whose root will be `stage/root`. Returns the path of the copy.
 fn stage_prefix(prefix: &Path, stage: &Path) -> Result<PathBuf> {
     let home = stage.join("root").join(HOME);
     files::create_parent(&home)?;
@@ -158,8 +158,8 @@ fn stage_prefix(prefix: &Path, stage: &Path) -> Result<PathBuf> {
     Ok(home)
 }
 
-/// Packs the prefix that is in `stage`. The bytes of the packages depend on the contents of the prefix, and not on the times of
-/// its files or on the form in which the source came.
+/// Packs the prefix that is in `stage`. The bytes of the packages do not depend on the times of its files, or on the form in
+/// which the source came.
 fn pack(stage: &Path, release: &Release, system: &System, depends: &str, out: &Path) -> Result<Vec<PathBuf>> {
     let System { distribution: Distribution { id, version: number, .. }, arch } = system;
     let (time, own, name) = (build_time(release)?, env!("CARGO_PKG_VERSION"), &release.version);
@@ -167,7 +167,7 @@ fn pack(stage: &Path, release: &Release, system: &System, depends: &str, out: &P
     let tarball = out.join(format!("{full}.tar.gz"));
     write_tarball(&stage.join("root").join(HOME), &full, time, &tarball)?;
 
-    // To Debian a version with a tilde comes before the same version without one, as to us one with a suffix does.
+    // A tilde makes Debian order versions as we do: one with a suffix comes before the same version without.
     let version = format!("{}+{own}-1~{id}{number}", name.replace('-', "~"));
     let deb = out.join(format!("{NAME}_{version}_{arch}.deb"));
     write_deb(stage, &version, arch, depends, time, &deb)?;
@@ -184,7 +184,7 @@ fn build_time(release: &Release) -> Result<u64> {
     }
 }
 
-/// Removes what guacd does not need to run, and makes its files find their libraries by relative paths.
+/// Removes what guacd does not need at run time, and makes its files find their libraries by relative paths.
 fn make_relocatable(home: &Path) -> Result<()> {
     fs::remove_dir_all(home.join("include"))?;
     for (dir, library_path) in [("sbin", "$ORIGIN/../lib"), ("bin", "$ORIGIN/../lib"), ("lib", "$ORIGIN")] {
@@ -208,7 +208,8 @@ fn make_relocatable(home: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes the tree `home` as a tarball whose bytes depend on its contents alone.
+/// Writes the tree `home` as a tarball, in which its name is `name` and all files have the time `time`, in seconds since 1970.
+/// Its bytes depend on nothing else.
 fn write_tarball(home: &Path, name: &str, time: u64, tarball: &Path) -> Result<()> {
     let writing = || format!("cannot write {}", tarball.display());
     let gzip = GzBuilder::new().mtime(0).write(NewFile::begin(tarball)?, Compression::best());
@@ -232,7 +233,7 @@ fn write_tarball(home: &Path, name: &str, time: u64, tarball: &Path) -> Result<(
     file.publish(0o644)
 }
 
-/// Writes the Debian package of the prefix that is in `stage`.
+/// Writes the Debian package of the prefix that is in `stage`. All files in it have the time `time`, in seconds since 1970.
 fn write_deb(stage: &Path, version: &str, arch: &str, depends: &str, time: u64, deb: &Path) -> Result<()> {
     let (root, home, files) =
         (stage.join("root"), stage.join("root").join(HOME), layout::root().join("packaging"));
@@ -277,7 +278,7 @@ fn write_deb(stage: &Path, version: &str, arch: &str, depends: &str, time: u64, 
         installed_size(&root)?,
     );
     fs::write(root.join("DEBIAN/control"), control)?;
-    // dpkg-deb changes only times that are later than SOURCE_DATE_EPOCH.
+    // dpkg-deb would change only times that are later than SOURCE_DATE_EPOCH.
     let date = format!("--date=@{time}");
     duct::cmd!("find", &root, "-exec", "touch", "--no-dereference", date, "{}", "+")
         .run()
@@ -300,9 +301,9 @@ fn installed_size(root: &Path) -> Result<u64> {
     files::tree(root)?.iter().map(size).sum()
 }
 
-/// The packages that guacd's libraries come from, with their lowest versions, by `dpkg-shlibdeps`.
+/// The packages of guacd's libraries, with their lowest versions, as `dpkg-shlibdeps` lists them for `Depends`.
 fn dependencies(stage: &Path, home: &Path) -> Result<String> {
-    // It runs in a source package only.
+    // dpkg-shlibdeps runs in a source package only.
     let dir = stage.join("shlibdeps");
     fs::create_dir_all(dir.join("debian"))?;
     fs::write(dir.join("debian/control"), format!("Source: {NAME}\n\nPackage: {NAME}\nArchitecture: any\n"))?;
@@ -329,7 +330,7 @@ fn dependencies(stage: &Path, home: &Path) -> Result<String> {
 }
 
 /// Makes the packages in a root of the Debian release `suite`, with its compilers.
-fn elsewhere(
+fn in_suite(
     release: &Release,
     access: &Access,
     suite: &str,
@@ -370,7 +371,7 @@ fn elsewhere(
     Ok(packages)
 }
 
-/// Installs the packages into a root with nothing else in it, runs guacd there, and removes them.
+/// Installs the packages into a minimal root of the release `suite`, runs guacd there, and removes the packages.
 fn check(packages: &[PathBuf], suite: &str, work: &Path) -> Result<()> {
     let find = |ending: &str| {
         let found = packages.iter().find(|path| path.to_string_lossy().ends_with(ending));
@@ -436,9 +437,9 @@ mod tests {
     #[test]
     fn a_source_with_other_times_gives_the_same_packages() {
         if run::version_line("dpkg-deb", "--version").is_none() {
-            return; // No Debian.
+            return; // This is not Debian.
         }
-        // A tarball brings the times of the release along, a tree has that of its copy.
+        // The files of a tarball have the time of the release, and those of a tree the time when it was copied.
         assert!(packages("2025-06-19 19:32:22 UTC") == packages("2031-01-02 03:04:05 UTC"));
         assert!(packages("2025-06-19 19:32:22 UTC") == packages("2001-01-02 03:04:05 UTC"));
     }

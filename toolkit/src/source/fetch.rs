@@ -1,4 +1,4 @@
-//! Where does a release's source come from, and is it what is pinned?
+//! Where does a release's source come from, and does it match its pin?
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -17,17 +17,17 @@ use crate::host::{digest, files, layout, run};
 use crate::source::release::{Origin, Release};
 use crate::ui;
 
-/// In bytes. No release tarball is larger than this.
+/// The largest download that is accepted, in bytes. Release tarballs are smaller.
 const LARGEST_TARBALL: u64 = 64 << 20;
 
-/// The name of a source in the cache and in the checkout's source/, with an ending if it is an archive. It does not depend on
-/// the release's name: two releases with the same pin have the same source.
+/// The name of a source in the cache and in the checkout's source/. (Archives have an ending, too.) It does not contain the
+/// release's name, as two releases with the same pin have the same source.
 const NAME: &str = "guacamole-server";
 
 /// The endings of archives in the cache.
 const ENDINGS: [&str; 2] = ["tar.gz", "tar"];
 
-/// From where a source may be taken.
+/// Where a source may come from.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
     /// A URL, a tarball, an unpacked tree or a git clone, instead of the release's origins.
@@ -36,20 +36,21 @@ pub struct Access {
     pub offline: bool,
 }
 
-/// A release's source in the cache, checked against `pin`.
+/// A release's source in the cache. It matches `pin`.
 pub struct Source {
-    /// The pin: `sha256-…` of the archive as it was served, or `commit-…` if git checked it.
+    /// The pin: `sha256-…`, the digest of a tarball, or `commit-…`, if git checked the source.
     pub pin: String,
-    /// The archive: a tar file, gzipped if it came so.
+    /// The path of the archive: a tarball (`.tar.gz`), or git's archive (`.tar`).
     pub archive: PathBuf,
 }
 
-/// The source of `release`: from `access.from` if that is given, else from the cache, else from the release's origins, or from
-/// its git repository if it has no origins.
+/// The source of `release`: from `access.from` if that is given, or else from the cache, or else from the release's origins. If
+/// it has no origins, from its git repository.
 ///
 /// # Errors
 ///
-/// [`Failure::Preflight`] when no source can be had; any other when the source does not match its pin.
+/// [`Failure::Preflight`] when neither the cache nor an origin has the source; any other when what is at `access.from` cannot
+/// be read, or does not match a pin.
 pub fn source(release: &Release, access: &Access) -> Result<Source> {
     let cache = layout::cache_dir()?.join("sources");
     if let Some(from) = &access.from {
@@ -96,7 +97,8 @@ pub fn source(release: &Release, access: &Access) -> Result<Source> {
 ///
 /// # Errors
 ///
-/// As for [`source`].
+/// [`Failure::Preflight`] when neither the cache nor the release's git repository has it; with `access.from`, as for
+/// [`source`].
 pub fn git_tree(release: &Release, access: &Access) -> Result<Source> {
     if access.from.is_some() {
         return source(release, access);
@@ -121,7 +123,7 @@ pub fn git_tree(release: &Release, access: &Access) -> Result<Source> {
     })
 }
 
-/// Unpacks the source into the new directory `into`, without the archive's top directory. What is at `into` is removed.
+/// Unpacks the source, without the archive's top directory, to the directory `into`. A directory that is there is replaced.
 pub fn unpack(source: &Source, into: &Path) -> Result<()> {
     let parent = into.parent().context("a source tree needs a directory to be in")?;
     let temporary =
@@ -135,14 +137,16 @@ pub fn unpack(source: &Source, into: &Path) -> Result<()> {
         .unpack(temporary.path())
         .with_context(|| format!("cannot unpack {} below {}", source.archive.display(), parent.display()))?;
     let mut entries = fs::read_dir(temporary.path())?.collect::<io::Result<Vec<_>>>()?;
-    let tree =
-        entries.pop().filter(|_| entries.is_empty()).context("the archive holds more than one directory")?;
+    let tree = entries
+        .pop()
+        .filter(|_| entries.is_empty())
+        .context("the archive does not have one top directory")?;
     files::remove_tree(into)?;
     Ok(fs::rename(tree.path(), into)?)
 }
 
-/// Puts the source into the checkout's source/ for a build in another root, in a form that can be checked again there. Returns
-/// its path below the checkout.
+/// Puts the source into the checkout's source/, for a build in another root, in a form that can be checked there again. Returns
+/// its path, relative to the checkout.
 pub fn stage(release: &Release, access: &Access) -> Result<PathBuf> {
     let source = source(release, access)?;
     let dir = layout::root().join("source");
@@ -150,19 +154,19 @@ pub fn stage(release: &Release, access: &Access) -> Result<PathBuf> {
     let (tree, tarball) = (dir.join(NAME), dir.join(format!("{NAME}.tar.gz")));
     // The source of another release may be there.
     files::remove_tree(&tree)?;
-    let _ = fs::remove_file(&tarball);
+    files::remove_file(&tarball)?;
     let staged = if source.pin.starts_with("sha256-") {
         files::copy(&source.archive, &tarball, 0o644)?;
         tarball
     } else {
-        // The archive is git's, and has no pin. But its files have one: the tree.
+        // There is no pin for git's archive. But there is one for the files in it: the tree.
         unpack(&source, &tree)?;
         tree
     };
     Ok(staged.strip_prefix(layout::root()).unwrap_or(&staged).to_owned())
 }
 
-/// The source that an earlier fetch put into the cache under `pin`, unless it was damaged since.
+/// The source that an earlier fetch put into the cache under `pin`. A damaged one is removed from the cache.
 fn cached(cache: &Path, pin: String) -> Option<Source> {
     let dir = cache.join(&pin);
     let archive = archive_in(&dir)?;
@@ -182,7 +186,7 @@ fn commit_pin(release: &Release) -> String {
     format!("commit-{}", release.commit)
 }
 
-/// The archive in an entry of the cache.
+/// The path of the archive in an entry of the cache.
 fn archive_in(entry: &Path) -> Option<PathBuf> {
     let files = fs::read_dir(entry).ok()?.filter_map(|file| Some(file.ok()?.path()));
     let is_archive = |file: &PathBuf| {
@@ -200,7 +204,7 @@ fn keep(cache: &Path, pin: String, ending: &str, checked: &Path) -> Result<Sourc
     fs::copy(checked, &archive)?;
     fs::write(entry.path().join("sha256"), digest::file(&archive)?)?;
     if fs::rename(entry.path(), &dir).is_err() {
-        // The entry is there already. A process that reads the old one can go on.
+        // There is an entry already, and another process may be reading it. The exchange does not disturb that.
         let replaced = rustix::fs::renameat_with(CWD, entry.path(), CWD, &dir, RenameFlags::EXCHANGE);
         replaced.with_context(|| format!("cannot create {}", dir.display()))?;
     }
@@ -208,7 +212,7 @@ fn keep(cache: &Path, pin: String, ending: &str, checked: &Path) -> Result<Sourc
     Ok(Source { pin, archive })
 }
 
-/// Takes the source from the place that the user named.
+/// Takes the source from `from`, which the user named.
 fn import(release: &Release, from: &str, offline: bool, cache: &Path) -> Result<Source> {
     let pins: Vec<String> = release.origins.iter().map(|origin| origin.sha256.clone()).collect();
     if from.contains("://") && !from.starts_with("file://") {
@@ -245,8 +249,8 @@ fn from_tarball(file: &Path, pins: &[String], cache: &Path) -> Result<Source> {
     keep(cache, format!("sha256-{sha256}"), "tar.gz", file)
 }
 
-/// Takes the pinned commit from a git repository. Git computes the id of every object that it receives, so the commit's id
-/// vouches for all of them.
+/// Takes the pinned commit from a git repository. Git computes the ID of every object that it receives, and the commit's ID
+/// depends on all of them.
 fn from_git(release: &Release, origin: &str, cache: &Path) -> Result<Source> {
     let repository = ScratchRepository::new(cache)?;
     let commit = &release.commit;
@@ -276,7 +280,7 @@ fn from_git(release: &Release, origin: &str, cache: &Path) -> Result<Source> {
     Ok(source)
 }
 
-/// Takes an unpacked tree. Git computes its id.
+/// Takes an unpacked tree, if the ID that git computes for it is the pinned one.
 fn from_tree(release: &Release, tree: &Path, cache: &Path) -> Result<Source> {
     ensure!(
         tree.join("configure.ac").is_file() && tree.join("src/libguac").is_dir(),
@@ -298,7 +302,8 @@ fn from_tree(release: &Release, tree: &Path, cache: &Path) -> Result<Source> {
     Ok(source)
 }
 
-/// An empty git repository, which is removed when it is dropped. The user's settings and environment do not affect it.
+/// A new git repository, which is removed when this is dropped. Neither the user's settings nor the environment change a byte
+/// of the source.
 struct ScratchRepository {
     dir: TempDir,
     shell: Shell,
@@ -321,7 +326,7 @@ impl ScratchRepository {
         let mut git =
             cmd!(self.shell, "git -c core.autocrlf=false -c core.eol=lf -c core.attributesFile=/dev/null");
         git = git.args(["-c", "core.fileMode=true", "-c", "tar.umask=0002"]).args(arguments).quiet();
-        // The variables that `git rev-parse --local-env-vars` lists. Git sets them while it runs a hook.
+        // `git rev-parse --local-env-vars` lists most of them. Git sets some while it runs a hook of another repository.
         for name in [
             "GIT_ALTERNATE_OBJECT_DIRECTORIES",
             "GIT_COMMON_DIR",
@@ -329,8 +334,10 @@ impl ScratchRepository {
             "GIT_CONFIG_COUNT",
             "GIT_CONFIG_PARAMETERS",
             "GIT_GRAFT_FILE",
+            "GIT_IMPLICIT_WORK_TREE",
             "GIT_INDEX_FILE",
             "GIT_NAMESPACE",
+            "GIT_NO_REPLACE_OBJECTS",
             "GIT_OBJECT_DIRECTORY",
             "GIT_PREFIX",
             "GIT_REPLACE_REF_BASE",
@@ -342,10 +349,10 @@ impl ScratchRepository {
         git.env("GIT_DIR", self.dir.path()).env("GIT_TERMINAL_PROMPT", "0")
     }
 
-    /// Puts the release's commit or tree `id` into the cache.
+    /// Puts an archive of `id`, which is the release's commit or its tree, into the cache.
     fn keep(&self, release: &Release, id: &str, cache: &Path) -> Result<Source> {
         let tar = self.dir.path().join("source.tar");
-        // As GitHub names the directory in its archives, whose bytes this one then has.
+        // GitHub's name for the top directory: an archive of a commit with a tag then has the bytes of GitHub's.
         let prefix = format!("--prefix=guacamole-server-{}/", release.upstream_name());
         let output = format!("--output={}", tar.display());
         self.git(&["archive", "--format=tar", &prefix, &output, id]).run()?;
@@ -381,15 +388,17 @@ fn download_to(url: &str, path: &Path) -> Result<()> {
     let response = agent.get(url).call().map_err(|error| anyhow!("{error}"))?;
     let body = response.into_body();
     let progress = ui::download(body.content_length());
-    // One byte more than is allowed, to notice a larger file.
+    // One byte more than is accepted, to notice a larger file.
     let mut reader = progress.wrap_read(body.into_reader().take(LARGEST_TARBALL + 1));
     let mut file = File::create(path)?;
-    let length = io::copy(&mut reader, &mut file).context("the download broke off")?;
+    let copied = io::copy(&mut reader, &mut file);
     progress.finish_and_clear();
-    ensure!(length <= LARGEST_TARBALL, "it is larger than any release");
+    let length = copied.context("the download broke off")?;
+    ensure!(length <= LARGEST_TARBALL, "it is larger than {} MB, and no release is", LARGEST_TARBALL >> 20);
     Ok(())
 }
 
+/// The pins, each once, in their order.
 fn unique(pins: &[String]) -> Vec<&str> {
     let mut unique: Vec<&str> = Vec::new();
     for pin in pins {
@@ -408,7 +417,7 @@ fn clone_command(release: &Release, dir: &str) -> String {
     }
 }
 
-/// The error for a source that could not be had: what was tried, and every way to supply it.
+/// The error when there is no source: what was tried, and the commands that supply the source.
 fn no_source(release: &Release, tried: &[String]) -> String {
     let version = &release.version;
     let fetch = format!("cargo xtask fetch --release {version} --from");
@@ -423,8 +432,8 @@ fn no_source(release: &Release, tried: &[String]) -> String {
         ways.push(("your own mirror:", String::new(), format!("{fetch} https://HOST/{NAME}.tar.gz")));
     }
     let mut text = format!(
-        "no source for guacamole-server {version}. Tried:\n  - {}\nSupply it once, in one of these ways; the first command \
-         of a way runs on any machine with a network:",
+        "no source for guacamole-server {version}. Tried:\n  - {}\nSupply it once, in one of these ways. Where there are two \
+         commands, the first may run on another machine, which has a network:",
         tried.join("\n  - ")
     );
     for (way, get, import) in ways {

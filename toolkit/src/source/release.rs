@@ -1,4 +1,4 @@
-//! Which releases are there, and what are they pinned to? What `upstream.toml` says.
+//! Which releases are there, and what are they pinned to? `upstream.toml` says it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,26 +13,26 @@ use crate::host::layout;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Release {
-    /// Its name here: the key of its table.
+    /// Its name in this project: the key of its table.
     #[serde(skip)]
     pub version: String,
     /// What this toolkit promises for it.
     pub state: State,
     /// Upstream's tag. `None` for a commit that has none.
     pub tag: Option<String>,
-    /// The commit of the tag: pins a git clone.
+    /// The commit's ID in git. It pins a git clone.
     pub commit: String,
-    /// The commit's tree: pins an unpacked source tree.
+    /// The ID of the commit's tree in git. It pins an unpacked source tree.
     pub tree: String,
     /// The time of the commit, in seconds since 1970: the SOURCE_DATE_EPOCH of builds and packages.
     pub epoch: u64,
-    /// The NAR hash of the same tree, for Nix.
+    /// The NAR hash of the tree, for Nix, as `sha256-` and Base64.
     pub nar: String,
     /// The URL of the git repository that has the commit.
     pub git: String,
     /// The directory of the patch series, below the root of the checkout.
     patches: PathBuf,
-    /// Where the source can be downloaded, best first. Without any it comes from `git`.
+    /// Where the source can be downloaded, in the order in which they are tried. If there are none, it comes from `git`.
     #[serde(default)]
     pub origins: Vec<Origin>,
 }
@@ -56,7 +56,7 @@ pub struct Origin {
     pub name: String,
     /// The URL of the file.
     pub url: String,
-    /// The SHA-256 of the file.
+    /// The SHA-256 of the file, in lower-case hexadecimal.
     pub sha256: String,
 }
 
@@ -67,7 +67,7 @@ struct Upstream {
 }
 
 impl Release {
-    /// The pinned release `version`, or the newest supported one.
+    /// The pinned release `version`, or the newest supported one if that is `None`.
     ///
     /// # Errors
     ///
@@ -117,8 +117,8 @@ fn default(all: BTreeMap<String, Release>) -> Result<Release> {
     supported.max_by_key(|release| order(&release.version)).context("upstream.toml has no supported release")
 }
 
-/// The place of a version among others: by its numbers, and with a suffix before the same numbers without one. nix/upstream.nix
-/// has the same order.
+/// The sort key of a version. Versions are ordered by their numbers, and a suffix comes before no suffix: 2.6.0-rc1 is older
+/// than 2.6.0. nix/upstream.nix has the same order.
 fn order(version: &str) -> (Vec<u32>, bool, String) {
     let end = version.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(version.len());
     let (numbers, suffix) = version.split_at(end);

@@ -1,4 +1,4 @@
-//! Which patches does a release have, and how are they applied? One by one, with no fuzz and no offset.
+//! Which patches does a release have, and how are they applied? In the order of its series, with no fuzz and no offset.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::host::digest;
 pub struct Patch {
     /// Its file name.
     pub name: String,
-    /// Its group: the variant `keys` has one group alone.
+    /// Its group. The variant `keys` has the patches of one group.
     pub group: String,
     /// The SHA-256 of the file.
     pub sha256: String,
@@ -67,11 +67,13 @@ pub fn series(dir: &Path) -> Result<Vec<Patch>> {
 pub fn apply(dir: &Path, patches: &[Patch], source: &Path) -> Result<()> {
     for Patch { name, .. } in patches {
         let file: PathBuf = dir.join(name);
+        // With --batch alone, `patch` would take a patch out that the source has already, and succeed.
         let output = duct::cmd!(
             "patch",
             "-p1",
             "--fuzz=0",
             "--batch",
+            "--forward",
             "--no-backup-if-mismatch",
             "-d",
             source,
@@ -86,7 +88,7 @@ pub fn apply(dir: &Path, patches: &[Patch], source: &Path) -> Result<()> {
         .run()
         .context("cannot run `patch`")?;
         let text = String::from_utf8_lossy(&output.stdout);
-        // `patch` succeeds with an offset or fuzz, and mentions it. But a patch is for one exact source.
+        // `patch` succeeds with an offset, and mentions it. But a patch is for one exact source.
         if !output.status.success() || text.contains("offset") || text.contains("fuzz") {
             bail!(Failure::Patch(format!(
                 "{} does not apply exactly:\n{}\nrefresh it for this release: CONTRIBUTING.md says how",
@@ -103,6 +105,23 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+
+    #[test]
+    fn a_patch_that_the_source_has_already_is_refused_and_not_taken_out() {
+        let dir = TempDir::new().unwrap();
+        let (source, file) = (dir.path(), dir.path().join("file"));
+        fs::write(&file, "a\nold\n").unwrap();
+        fs::write(
+            dir.path().join("0001-a.patch"),
+            "--- a/file\n+++ b/file\n@@ -1,2 +1,2 @@\n a\n-old\n+new\n",
+        )
+        .unwrap();
+        let patch = Patch { name: "0001-a.patch".into(), group: "one".into(), sha256: String::new() };
+        apply(dir.path(), std::slice::from_ref(&patch), source).unwrap();
+        let error = apply(dir.path(), &[patch], source).unwrap_err();
+        assert!(matches!(error.downcast_ref(), Some(Failure::Patch(_))), "{error:#}");
+        assert_eq!(fs::read_to_string(file).unwrap(), "a\nnew\n");
+    }
 
     #[test]
     fn a_series_lists_each_of_its_patches_once() {

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: is tls-rs as fast as libc's keys? Compiles the program in `bench/`, runs it, and compares its figures
+//! `cargo xtask bench`: is tls-rs as fast as libc's keys? Compiles and runs the program in `bench/`, and compares its figures
 //! with limits.
 
 mod chart;
@@ -24,15 +24,16 @@ use crate::flags;
 use report::{Case, Library, Machine, Report};
 use rounds::Verdict;
 
-/// How many samples a round takes of each case, and how many nanoseconds each must last.
+/// How many samples a round takes of each case, and how many nanoseconds a sample must last at least.
 const THOROUGH: [&str; 2] = ["9", "10000"];
 const QUICK: [&str; 2] = ["1", "5000"];
 
-/// The flags of the C compiler. Functions and loops are aligned, so that no design has better addresses.
+/// The flags of the C compiler. Functions and loops are aligned, so that no design is faster because of its addresses.
 const CFLAGS: [&str; 6] =
     ["-std=c99", "-O2", "-falign-functions=64", "-falign-loops=64", "-Itls-rs/include", "-Ibench"];
 
-/// Each key store: the prefix of its functions, and its sources and flags. The loops are compiled with each.
+/// Each design of keys: its name, which its functions begin with, and its sources and flags. The loops in `bench/loops.c` are
+/// compiled once for each.
 const DESIGNS: [(&str, &[&str]); 5] = [
     ("pthread", &["-DDESIGN_IS_LIBC"]),
     ("thread", &["bench/thread.c"]),
@@ -43,13 +44,13 @@ const DESIGNS: [(&str, &[&str]); 5] = [
 
 /// Measures the designs, prints the report, and fails with `--check` if a limit is not met.
 pub fn run(flags: &flags::Bench) -> Result<()> {
-    // Checked at once, as they are written minutes later.
+    // Checked now, as the files are written minutes later.
     for path in [&flags.json, &flags.chart].into_iter().flatten() {
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         ensure!(dir.is_dir(), "cannot write {}: there is no directory {}", path.display(), dir.display());
     }
     if !flags.keys_only {
-        tools::preflight(&[Need::Build], guacd::PROTOCOLS, flags.setup.install)?;
+        tools::preflight(&[Need::Build], guacd::OPTIONAL_NEEDS, flags.setup.install)?;
     }
     let _lock = lock::command("bench")?;
     let libguacs = if flags.keys_only { None } else { Some(libguacs(flags)?) };
@@ -93,19 +94,18 @@ pub fn run(flags: &flags::Bench) -> Result<()> {
 fn libguacs(flags: &flags::Bench) -> Result<[PathBuf; 2]> {
     let release = flags.release.load()?;
     let library = |variant| {
-        let prefix = guacd::build(&release, variant, &flags.setup.options(), &Options::default())?;
+        let prefix = guacd::build(&release, variant, &flags.setup.to_toolkit(), &Options::default())?;
         Ok::<_, anyhow::Error>(prefix.join("lib/libguac.so"))
     };
     Ok([library(Variant::Stock)?, library(Variant::Patched)?])
 }
 
-/// Compiles the benchmark, with each design in a shared library that is linked as libguac is.
+/// Compiles the benchmark, with each design in a shared library that is linked as libguac is. Returns the program's path.
 fn compile(steps: &mut Steps, dir: &Path, offline: bool) -> Result<PathBuf> {
     let program = dir.join("bench");
     let sources =
         digest::files(&layout::root(), &["bench", "tls-rs/tests/c/mutex_array.c", "tls-rs/include"])?;
-    let compiler = run::version_line(&tools::c_compiler(), "--version").unwrap_or_default();
-    let rustc = run::version_line("rustc", "--version").unwrap_or_default();
+    let (compiler, rustc) = (tools::c_compiler_version(), tools::rustc_version());
     let inputs =
         [&*sources, &compiler, &rustc, &tls_rs::digest_of_inputs()?, &format!("{DESIGNS:?} {CFLAGS:?}")];
     steps.step(
@@ -125,7 +125,7 @@ fn compile(steps: &mut Steps, dir: &Path, offline: bool) -> Result<PathBuf> {
                     let archive = dir.join("lib/libtls_rs.a");
                     arguments.extend([format!("-Wl,{}", archive.display()), "-Wl,-z,nodelete".to_owned()]);
                 } else {
-                    // Each library needs other names. Otherwise the first one's functions would be called for all.
+                    // Each library has other names. With the same names, all would call the first library's functions.
                     let functions = ["key_create", "key_delete", "getspecific", "setspecific"];
                     let rename = |function| format!("-Dguac_thread_local_{function}={name}_{function}");
                     arguments.extend(functions.map(rename));
@@ -145,6 +145,7 @@ fn compile(steps: &mut Steps, dir: &Path, offline: bool) -> Result<PathBuf> {
     Ok(program)
 }
 
+/// Compiles a program or a library to the file `output`.
 fn cc(step: &Running<'_>, output: &Path, arguments: Vec<String>) -> Result<()> {
     let compiler = tools::c_compiler();
     let mut words = compiler.split_whitespace().map(str::to_owned);
@@ -155,7 +156,7 @@ fn cc(step: &Running<'_>, output: &Path, arguments: Vec<String>) -> Result<()> {
     step.run(&format!("compiling {}", output.display()), duct::cmd(program, arguments).dir(layout::root()))
 }
 
-/// Runs the benchmark, round by round, and reads the samples that it writes.
+/// Runs the benchmark, round by round, until each case is decided. Returns the cases.
 fn measure(
     program: &Path,
     dir: &Path,
@@ -182,19 +183,20 @@ fn measure(
     Ok(cases)
 }
 
+/// Describes this machine, for the report.
 fn machine() -> Machine {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
         let line = cpu.lines().find(|line| line.starts_with(name))?;
         Some(line.split_once(':')?.1.trim().to_owned())
     };
-    let number = |name| field(name).unwrap_or_default();
+    let text = |name| field(name).unwrap_or_default();
     Machine {
-        cpu: format!("{}, family {} model {}", number("model name"), number("cpu family"), number("model\t")),
+        cpu: format!("{}, family {} model {}", text("model name"), text("cpu family"), text("model\t")),
         cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         libc: duct::cmd!("getconf", "GNU_LIBC_VERSION").stderr_null().read().unwrap_or_default(),
-        compiler: run::version_line(&tools::c_compiler(), "--version").unwrap_or_default(),
-        rustc: run::version_line("rustc", "--version").unwrap_or_default(),
+        compiler: tools::c_compiler_version(),
+        rustc: tools::rustc_version(),
     }
 }

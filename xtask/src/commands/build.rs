@@ -14,7 +14,7 @@ pub fn run(flags: &flags::Build) -> Result<()> {
         jobs: flags.jobs.map(std::num::NonZero::get),
         configure_args: &flags.configure_args,
     };
-    let prefix = guacd::build(&release, flags.variant.of(), &flags.setup.options(), &options)?;
+    let prefix = guacd::build(&release, flags.variant.to_toolkit(), &flags.setup.to_toolkit(), &options)?;
     ui::result(prefix.display());
     Ok(())
 }

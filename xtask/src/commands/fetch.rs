@@ -9,7 +9,7 @@ use crate::flags;
 /// Fetches the source, and prints where it is.
 pub fn run(flags: &flags::Fetch) -> Result<()> {
     let release = flags.release.load()?;
-    let source = fetch::source(&release, &flags.source.access())?;
+    let source = fetch::source(&release, &flags.source.to_toolkit())?;
     ui::result(source.archive.display());
     Ok(())
 }

@@ -19,7 +19,7 @@ pub fn run(flags: &flags::Image) -> Result<()> {
         rebuild: flags.rebuild,
         own_daemon: flags.own_daemon,
     };
-    let image = image::build(&release, &flags.source.access(), &options)?;
+    let image = image::build(&release, &flags.source.to_toolkit(), &options)?;
     if flags.json {
         ui::result(serde_json::to_string_pretty(&image)?);
     } else {

@@ -11,7 +11,7 @@ use crate::flags;
 /// Builds the output, and prints its store path.
 pub fn run(flags: &flags::Nix) -> Result<()> {
     let options = Options { output: flags.output.clone(), check: flags.check, stand_in: flags.stand_in };
-    let built = nix::build(&options, &flags.setup.options())?;
+    let built = nix::build(&options, &flags.setup.to_toolkit())?;
     ui::result(built.display());
     match flags.stress {
         Some(count) => hold(&built, count, flags),

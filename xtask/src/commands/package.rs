@@ -10,7 +10,7 @@ use crate::flags;
 pub fn run(flags: &flags::Package) -> Result<()> {
     let release = flags.release.load()?;
     let options = Options { output: flags.output.clone(), suite: flags.suite.clone(), check: flags.check };
-    let made = package::build(&release, &flags.setup.options(), &options)?;
+    let made = package::build(&release, &flags.setup.to_toolkit(), &options)?;
     if flags.json {
         ui::result(serde_json::to_string_pretty(&made)?);
     } else {

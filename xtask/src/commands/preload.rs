@@ -6,7 +6,7 @@ use toolkit::ui;
 
 use crate::flags;
 
-/// Builds the library, and says how to use it.
+/// Builds the library, prints its path, and says how to use it.
 pub fn run(flags: &flags::Preload) -> Result<()> {
     let library = preload::build(flags.out.as_deref(), flags.offline)?;
     if library.as_os_str().as_encoded_bytes().iter().any(|byte| b" :".contains(byte)) {

@@ -1,7 +1,7 @@
-//! `cargo xtask prove`: is `tls-rs` right? The checks that need other tools than `test`, or more time.
+//! `cargo xtask prove`: is `tls-rs` right? These checks need other tools than those of `cargo xtask test`, or more time.
 //!
-//! Each check is shown to work: it also runs on copies of the checkout, each with a bug of `tls-rs/bugs` in it, and must
-//! report the bug.
+//! Each check also runs on copies of the checkout, each with a bug of `tls-rs/bugs` in it. It must report the bug, which shows
+//! that the check works.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -19,7 +19,7 @@ use toolkit::ui;
 
 use crate::flags::{Check, Prove};
 
-/// The flags that cargo-fuzz gives to rustc, less those that only a nightly Rust has.
+/// The flags that cargo-fuzz gives rustc, without those that need a nightly Rust.
 const FUZZING: &str = "--cfg fuzzing -Cdebug-assertions -Ccodegen-units=1 -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares";
@@ -42,7 +42,7 @@ impl Check {
         }
     }
 
-    /// The command that installs what this machine lacks for the check.
+    /// The command that installs what this machine lacks for the check, or `None` if it lacks nothing.
     fn missing(self) -> Option<&'static str> {
         let has = |program| run::version_line(program, "--version").is_some();
         let nightly = |component: &str| {
@@ -68,13 +68,13 @@ impl Check {
         layout::target_dir().join("prove").join(self.name())
     }
 
-    /// Cargo's target directory. It is another one with a bug than without: Cargo would take builds of one tree for those
-    /// of the other, as it goes by the age of files. (For Miri, it does not know the files at all.)
+    /// Cargo's target directory. With a bug it is another one than without: cargo compares the times of files, and would take a
+    /// build of one tree for that of the other. (For Miri, it does not compare the files at all.)
     fn target_dir(self, with_bug: bool) -> PathBuf {
         if with_bug { self.dir().join("with-bug") } else { self.dir() }
     }
 
-    /// The commands to run in `tree`, which is the checkout or a copy with a bug.
+    /// The commands of the check, to be run one after another in `tree`: the checkout, or a copy with a bug.
     fn commands(self, tree: &Path, flags: &Prove, with_bug: bool) -> Vec<Expression> {
         let stable = |words: &[&str]| {
             let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -109,7 +109,7 @@ impl Check {
                 } else {
                     corpora.push(tree.join("tls-rs/fuzz/corpus/model"));
                 }
-                let _ = fs::create_dir_all(&found); // libFuzzer reports it if the directory is missing
+                let _ = fs::create_dir_all(&found); // without the directory, libFuzzer fails
                 let program = self.target_dir(with_bug).join(&target).join("release/model");
                 let options = [
                     format!("-max_total_time={seconds}"),
@@ -154,6 +154,7 @@ impl Check {
     }
 }
 
+/// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
@@ -164,26 +165,28 @@ enum Verdict {
 
 /// The result of a check.
 #[derive(Serialize)]
-struct Finding {
+struct Outcome {
     check: &'static str,
     result: Verdict,
+    /// How long it took, in seconds.
     seconds: u64,
     /// The error, or the command that installs what is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     remark: Option<String>,
 }
 
+/// The results of all checks, which `--json` prints.
 #[derive(Serialize)]
-struct Report<'a> {
+struct Outcomes<'a> {
     schema_version: u32,
-    checks: &'a [Finding],
+    checks: &'a [Outcome],
 }
 
 /// Runs the checks that the flags name, or all.
 pub fn run(flags: &Prove) -> Result<()> {
     let _lock = lock::command("prove")?;
     let named = !flags.checks.is_empty();
-    let mut findings = Vec::new();
+    let mut outcomes = Vec::new();
     for check in Check::ALL.into_iter().filter(|check| !named || flags.checks.contains(check)) {
         let start = Instant::now();
         let (result, remark) = match check.missing() {
@@ -195,7 +198,7 @@ pub fn run(flags: &Prove) -> Result<()> {
                 ui::warning(format!("SKIPPED: {}: NOT INSTALLED HERE: {install}", check.name()));
                 (Verdict::Skipped, Some(install.to_owned()))
             }
-            None => match prove_one(check, flags) {
+            None => match run_check(check, flags) {
                 Ok(()) => (Verdict::Passed, None),
                 Err(error) => {
                     run::check_interrupted()?;
@@ -204,23 +207,23 @@ pub fn run(flags: &Prove) -> Result<()> {
                 }
             },
         };
-        findings.push(Finding { check: check.name(), result, seconds: start.elapsed().as_secs(), remark });
+        outcomes.push(Outcome { check: check.name(), result, seconds: start.elapsed().as_secs(), remark });
     }
     if flags.json {
-        ui::result(serde_json::to_string_pretty(&Report { schema_version: 1, checks: &findings })?);
+        ui::result(serde_json::to_string_pretty(&Outcomes { schema_version: 1, checks: &outcomes })?);
     }
-    let failed: Vec<_> = findings
+    let failed: Vec<_> = outcomes
         .iter()
-        .filter(|finding| finding.result == Verdict::Failed)
-        .map(|finding| finding.check)
+        .filter(|outcome| outcome.result == Verdict::Failed)
+        .map(|outcome| outcome.check)
         .collect();
     ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
     Ok(())
 }
 
-/// Runs a check on the checkout, then on a copy with each bug that it must see. Loom plants its bugs itself, in
-/// `tls-rs/tests/loom.rs`.
-fn prove_one(check: Check, flags: &Prove) -> Result<()> {
+/// Runs a check on the checkout, and then, for each bug that it must report, on a copy with the bug. For loom,
+/// `tls-rs/tests/loom.rs` does the latter.
+fn run_check(check: Check, flags: &Prove) -> Result<()> {
     let dir = check.dir();
     let log = dir.join("log");
     let step = ui::Step::start(check.name());
@@ -233,13 +236,13 @@ fn prove_one(check: Check, flags: &Prove) -> Result<()> {
     let bugs: Vec<_> = bugs.iter().filter_map(|bug| Some((bug, bug.seen_by(check.name())?))).collect();
     ensure!(!bugs.is_empty(), "no bug in tls-rs/bugs shows that {} works: add one", check.name());
     for (bug, words) in bugs {
-        see(check, flags, bug, words)?;
+        run_with_bug(check, flags, bug, words)?;
     }
     Ok(())
 }
 
-/// Runs a check on a copy of the checkout with a bug in it. It must fail and print these words.
-fn see(check: Check, flags: &Prove, bug: &Bug, words: &str) -> Result<()> {
+/// Runs a check on a copy of the checkout with a bug in it. The check must fail, and print `words`.
+fn run_with_bug(check: Check, flags: &Prove, bug: &Bug, words: &str) -> Result<()> {
     let tree = copy_with(bug)?;
     let log = check.dir().join(format!("log-with-{}", bug.name));
     let title = format!("{} bug", check.name());
@@ -249,7 +252,7 @@ fn see(check: Check, flags: &Prove, bug: &Bug, words: &str) -> Result<()> {
     let printed = fs::read(&log)?;
     ensure!(
         result.is_err() && String::from_utf8_lossy(&printed).contains(words),
-        "{} does not report a bug that was planted, {}: {}",
+        "{} does not report the bug that was planted, {}: {}",
         check.name(),
         bug.name,
         log.display()
@@ -258,13 +261,13 @@ fn see(check: Check, flags: &Prove, bug: &Bug, words: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs commands until one fails. Their output goes to a new `log`.
+/// Runs commands until one fails, with their output in the new file `log`.
 fn run_all(step: &ui::Step, title: &str, commands: Vec<Expression>, log: &Path) -> Result<()> {
     files::begin_log(log)?;
     commands.into_iter().try_for_each(|command| run::logged(step, title, command, log, WhenInterrupted::End))
 }
 
-/// A copy of the checkout with a bug in it.
+/// Makes a copy of the checkout with a bug in it, in place of the one before. Returns its path.
 fn copy_with(bug: &Bug) -> Result<PathBuf> {
     let copy = layout::target_dir().join("prove/copy");
     files::remove_tree(&copy)?;

@@ -1,7 +1,7 @@
-//! `cargo xtask reproduce`: does the same source give the same files, whoever builds it, where and when?
+//! `cargo xtask reproduce`: does the same source always give the same files, whoever builds it, where and when?
 //!
-//! It builds twice, in two copies of the checkout. Everything that should not matter differs between the builds. Both install
-//! into the same prefix, and the two installations are compared byte by byte.
+//! It builds twice, in two copies of the checkout, under conditions that differ as far as possible. Both builds install into
+//! the same prefix, and the two installations are compared byte by byte.
 
 use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -17,7 +17,7 @@ use rustix::fs::Mode;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 
-use toolkit::build::guacd::PROTOCOLS;
+use toolkit::build::guacd::OPTIONAL_NEEDS;
 use toolkit::build::prefix;
 use toolkit::failure::Failure;
 use toolkit::host::run::{self, WhenInterrupted};
@@ -32,13 +32,13 @@ use crate::flags;
 /// How many differing files diffoscope explains. The others probably differ for the same reason.
 const MOST_EXPLAINED: usize = 10;
 
-/// The directories of the two builds. Their names have different lengths, as a length may end up in a file as well.
+/// The directories of the two builds. Their paths have different lengths, as the length of a path may affect a file, too.
 const PLACES: [&str; 2] = ["one", "another/and/deeper"];
 
 /// Runs a program under another user ID, in a user namespace.
 const AS_ANOTHER_USER: [&str; 4] = ["unshare", "--user", "--map-user=4822", "--map-group=4822"];
 
-/// The result.
+/// The result, which `--json` prints.
 #[derive(Serialize)]
 struct Reproduction {
     schema_version: u32,
@@ -54,6 +54,7 @@ struct Reproduction {
     differences: Vec<Difference>,
 }
 
+/// A condition under which the builds run, and its value in each.
 #[derive(Serialize)]
 struct Condition {
     name: &'static str,
@@ -62,12 +63,12 @@ struct Condition {
 
 /// Builds twice, and compares the installations.
 pub fn run(flags: &flags::Reproduce) -> Result<()> {
-    tools::preflight(&[Need::Build], &[PROTOCOLS, &[Need::Reproduce]].concat(), flags.setup.install)?;
+    tools::preflight(&[Need::Build], &[OPTIONAL_NEEDS, &[Need::Reproduce]].concat(), flags.setup.install)?;
     let release = flags.release.load()?;
     let _lock = lock::command("reproduce")?;
-    // Into the cache: both builds take the source from there.
-    fetch::source(&release, &flags.setup.source.access())?;
-    let name = format!("reproduce-{}", flags.variant.of().name());
+    // This puts it into the cache, from where both builds take it.
+    fetch::source(&release, &flags.setup.source.to_toolkit())?;
+    let name = format!("reproduce-{}", flags.variant.to_toolkit().name());
     let work = Work::new(&layout::target_dir().join("guacd").join(&release.version).join(name))?;
     let (conditions, not_varied) = conditions();
 
@@ -85,7 +86,7 @@ pub fn run(flags: &flags::Reproduce) -> Result<()> {
     let (files, mut differences) = compare(&work.installed(0), &work.installed(1))?;
     explain(&work, &mut differences)?;
     let reproducible = differences.is_empty();
-    let variant = flags.variant.of().name();
+    let variant = flags.variant.to_toolkit().name();
     let version = release.version.clone();
     let report = Reproduction {
         schema_version: 1,
@@ -139,7 +140,7 @@ fn print(report: &Reproduction) {
 fn conditions() -> (Vec<Condition>, Vec<String>) {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let locales = duct::cmd!("locale", "-a").stderr_null().read().unwrap_or_default();
-    // Preferably one whose messages and order of letters are not English.
+    // Preferably one with messages in another language, and another order of letters.
     let locale =
         locales.lines().find(|name| !["C", "POSIX", "en"].iter().any(|plain| name.starts_with(plain)));
     let condition = |name, values: [&str; 2]| Condition { name, values: values.map(str::to_owned) };
@@ -160,7 +161,7 @@ fn conditions() -> (Vec<Condition>, Vec<String>) {
     let is_there = |program: &str| run::version_line(program, "--version").is_some();
     let missing = |name: &str| format!("{name} is missing, which --install installs");
     add("time", ["now", "+400d"], is_there("faketime"), &missing("faketime"));
-    // A file system that lists directories backwards.
+    // disorderfs is a file system that lists directories in reverse.
     add("file order", ["as it comes", "reversed"], is_there("disorderfs"), &missing("disorderfs"));
     let can_unshare = duct::cmd(AS_ANOTHER_USER[0], [&AS_ANOTHER_USER[1..], &["true"]].concat())
         .stderr_null()
@@ -170,7 +171,7 @@ fn conditions() -> (Vec<Condition>, Vec<String>) {
     (conditions, not_varied)
 }
 
-/// The value of a condition in one of the builds, if the condition differs.
+/// The value of a condition in the build `index`. `None` if the condition is the same in both builds.
 fn value<'a>(conditions: &'a [Condition], name: &str, index: usize) -> Option<&'a str> {
     conditions
         .iter()
@@ -185,16 +186,16 @@ struct Work {
 
 impl Work {
     fn new(dir: &Path) -> Result<Work> {
-        // A run that was killed may have left a mounted file system and files.
+        // A run that was killed may have left files and a mounted file system.
         let work = Work { dir: dir.to_owned() };
         unmount(&work.place(1));
         work.remove()?;
         fs::create_dir_all(dir)?;
         let work = Work { dir: fs::canonicalize(dir)? };
         prefix::check_space(&work.dir, 2 * prefix::BYTES_NEEDED)?;
-        // A copy for both builds: cargo may replace the original meanwhile.
+        // Both builds use a copy of xtask: cargo may replace the original meanwhile.
         fs::copy(std::env::current_exe()?, work.xtask())?;
-        // Without faketime's library: its lock and that of rustc's allocator would wait for each other for ever.
+        // Without faketime's library: its lock and that of rustc's allocator would cause a deadlock.
         let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
         fs::write(work.rustc(), format!("#!/bin/sh\nunset LD_PRELOAD\nexec {rustc} \"$@\"\n"))?;
         fs::set_permissions(work.rustc(), Permissions::from_mode(0o755))?;
@@ -210,7 +211,7 @@ impl Work {
         self.dir.join(PLACES[index])
     }
 
-    /// The prefix that both install into: the prefix is part of what is built.
+    /// The prefix of both builds: it is part of the files.
     fn prefix(&self) -> PathBuf {
         self.dir.join("prefix")
     }
@@ -223,12 +224,12 @@ impl Work {
         self.dir.join("rustc")
     }
 
-    /// Where the installation of one of them is kept.
+    /// Where the installation of one of the builds is kept.
     fn installed(&self, index: usize) -> PathBuf {
         self.dir.join(["installed-first", "installed-second"][index])
     }
 
-    /// Makes a copy of the checkout.
+    /// Makes the copy of the checkout for one of the builds.
     fn checkout(&self, index: usize, conditions: &[Condition]) -> Result<Checkout> {
         let dir = self.place(index);
         fs::create_dir_all(&dir)?;
@@ -238,7 +239,7 @@ impl Work {
         Ok(Checkout { dir, _disorder: disorder })
     }
 
-    /// The command that builds in `checkout` and installs.
+    /// The command that builds in `checkout`, and installs.
     fn build(
         &self,
         flags: &flags::Reproduce,
@@ -260,7 +261,7 @@ impl Work {
         words.push(self.xtask().to_string_lossy().into_owned());
         words.extend(["build", "--offline"].map(str::to_owned));
         words.push(format!("--release={release}"));
-        words.push(format!("--variant={}", flags.variant.of().name()));
+        words.push(format!("--variant={}", flags.variant.to_toolkit().name()));
         words.push(format!("--prefix={}", self.prefix().display()));
         words.push(format!("--jobs={}", value("jobs").unwrap_or("1")));
         words.push("--".into());
@@ -268,7 +269,7 @@ impl Work {
 
         let home = self.dir.join(value("home").unwrap_or("home"));
         fs::create_dir_all(&home)?;
-        // These stay where they are when HOME changes.
+        // HOME changes, and these directories stay the same.
         let cache = layout::cache_dir()?;
         let users_home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
         let or_below_home =
@@ -287,7 +288,7 @@ impl Work {
             .env("TZ", value("time zone").unwrap_or("UTC0"))
             .env("USER", value("user").unwrap_or_default())
             .env("LOGNAME", value("user").unwrap_or_default())
-            // Only the current time differs: make compares the times of files, and locks use the monotonic clock.
+            // faketime changes the current time alone: make compares the times of files, and locks use the monotonic clock.
             .env("NO_FAKE_STAT", "1")
             .env("DONT_FAKE_MONOTONIC", "1")
             .before_spawn(move |command| {
@@ -352,7 +353,7 @@ fn unmount(dir: &Path) {
     let _ = duct::cmd!("fusermount", "-u", "-z", dir).stdout_null().stderr_null().unchecked().run();
 }
 
-/// Makes diffoscope explain the differences of the files.
+/// Has diffoscope explain how the files differ, if it is installed.
 fn explain(work: &Work, differences: &mut [Difference]) -> Result<()> {
     if differences.is_empty() || run::version_line("diffoscope", "--version").is_none() {
         return Ok(());
@@ -367,7 +368,7 @@ fn explain(work: &Work, differences: &mut [Difference]) -> Result<()> {
         if !files.iter().all(|file| file.is_file()) {
             continue;
         }
-        // It exits with 1, as the files differ.
+        // It exits with 1 because the files differ.
         let command = duct::cmd!("diffoscope", "--no-progress", "--text", &report, &files[0], &files[1]);
         let log = work.dir.join("diffoscope.log");
         let _ = run::logged(&progress, "diffoscope", command, &log, WhenInterrupted::End);

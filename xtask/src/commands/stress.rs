@@ -1,4 +1,4 @@
-//! `cargo xtask stress`: builds what is missing, and hands a plan of the run to `guac-stress`.
+//! `cargo xtask stress`: builds what is missing, and gives `guac-stress` a plan of the run.
 
 use anyhow::{Result, bail};
 use clap::CommandFactory;
@@ -16,8 +16,9 @@ use toolkit::stress;
 
 use crate::flags;
 
-/// Of what AddressSanitizer looks for, not: what is still allocated when a process ends; that upstream's plugins share a static
-/// library; and threads that leave with pthread_exit, whose stacks it misreads when it takes back its alternate one.
+/// AddressSanitizer reports neither leaks nor symbols that are defined twice: upstream's plugins share a static library. It
+/// uses no alternate signal stacks: when it removes that of a thread that ends with pthread_exit, it misreads the thread's
+/// stack.
 const ASAN_OPTIONS: &str = "detect_leaks=0:detect_odr_violation=0:use_sigaltstack=0";
 
 /// Runs the load that the flags describe.
@@ -48,13 +49,13 @@ fn build(load: &Load, flags: &flags::Stress, guacds: &mut Guacds) -> Result<()> 
     if load.target == Target::OpenSsh {
         needs.push(Need::OpenSsh);
     }
-    tools::preflight(&needs, guacd::PROTOCOLS, flags.setup.install)?;
+    tools::preflight(&needs, guacd::OPTIONAL_NEEDS, flags.setup.install)?;
     let release = flags.release.load()?;
     let sanitizers: &[&str] = if flags.sanitize { &guacd::SANITIZERS } else { &[] };
     let configure_args: Vec<_> = sanitizers.iter().map(|argument| (*argument).to_owned()).collect();
     let options = Options { configure_args: &configure_args, ..Options::default() };
     for &variant in flags.variant.list() {
-        let dir = guacd::build(&release, variant, &flags.setup.options(), &options)?;
+        let dir = guacd::build(&release, variant, &flags.setup.to_toolkit(), &options)?;
         let built = manifest::protocols(&dir)?;
         let mut wanted = load.protocol.each().iter().map(|protocol| protocol.as_str());
         if let Some(missing) = wanted.find(|wanted| !built.iter().any(|protocol| protocol == wanted)) {

@@ -13,11 +13,11 @@ use toolkit::ui;
 
 use crate::flags;
 
-/// Runs the checks, and stops at the first that fails.
+/// Runs the checks. The first that fails ends the run.
 pub fn run(flags: &flags::Test) -> Result<()> {
     let release = flags.release.load()?;
     if flags.musl {
-        return musl::check(&release, &flags.setup.options());
+        return musl::check(&release, &flags.setup.to_toolkit());
     }
     let needs: &[Need] = match flags.quick {
         true => &[Need::Tests],
@@ -37,7 +37,7 @@ pub fn run(flags: &flags::Test) -> Result<()> {
     cargo("format", &["fmt", "--all", "--check"], "cargo fmt --all", offline)?;
     let clippy = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
     cargo("lints", &clippy, "cargo clippy --workspace --all-targets --fix", offline)?;
-    // One by one: together they would be compiled with each other's features, and xtask once more.
+    // One by one: together, all would be compiled with the features that any of them needs, and xtask once more.
     for package in [
         "toolkit",
         "xtask",
@@ -71,9 +71,9 @@ pub fn run(flags: &flags::Test) -> Result<()> {
     integration(&release, offline)
 }
 
-/// Whether the source of `release` is in the cache, or can be fetched into it. Prints why not.
+/// Whether the source of `release` is in the cache, or can be fetched into it. If not, prints the reason.
 fn has_source(release: &Release, flags: &flags::Test) -> Result<bool> {
-    let Err(error) = fetch::source(release, &flags.setup.source.access()) else { return Ok(true) };
+    let Err(error) = fetch::source(release, &flags.setup.source.to_toolkit()) else { return Ok(true) };
     run::check_interrupted()?;
     if flags.setup.source.from.is_some() {
         return Err(error);
@@ -90,9 +90,9 @@ fn integration(release: &Release, offline: bool) -> Result<()> {
     show(&title, &arguments, command, &format!("GUACD_RELEASE={} cargo test -p tests", release.version))
 }
 
-/// Makes loom try every interleaving of small programs on `tls-rs`'s registry.
+/// Runs loom, which tries every interleaving of small programs on `tls-rs`'s registry.
 fn loom(offline: bool) -> Result<()> {
-    // In a separate target directory: with other flags cargo would compile everything again each time.
+    // In its own target directory: with other flags in the same one, cargo would compile everything again each time.
     let target = layout::target_dir().join("loom");
     let target = target.to_string_lossy();
     let arguments = ["test", "--locked", "--release", "--package", "tls-rs", "--target-dir", &target, "loom"];
@@ -104,8 +104,8 @@ fn cargo(title: &str, arguments: &[&str], remedy: &str, offline: bool) -> Result
     show(title, arguments, layout::cargo(arguments, offline), remedy)
 }
 
-/// Runs cargo on xtask's terminal, where the user sees the output of the tests. `remedy` is the command that repeats the failing
-/// check, or corrects what it found.
+/// Runs cargo on xtask's terminal, where the user sees its output. `remedy` is the command that repeats the check, or corrects
+/// what it found.
 fn show(title: &str, arguments: &[&str], command: Expression, remedy: &str) -> Result<()> {
     run::check_interrupted()?;
     ui::heading(format!("{title}: cargo {}", arguments.join(" ")));

@@ -1,7 +1,7 @@
-//! Does guacd carry its sessions where libc is musl, as in the official image?
+//! How many sessions does guacd carry where libc is musl, as in the official image?
 //!
-//! Debian has musl and a compiler for it, but none of the libraries that guacd needs. [`libraries`] builds those of the SSH
-//! side from Debian's source packages, once. [`check`] builds guacd with them, and counts sessions.
+//! Debian has musl and a compiler for it, but none of the libraries that guacd needs. [`libraries`] builds those that guacd
+//! needs for SSH from Debian's source packages, once. [`check`] builds guacd with them, and counts sessions.
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -42,30 +42,31 @@ const SOURCES: [&str; 17] = [
     "zlib",
 ];
 
-/// Builds them.
+/// The script that builds the libraries.
 const RECIPE: &str = include_str!("libraries.sh");
 
 /// A run of guac-stress, and how many sessions have to prove themselves in it.
 struct Case {
-    what: &'static str,
+    title: &'static str,
     variant: Variant,
     preload: bool,
+    /// Arguments of guac-stress.
     load: &'static [&'static str],
     proven: RangeInclusive<u64>,
 }
 
-/// musl has 128 keys. guacd's parent takes two for each session, and a session's process 11 more.
+/// A process has 128 keys with musl. guacd's parent takes two for each session, and a session's process 11 more.
 const CASES: [Case; 3] = [
-    Case { what: "stock", variant: Variant::Stock, preload: false, load: &["--count=80"], proven: 56..=60 },
+    Case { title: "stock", variant: Variant::Stock, preload: false, load: &["--count=80"], proven: 56..=60 },
     Case {
-        what: "stock with the preload library",
+        title: "stock with the preload library",
         variant: Variant::Stock,
         preload: true,
         load: &["--count=80"],
         proven: 80..=80,
     },
     Case {
-        what: "patched, in a burst",
+        title: "patched, in a burst",
         variant: Variant::Patched,
         preload: false,
         load: &["burst", "--count=300"],
@@ -73,11 +74,11 @@ const CASES: [Case; 3] = [
     },
 ];
 
-/// Builds a stock and a patched guacd for musl, and has them hold sessions over SSH.
+/// Builds a stock and a patched guacd for musl, and holds SSH sessions through each.
 ///
 /// # Errors
 ///
-/// When something is missing, does not build, or fewer or more sessions prove themselves than have to.
+/// When something is missing or does not build, or when fewer or more sessions prove themselves than must.
 pub fn check(release: &Release, setup: &Setup) -> Result<()> {
     tools::preflight(&[Need::Build, Need::Tests, Need::Musl], &[], setup.install)?;
     let configure_args = configure_args(&libraries(setup.source.offline)?);
@@ -92,9 +93,9 @@ pub fn check(release: &Release, setup: &Setup) -> Result<()> {
         if case.preload {
             arguments.push(format!("--preload={}", library.display()));
         }
-        ui::heading(format!("musl: {}", case.what));
+        ui::heading(format!("musl: {}", case.title));
         match stress::run(&arguments, setup.source.offline) {
-            // A threshold was missed: some of stock's sessions fail.
+            // 5: a threshold was missed. Some of stock's sessions must fail, and the report has their number.
             Err(error) if !matches!(error.downcast_ref(), Some(Failure::Stress(5))) => return Err(error),
             _ => {}
         }
@@ -102,11 +103,11 @@ pub fn check(release: &Release, setup: &Setup) -> Result<()> {
         ensure!(
             case.proven.contains(&proven),
             "musl, {}: {proven} of {requested} sessions proved themselves, and not {} to {}",
-            case.what,
+            case.title,
             case.proven.start(),
             case.proven.end()
         );
-        ui::note(format!("  musl, {}: {proven} of {requested} sessions", case.what));
+        ui::note(format!("  musl, {}: {proven} of {requested} sessions", case.title));
     }
     Ok(())
 }
@@ -121,11 +122,12 @@ fn sessions(report: &Path) -> Result<(u64, u64)> {
     }
 }
 
-/// The prefix of the libraries, which are built if they are not in the user's cache.
+/// Builds the libraries, unless they are in the user's cache. Returns their prefix.
 ///
 /// # Errors
 ///
-/// When they are not there and `offline`, or their sources cannot be had, or one does not build.
+/// [`Failure::Preflight`] when they are not in the cache and `offline` is true; any other when a source cannot be downloaded,
+/// or a library does not build.
 pub fn libraries(offline: bool) -> Result<PathBuf> {
     let mut hasher = Hasher::default();
     hasher.add(RECIPE);
@@ -167,8 +169,8 @@ pub fn libraries(offline: bool) -> Result<PathBuf> {
     Ok(prefix)
 }
 
-/// Downloads the tarballs of the source packages, which apt checks. Nothing of the system's apt is changed: the lists of
-/// sources are copies, to which `deb-src` is added.
+/// Downloads the tarballs of the source packages, whose digests apt checks. The system's own apt stays unchanged: this uses
+/// copies of its lists of sources, with `deb-src` added.
 fn download(progress: &ui::Step, tarballs: &Path, log: &Path) -> Result<()> {
     let etc = tarballs.join("etc");
     for dir in ["etc", "state/lists/partial", "cache/archives/partial"] {
@@ -198,7 +200,7 @@ fn download(progress: &ui::Step, tarballs: &Path, log: &Path) -> Result<()> {
     run::logged(progress, "apt-get source", apt(&arguments), log, WhenInterrupted::End)
 }
 
-/// A list of apt's, in either format, that names the source packages, too.
+/// Adds source packages to one of apt's lists of sources, in either format.
 fn with_sources(list: &str) -> String {
     let lines = list.lines().map(|line| match line.strip_prefix("deb ") {
         Some(rest) => format!("{line}\ndeb-src {rest}\n"),
@@ -208,7 +210,7 @@ fn with_sources(list: &str) -> String {
     lines.collect()
 }
 
-/// What upstream's configure is told, so that it takes musl and the libraries.
+/// The arguments of upstream's configure for a build with musl and these libraries.
 fn configure_args(libraries: &Path) -> Vec<String> {
     let libraries = libraries.display();
     [

@@ -1,4 +1,4 @@
-//! Does an image do what it promises? It is run, and asked.
+//! Can the image take the place of the official one? Checks run it in containers.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -16,24 +16,24 @@ use crate::{stress, ui};
 /// The protocols of the official image.
 const PROTOCOLS: [&str; 5] = ["ssh", "vnc", "telnet", "rdp", "kubernetes"];
 
-/// The longest time that `docker stop` may take. It kills guacd after 30 s, see below.
+/// The longest time that `docker stop` may take.
 const STOP: Duration = Duration::from_secs(5);
 
 /// How many sessions are open when the container is stopped.
 const SESSIONS_AT_STOP: u32 = 100;
 
-/// A check that passed. One that fails ends the run.
+/// A check that passed. A check that fails ends the run.
 #[derive(Serialize)]
 pub struct Check {
     /// Its name.
     pub name: &'static str,
-    /// How long it took.
+    /// How long it took, in seconds.
     pub seconds: f64,
     /// What was found.
     pub remark: String,
 }
 
-/// Checks that the image can take the place of the official one.
+/// Runs all checks but the one under load. `image` is the image's ID. Logs are written below `work`.
 pub fn run(docker: &Docker, image: &str, work: &Path, offline: bool) -> Result<Vec<Check>> {
     let guac_stress = stress::compile(work, offline)?;
     let mut checks = Vec::new();
@@ -91,7 +91,7 @@ fn protocols(docker: &Docker, image: &str) -> Result<String> {
     Ok(PROTOCOLS.join(", "))
 }
 
-/// Checks that the health check notices a guacd that hangs while its port is open, and one that continues.
+/// Checks that the health check notices when guacd hangs while its port stays open, and when it continues.
 fn health(docker: &Docker, image: &str) -> Result<String> {
     const STATUS: &str = "{{.State.Health.Status}}";
     let often = ["--network=none", "--health-interval=1s", "--health-retries=2"];
@@ -110,7 +110,7 @@ fn health(docker: &Docker, image: &str) -> Result<String> {
     ))
 }
 
-/// A container on the host's network, at a free port of the loopback device.
+/// Starts a container on the host's network. Returns it, and the address of its guacd, on a free loopback port.
 fn on_loopback<'a>(docker: &'a Docker, image: &str, options: &[&str]) -> Result<(Container<'a>, String)> {
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
     let options = [&["--network=host", "--no-healthcheck"], options].concat();
@@ -141,7 +141,7 @@ fn stop(docker: &Docker, image: &str, guac_stress: &Path) -> Result<String> {
     shared::parent_death::die_with_parent(&mut command);
     let load = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let mut load = EndOnDrop(load.context("cannot start guac-stress")?);
-    // guacd itself and the process that forks are two, and each session has one.
+    // There are guacd itself, its fork server, and a process for each session.
     let deadline = Instant::now() + Duration::from_secs(120);
     let mut open = 0;
     while open < SESSIONS_AT_STOP as usize {
@@ -154,9 +154,10 @@ fn stop(docker: &Docker, image: &str, guac_stress: &Path) -> Result<String> {
         let processes = docker.read(&["top", &container.id, "-o", "pid,comm"])?;
         open = processes.lines().filter(|line| line.ends_with(" guacd")).count().saturating_sub(2);
     }
-    // The last of them has just been forked.
+    // The last process has just been forked.
     std::thread::sleep(Duration::from_secs(2));
     let since = Instant::now();
+    // After 30 s, Docker kills guacd.
     docker.read(&["stop", "--time=30", &container.id])?;
     let took = since.elapsed();
     let code = container.inspect("{{.State.ExitCode}}")?;
@@ -169,7 +170,7 @@ fn stop(docker: &Docker, image: &str, guac_stress: &Path) -> Result<String> {
     Ok(format!("{:.1} s with {open} sessions open, exit code {code}", took.as_secs_f64()))
 }
 
-/// A process that is ended when dropped.
+/// A process that gets SIGINT when this is dropped.
 struct EndOnDrop(Child);
 
 impl Drop for EndOnDrop {
@@ -181,7 +182,7 @@ impl Drop for EndOnDrop {
     }
 }
 
-/// Holds `count` sessions through a container, with at most `key_limit` pthread keys for each of its processes if that is given.
+/// Holds `count` sessions through a container. With `key_limit`, each of its processes has at most so many pthread keys.
 pub fn under_load(
     docker: &Docker,
     image: &str,
@@ -196,7 +197,7 @@ pub fn under_load(
     let options = limit.as_ref().map_or_else(Vec::new, KeyLimit::options);
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     let (container, address) = on_loopback(docker, image, &options)?;
-    let held = stress::load(&address, count, offline);
+    let held = stress::load(&guac_stress, &address, count);
     let keys = limit.map(|limit| limit.result(&container)).transpose()?;
     if let Some(keys) = &keys {
         ui::note(format!("  {keys}"));

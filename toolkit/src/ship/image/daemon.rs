@@ -25,11 +25,12 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts the daemon. Its data and its socket are below `work`.
+    /// Starts the daemon. Its data, its socket and its log are below `work`.
     ///
     /// # Errors
     ///
-    /// [`Failure::Preflight`] when root or a program is missing.
+    /// [`Failure::Preflight`] without root, without a program that it needs, or without room; any other when the daemon does
+    /// not start.
     pub fn start(work: &Path) -> Result<Daemon> {
         ensure!(
             rustix::process::geteuid().is_root(),
@@ -45,11 +46,11 @@ impl Daemon {
         }
         prefix::check_space(work, BYTES_NEEDED)?;
         let dir = TempDir::with_prefix_in("dockerd-", work)?;
-        // The path of a socket has at most 107 bytes.
+        // The path of a socket has at most 107 bytes (unix(7)).
         let socket = dir.path().join("s");
         ensure!(socket.as_os_str().len() < 90, "the path {} is too long for a socket", socket.display());
         let log = fs::File::create(work.join("dockerd.log"))?;
-        // In its own mount namespace: dockerd leaves the network namespaces of its containers mounted.
+        // In its own mount namespace: dockerd leaves the network namespaces of containers mounted.
         let mut command = Command::new("unshare");
         command.args(["--mount", "dockerd"]);
         for (flag, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
@@ -57,7 +58,7 @@ impl Daemon {
         }
         command
             .arg(format!("--host=unix://{}", socket.display()))
-            // It does not change the machine's network.
+            // So that it does not change the machine's network.
             .args(["--storage-driver=overlay2", "--iptables=false", "--ip6tables=false", "--bridge=none"])
             .stdin(Stdio::null())
             .stderr(log.into_parts().0)
@@ -80,7 +81,7 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Its socket.
+    /// The path of its socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }

@@ -1,4 +1,4 @@
-//! How are images built and containers run? With Docker's client.
+//! How are images built and containers run? By Docker's client.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -14,10 +14,10 @@ use crate::host::{debian, files, layout};
 use crate::source::release::Release;
 use crate::ui;
 
-/// The space that a build needs, in bytes. 2.3 GB were measured.
+/// The disk space that a build needs, in bytes. 2.3 GB were measured.
 pub const BYTES_NEEDED: u64 = 4 << 30;
 
-/// Options of every container: a read-only root but for the directories that guacd writes to, and no privileges.
+/// Options of every container. It has no privileges, and its root is read-only, except the directories that guacd writes to.
 pub const READ_ONLY: [&str; 6] = [
     "--read-only",
     "--tmpfs=/tmp",
@@ -31,21 +31,23 @@ pub const READ_ONLY: [&str; 6] = [
 const ADVICE: [(&str, &str); 5] = [
     ("failed to resolve", NO_BASE),
     ("failed to do request", NO_BASE),
-    (debian::NO_NAME, NO_NETWORK),
+    (debian::UNRESOLVED, NO_NETWORK),
     ("Could not resolve host", NO_NETWORK),
     // apt-get's words, and Docker's.
     ("o space left on device", "make room where Docker keeps its images: docker system prune"),
 ];
 const NO_BASE: &str =
-    "the base image comes from a registry: connect the daemon to it, or name one that it has with --base";
-const NO_NETWORK: &str = "Debian's packages and the crates come from the network: if this machine has one and containers have \
-                          not, --network host";
+    "the base image comes from a registry: connect the daemon to it, or name a local image with --base";
+const NO_NETWORK: &str = "Debian's packages and the crates come from the network: connect this machine, or use --network host \
+                          if only containers are not connected";
 
-/// A Docker client, and a daemon that answers it.
+/// A Docker client whose daemon answers.
 pub struct Docker {
+    /// The client's path.
     program: PathBuf,
+    /// The value of DOCKER_HOST for the client, if it is not the user's.
     host: Option<String>,
-    /// The versions of the client and the daemon.
+    /// The versions of the client and the daemon, as `client VERSION, server VERSION`.
     pub versions: String,
 }
 
@@ -55,11 +57,11 @@ impl Docker {
     ///
     /// # Errors
     ///
-    /// [`Failure::Preflight`] when there is none.
+    /// [`Failure::Preflight`] when there is no such client, no daemon or no room.
     pub fn find(socket: Option<&Path>) -> Result<Docker> {
         let host = socket.map(|socket| format!("unix://{}", socket.display()));
         let mut without_buildkit = None;
-        // Every one in PATH: a newer client without its plugin may come before Debian's, which needs none.
+        // Each client in PATH: a new one that lacks the plugin may come before Debian's, which needs no plugin.
         let path = std::env::var_os("PATH").unwrap_or_default();
         for program in std::env::split_paths(&path).map(|dir| dir.join("docker")) {
             let client = duct::cmd!(&program, "version", "--format={{.Client.Version}}");
@@ -84,7 +86,7 @@ impl Docker {
                  apt-get install docker-buildx; from Docker's own packages: docker-buildx-plugin)"
             ),
             None => "docker is missing: install it (on Debian: apt-get install docker.io); or build with another tool that \
-                     understands the Dockerfile, as `buildah build --format docker .`, without this command's checks"
+                     understands the Dockerfile, such as `buildah build --format docker .`, without this command's checks"
                 .to_owned(),
         };
         bail!(Failure::Preflight(what))
@@ -114,7 +116,7 @@ impl Docker {
             ensure!(
                 free >= BYTES_NEEDED,
                 Failure::Preflight(format!(
-                    "only {} MB are free in {root}, where Docker keeps its images, and a build takes up to {}: make room \
+                    "only {} MB are free in {root}, where Docker keeps its images, and a build takes up to {} MB: make room \
                      (docker system prune), or give Docker another disk (data-root in /etc/docker/daemon.json)",
                     free >> 20,
                     BYTES_NEEDED >> 20
@@ -136,15 +138,11 @@ impl Docker {
     /// Runs docker, and returns what it prints.
     pub fn read(&self, arguments: &[&str]) -> Result<String> {
         run::check_interrupted()?;
-        let output = self.command(arguments).stdout_capture().stderr_capture().unchecked().run()?;
-        if !output.status.success() {
-            let message = String::from_utf8_lossy(&output.stderr);
-            bail!("`docker {}` failed: {}", arguments.join(" "), message.trim());
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        run::read(&format!("`docker {}`", arguments.join(" ")), self.command(arguments))
     }
 
-    /// Builds the image, and returns its ID.
+    /// Builds the image of `release`, on the image `base`, with the network `network`, as the flags of the same names say.
+    /// Returns its ID.
     pub fn build(
         &self,
         release: &Release,
@@ -181,7 +179,7 @@ impl Docker {
         Ok(fs::read_to_string(&id_file)?.trim().to_owned())
     }
 
-    /// Makes the base image of Debian's packages, for a daemon without a registry, and returns its name.
+    /// Makes the base image from Debian's packages, for a daemon that has no registry. Returns its name.
     pub fn make_base(&self, work: &Path) -> Result<String> {
         const NAME: &str = "debian:trixie-slim";
         let tar = work.join("trixie.tar");
@@ -205,7 +203,7 @@ impl Docker {
         Ok(NAME.to_owned())
     }
 
-    /// Unpacks the files of an image.
+    /// Unpacks the files of an image below `work`.
     pub fn contents(&self, image: &str, work: &Path) -> Result<Contents> {
         let root = TempDir::with_prefix_in("contents-", work)?;
         let container = Container { docker: self, id: self.read(&["create", image])? };
@@ -217,7 +215,8 @@ impl Docker {
         Ok(Contents { root, config: self.read(&["image", "inspect", "--format={{json .Config}}", image])? })
     }
 
-    /// Starts a container of `image`, which is removed when the result is dropped.
+    /// Starts a container of `image`, with `options` of `docker create`, and with `arguments` of its entrypoint. It is removed
+    /// when the result is dropped.
     pub fn container(&self, options: &[&str], image: &str, arguments: &[&str]) -> Result<Container<'_>> {
         let create = [&["create"], &READ_ONLY[..], options, &[image], arguments].concat();
         let container = Container { docker: self, id: self.read(&create)? };
@@ -227,13 +226,13 @@ impl Docker {
     }
 }
 
-/// Whether a client or a daemon of this version has BuildKit. From version 23 on it is in the client's plugin buildx.
+/// Whether a client or a daemon of this version has BuildKit. From version 23 on, clients have it in the plugin buildx.
 fn has_buildkit(version: &str, has_buildx: bool) -> bool {
     let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
     match (numbers.next(), numbers.next()) {
         (Some(18), Some(minor)) => minor >= 9,
         (Some(major), _) => has_buildx && major > 18 || (19..23).contains(&major),
-        // This is no release: the build will show.
+        // This is no release. If there is no BuildKit, the build will fail.
         _ => true,
     }
 }
@@ -247,21 +246,25 @@ pub struct Container<'a> {
 
 impl Container<'_> {
     /// A property of the container, by a format of `docker inspect`.
-    pub fn inspect(&self, what: &str) -> Result<String> {
-        self.docker.read(&["inspect", &format!("--format={what}"), &self.id])
+    pub fn inspect(&self, property: &str) -> Result<String> {
+        self.docker.read(&["inspect", &format!("--format={property}"), &self.id])
     }
 
-    /// Waits until a property is `wanted`, and returns how long that took.
-    pub fn wait_for(&self, what: &str, wanted: &str, within: Duration) -> Result<Duration> {
+    /// Waits until a property, by a format of `docker inspect`, is `wanted`. Returns how long that took.
+    ///
+    /// # Errors
+    ///
+    /// When it takes longer than `within`.
+    pub fn wait_for(&self, property: &str, wanted: &str, within: Duration) -> Result<Duration> {
         let since = Instant::now();
         loop {
-            let is = self.inspect(what)?;
-            if is == wanted {
+            let value = self.inspect(property)?;
+            if value == wanted {
                 return Ok(since.elapsed());
             }
             if since.elapsed() > within {
                 bail!(
-                    "{what} is {is:?} and not {wanted:?} after {within:?}; its log ends in:\n{}",
+                    "{property} is {value:?} and not {wanted:?} after {within:?}; its log ends in:\n{}",
                     self.log()
                 );
             }
@@ -269,7 +272,7 @@ impl Container<'_> {
         }
     }
 
-    /// The last lines of its log.
+    /// The last ten lines of its log.
     pub fn log(&self) -> String {
         let log = self.docker.command(&["logs", "--tail=10", &self.id]).stderr_to_stdout();
         log.unchecked().read().unwrap_or_default()
@@ -283,11 +286,11 @@ impl Drop for Container<'_> {
     }
 }
 
-/// The contents of an image.
+/// The files and the configuration of an image.
 pub struct Contents {
     /// The directory with its files.
     pub root: TempDir,
-    /// What a container of it is started with, as JSON.
+    /// The configuration of its containers, as JSON.
     pub config: String,
 }
 

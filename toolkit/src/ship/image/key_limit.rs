@@ -1,4 +1,4 @@
-//! How is a container given fewer pthread keys? By a library that is preloaded in it.
+//! How is the number of pthread keys in a container limited? By the key-limit library, with which guacd is started.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
@@ -12,9 +12,11 @@ use tempfile::TempDir;
 use crate::host::files;
 use crate::ship::image::docker::Container;
 
-/// The preload library that limits a container's pthread keys, and the file in which it counts them.
+/// The key-limit library for a container, and the file in which it counts keys.
 pub struct KeyLimit {
+    /// The limit for each process of the container.
     limit: u32,
+    /// The directory of the library and the file.
     dir: TempDir,
 }
 
@@ -22,7 +24,7 @@ impl KeyLimit {
     const LIBRARY: &str = "libkey_limit.so";
     const COUNTERS: &str = "keys";
 
-    /// Puts the library, which is next to `guac_stress`, and a file of counters below `work`.
+    /// Puts the library, which was built next to the program `guac_stress`, and a file of counters below `work`.
     pub fn new(limit: u32, guac_stress: &Path, work: &Path) -> Result<KeyLimit> {
         let dir = TempDir::with_prefix_in("key-limit-", work)?;
         let built = guac_stress.with_file_name(Self::LIBRARY);
@@ -30,7 +32,7 @@ impl KeyLimit {
         files::copy(&built, &library, 0o755)?;
         let counters = dir.path().join(Self::COUNTERS);
         fs::write(&counters, [0; SIZE])?;
-        // The container's user is another one.
+        // In the container another user writes to it.
         fs::set_permissions(&counters, Permissions::from_mode(0o666))?;
         Ok(KeyLimit { limit, dir })
     }
@@ -49,11 +51,15 @@ impl KeyLimit {
         ]
     }
 
-    /// The counters: the most keys of any process, and the refusals. An error if the limit did not apply.
+    /// What was counted, in words: the most keys of any process, and how many were refused.
+    ///
+    /// # Errors
+    ///
+    /// When the limit did not apply.
     pub fn result(&self, container: &Container<'_>) -> Result<String> {
         let KeyCounters { most_in_a_process: most, refusals, is_loaded } =
             KeyCounters::read(&self.dir.path().join(Self::COUNTERS))?;
-        // The loader only warns when it cannot load a library, as one for a newer libc, and guacd then runs without it.
+        // If the loader cannot load the library, as when it needs a newer libc, it only warns, and guacd runs without it.
         ensure!(
             is_loaded && most > 0,
             "the limit of keys did not apply in the container; its log ends in:\n{}",

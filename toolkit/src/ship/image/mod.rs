@@ -35,17 +35,17 @@ pub struct Options {
     pub network: Option<String>,
     /// Whether to check the image.
     pub check: bool,
-    /// How many sessions to hold through a container of it.
+    /// How many sessions to hold through a container of the image, if any.
     pub stress: Option<u32>,
-    /// How many pthread keys each process of that container gets.
+    /// How many pthread keys each process of that container may have, if there is a limit.
     pub key_limit: Option<u32>,
-    /// Whether to build it a second time, and compare the two.
+    /// Whether to build the image a second time, and compare the two.
     pub rebuild: bool,
-    /// Whether to start a daemon for this run alone, and to make the base image.
+    /// Whether to start a daemon for this run alone, and to make the base image from Debian's packages.
     pub own_daemon: bool,
 }
 
-/// An image that was built, and the checks that it passed.
+/// An image that was built, and the checks that it passed. `--json` prints it.
 #[derive(Serialize)]
 pub struct Image {
     schema_version: u32,
@@ -56,7 +56,7 @@ pub struct Image {
     size: u64,
     release: String,
     base: Option<String>,
-    /// The versions of the client and the server.
+    /// The versions of Docker's client and daemon.
     docker: String,
     checks: Vec<Check>,
 }
@@ -65,7 +65,8 @@ pub struct Image {
 ///
 /// # Errors
 ///
-/// [`Failure::Preflight`] where Docker or something that it needs is missing; any other where the build or a check fails.
+/// [`Failure::Preflight`] when Docker or something that it needs is missing; [`Failure::Difference`] when two builds differ;
+/// any other when the build or a check fails.
 pub fn build(release: &Release, access: &Access, options: &Options) -> Result<Image> {
     let _lock = lock::command("image")?;
     let work = layout::target_dir().join("guacd/image");
@@ -95,7 +96,7 @@ pub fn build(release: &Release, access: &Access, options: &Options) -> Result<Im
     if options.rebuild {
         let since = Instant::now();
         let first = docker.contents(&image.id, &work)?;
-        // Without the caches of the first build, in which compilers' output is kept.
+        // Without the caches of the first build, which have the compilers' output.
         docker.read(&["builder", "prune", "--all", "--force"])?;
         let id = docker.build(release, &image.tag, base.as_deref(), None, &work)?;
         let remark = same(&first, &docker.contents(&id, &work)?)?;
@@ -112,7 +113,11 @@ pub fn build(release: &Release, access: &Access, options: &Options) -> Result<Im
     Ok(image)
 }
 
-/// Compares two images. An error lists the differences; the times of files may differ.
+/// Compares two images, except the times of their files. Returns a remark.
+///
+/// # Errors
+///
+/// [`Failure::Difference`] when they differ.
 fn same(first: &Contents, second: &Contents) -> Result<String> {
     let (files, differences) = compare::compare(first.root.path(), second.root.path())?;
     let mut differences: Vec<String> = differences.iter().map(|one| format!("    {one}")).collect();

@@ -1,10 +1,10 @@
-//! The chart: the time of each design as a multiple of that of a pthread key, for each operation.
+//! The chart: for each operation, each design's time as a multiple of the time with a pthread key.
 
 use std::fmt::Write;
 
 use super::report::{ROWS, Report};
 
-/// Each design: its name and title, its colour on white and on black, its radius.
+/// Each design: its name, its title, its colours on white and on black, and the radius of its circles.
 const DESIGNS: [(&str, &str, &str, &str, f64); 5] = [
     ("mutex_array", "mutex array", "#c2410c", "#fb923c", 5.0),
     ("slots16", "16 lock slots", "#7e22ce", "#c084fc", 5.0),
@@ -19,7 +19,7 @@ const RIGHT: f64 = 30.0;
 const TOP: f64 = 70.0;
 const ROW: f64 = 30.0;
 
-/// The range of the logarithmic axis.
+/// The lowest and the highest ratio on the axis, which is logarithmic.
 const LEAST: f64 = 0.1;
 const MOST: f64 = 50.0;
 const TICKS: [f64; 9] = [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0];

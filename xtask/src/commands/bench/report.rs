@@ -1,6 +1,6 @@
 //! The result of a run, and the limits that it is compared with. Text, JSON and the chart are printers of [`Report`].
 //!
-//! The JSON is a contract, which `bench/schema/report.v2.json` describes. Fields may be added within a version.
+//! The JSON is a contract: `bench/schema/report.v2.json` describes it. Within a version, fields may be added.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use super::rounds::{self, Figure, Interval, Rounds, Verdict};
 /// The version of the JSON.
 pub const SCHEMA_VERSION: u32 = 2;
 
-/// A whole run.
+/// The result of a run.
 #[derive(Serialize)]
 pub struct Report {
     /// [`SCHEMA_VERSION`].
@@ -24,14 +24,15 @@ pub struct Report {
     pub machine: Machine,
     /// The design whose figures were compared with the limits.
     pub judged: &'static str,
-    /// Whether it meets every limit for which something was measured.
+    /// Whether it meets every limit for which there is a figure.
     pub passed: bool,
     pub thresholds: Vec<Threshold>,
-    /// What tls-rs adds to libguac.so, unless guacd was left out.
+    /// What tls-rs adds to libguac.so. `None` if no libguac was measured.
     pub library: Option<Library>,
     pub cases: Vec<Case>,
 }
 
+/// The machine on which the figures were measured.
 #[derive(Serialize)]
 pub struct Machine {
     pub cpu: String,
@@ -42,7 +43,7 @@ pub struct Machine {
     pub rustc: String,
 }
 
-/// The line that `bench/bench.c` writes for a case.
+/// The line that `bench/bench.c` writes for a case. Its fields are those of [`Case`].
 #[derive(Deserialize)]
 pub struct Samples {
     operation: String,
@@ -51,29 +52,30 @@ pub struct Samples {
     keys: String,
     threads: u32,
     unit: String,
+    /// The samples of each design.
     samples: BTreeMap<String, Vec<f64>>,
 }
 
-/// A measurement, made for each design.
+/// A case: an operation under one set of conditions, measured for each design.
 #[derive(Clone, Serialize)]
 pub struct Case {
     pub operation: String,
     /// How many keys exist, if the design can have so many.
     pub live: u32,
-    /// For how many keys each thread has values.
+    /// How many keys have a value in each thread.
     pub used: u32,
     /// Which of the live keys these are.
     pub keys: String,
     pub threads: u32,
     /// The unit of `designs`: ns, or bytes.
     pub unit: String,
-    /// Each design's own figure.
+    /// The figure of each design.
     pub designs: BTreeMap<String, Rounds>,
-    /// `A/B`: the figure of A divided by that of B, sample by sample.
+    /// The ratios, by names such as `A/B`: the figure of design A divided by that of B, sample by sample.
     pub ratios: BTreeMap<String, Rounds>,
 }
 
-/// The designs to which others are compared.
+/// The designs with which the others are compared.
 const BASES: [&str; 4] = ["pthread_low", "pthread_high", "thread", "stock"];
 
 impl Case {
@@ -83,7 +85,7 @@ impl Case {
         format!("{operation} {used} of {live} keys, {keys} {threads} thread(s)")
     }
 
-    /// Adds a round: the medians of its samples.
+    /// Adds the figures of a round, which are the medians of its samples.
     fn add(&mut self, samples: &BTreeMap<String, Vec<f64>>) {
         let add = |rounds: &mut BTreeMap<String, Rounds>, name: String, values: Vec<f64>| {
             let mut sorted = values;
@@ -96,7 +98,7 @@ impl Case {
             let Some(bases) = samples.get(base) else { continue };
             for (design, values) in samples.iter().filter(|(design, _)| *design != base && self.unit == "ns")
             {
-                // A base is a difference for some operations, and there is no ratio to zero.
+                // For some operations a base is a difference, which may be zero: then there is no ratio.
                 let pairs = values.iter().zip(bases).filter(|(_, base)| **base > 0.0);
                 let ratios = pairs.map(|(value, base)| value / base).collect();
                 add(&mut self.ratios, format!("{design}/{base}"), ratios);
@@ -107,32 +109,32 @@ impl Case {
         }
     }
 
-    /// The ratio of a design to another.
+    /// The ratio of a design to another, if both were measured.
     pub fn ratio(&self, design: &str, base: &str) -> Option<Figure> {
         self.ratios.get(&format!("{design}/{base}"))?.figure()
     }
 
+    /// The case in a threshold's line.
     fn title(&self) -> String {
-        match self.unit.as_str() {
-            _ if self.operation.starts_with("rwlock") || self.operation.starts_with("thread") => {
-                self.operation.replace('_', " ")
-            }
-            _ => format!("{} of {} keys, {}", self.used, thousands(self.live), self.keys),
+        if self.operation.starts_with("rwlock") || self.operation.starts_with("thread") {
+            self.operation.replace('_', " ")
+        } else {
+            format!("{} of {} keys, {}", self.used, thousands(self.live), self.keys)
         }
     }
 }
 
-/// libguac.so with tls-rs, compared with libguac.so without.
+/// What tls-rs adds to libguac.so.
 #[derive(Clone, Serialize)]
 pub struct Library {
-    /// By how many bytes it grows, stripped.
+    /// How many bytes the patched library has more than the stock one, both stripped.
     pub growth_bytes: i64,
-    /// Exported symbols that are neither stock's nor the API's.
+    /// The symbols that the patched library exports, and that are neither in stock's nor in the API of tls-rs.
     pub foreign_symbols: Vec<String>,
 }
 
 impl Library {
-    /// Compares two libraries. Stripped copies of them go to `dir`.
+    /// Compares two libraries. `dir` is for a stripped copy of each.
     pub fn compare(stock: &Path, patched: &Path, dir: &Path) -> Result<Library> {
         let size = |library: &Path| {
             let stripped = dir.join("stripped.so");
@@ -157,7 +159,7 @@ impl Library {
     }
 }
 
-/// Adds the samples of a round.
+/// Adds the samples of a round to `cases`. New cases are appended.
 pub fn add_round(cases: &mut Vec<Case>, round: Vec<Samples>) {
     for Samples { operation, live, used, keys, threads, unit, samples } in round {
         let (designs, ratios) = Default::default();
@@ -173,7 +175,7 @@ pub fn add_round(cases: &mut Vec<Case>, round: Vec<Samples>) {
 }
 
 /// Runs rounds until each case is decided, or until there have been as many as the last of `checkpoints`. `round` gets the
-/// names of the cases to measure; none means all.
+/// names of the cases to measure, of which there are none if it is to measure all.
 pub fn decide(
     judged: &str,
     checkpoints: &[usize],
@@ -195,19 +197,21 @@ pub fn decide(
     Ok(cases)
 }
 
-/// A figure and its limit.
+/// A limit, and the figure of the worst case.
 #[derive(Serialize)]
 pub struct Threshold {
+    /// What is limited.
     pub what: String,
-    /// The design that the figure is a ratio to, or its unit.
+    /// The design that the figure is a ratio to, or the figure's unit.
     pub of: String,
+    /// The highest figure that meets the limit.
     pub limit: f64,
-    /// The figure of the worst case: of the cases that miss the limit, or else are undecided, or else meet it, the one with
-    /// the highest median.
+    /// The figure of the worst case. That is a case that misses the limit; if there is none, one that is undecided; if there is
+    /// none, one that meets the limit. Of several, it is the one with the highest median.
     pub worst: f64,
-    /// The confidence interval of the median, unless there is no noise.
+    /// The confidence interval of the figure. `None` if the figure has no noise.
     pub interval: Option<Interval>,
-    /// From how many rounds.
+    /// How many rounds the figure is from. `None` if it has no noise.
     pub rounds: Option<usize>,
     /// The worst case.
     pub case: String,
@@ -216,14 +220,18 @@ pub struct Threshold {
 
 /// A limit on the ratio of the judged design to another.
 struct Limit {
+    /// What is limited.
     what: &'static str,
+    /// The other design.
     base: &'static str,
+    /// The highest ratio that meets the limit.
     limit: f64,
+    /// Whether the limit is for a case.
     applies: fn(&Case) -> bool,
 }
 
-/// All limits on ratios. (Two things are measured and have no limit: most of `__thread`'s ratios, as it needs no keys, and
-/// thread exit with a destructor, which adds the cost of a native key.)
+/// All limits on ratios. Two kinds of ratios have no limit: most of those to `__thread`, as it needs no keys, and those of
+/// thread exit with a destructor, which adds the cost of a native key.
 const LIMITS: [Limit; 12] = [
     limit("get", "pthread_low", 1.00, |case| is(case, "get", 1)),
     limit("get, one key", "thread", 1.05, |case| is(case, "get", 1) && case.used == 1),
@@ -239,19 +247,24 @@ const LIMITS: [Limit; 12] = [
     limit("guac_error", "stock", 0.60, |case| is(case, "guac_error", 1)),
 ];
 
+/// How many bytes libguac.so may grow by.
 const MAX_GROWTH: i64 = 24 * 1024;
-/// Limits on a thread's heap, in bytes: with up to 12 keys, and with 16 keys of a million.
+
+/// How many bytes of heap a thread may need: with values for up to 12 keys, which fit into the inline table, and in all cases,
+/// which have up to 16.
 const MAX_MEMORY: [(u32, f64); 2] = [(12, 0.0), (16, 2048.0)];
 
 const fn limit(what: &'static str, base: &'static str, limit: f64, applies: fn(&Case) -> bool) -> Limit {
     Limit { what, base, limit, applies }
 }
 
+/// Whether a case is of an operation, with so many threads.
 fn is(case: &Case, operation: &str, threads: u32) -> bool {
     case.operation == operation && case.threads == threads
 }
 
 impl Report {
+    /// Compares the cases with the limits. `checkpoints` is how many times the cases were judged.
     pub fn new(
         machine: Machine,
         quick: bool,
@@ -267,8 +280,8 @@ impl Report {
 
     /// The thresholds with that verdict, each with its worst case.
     pub fn thresholds_that_are(&self, verdict: Verdict) -> Vec<String> {
-        let of_it = self.thresholds.iter().filter(|threshold| threshold.verdict == verdict);
-        of_it.map(|threshold| format!("{} ({})", threshold.what, threshold.case)).collect()
+        let thresholds = self.thresholds.iter().filter(|threshold| threshold.verdict == verdict);
+        thresholds.map(|threshold| format!("{} ({})", threshold.what, threshold.case)).collect()
     }
 }
 
@@ -281,7 +294,7 @@ struct Judgement<'a> {
     verdict: Verdict,
 }
 
-/// Whether a figure meets a limit. Two decimals are printed, and compared.
+/// Whether a figure meets a limit. Figures are compared as they are printed, with two decimals.
 fn meets(figure: f64, limit: f64) -> bool {
     (figure * 100.0).round() / 100.0 <= limit
 }
@@ -302,13 +315,13 @@ fn judge_ratios<'a>(cases: &'a [Case], judged: &str, checkpoints: usize) -> Vec<
     judgements.collect()
 }
 
-/// Compares the worst case with each limit. A limit for which nothing was measured is left out.
+/// Compares each limit with its worst case. Leaves out limits for which nothing was measured.
 fn judge(cases: &[Case], library: Option<&Library>, judged: &str, checkpoints: usize) -> Vec<Threshold> {
     let mut thresholds = Vec::new();
     let ratios = judge_ratios(cases, judged, checkpoints);
     for Limit { what, base, limit, .. } in &LIMITS {
-        let of_it = ratios.iter().filter(|judgement| judgement.limit.what == *what);
-        let worst = of_it.max_by(|one, other| {
+        let judgements = ratios.iter().filter(|judgement| judgement.limit.what == *what);
+        let worst = judgements.max_by(|one, other| {
             let by_verdict = one.verdict.cmp(&other.verdict);
             by_verdict.then(one.figure.median.total_cmp(&other.figure.median))
         });
@@ -324,7 +337,7 @@ fn judge(cases: &[Case], library: Option<&Library>, judged: &str, checkpoints: u
             verdict: worst.verdict,
         });
     }
-    // These have no noise.
+    // The figures of these limits have no noise.
     let mut add = |what: &str, of: &str, limit: f64, mut figures: Vec<(f64, String)>| {
         figures.sort_by(|one, other| one.0.total_cmp(&other.0));
         if let Some((worst, case)) = figures.pop() {
@@ -343,8 +356,8 @@ fn judge(cases: &[Case], library: Option<&Library>, judged: &str, checkpoints: u
         }
     };
     for (used, limit) in MAX_MEMORY {
-        let of_size = |case: &&Case| case.operation == "memory" && (used > 12 || case.used <= used);
-        let figures = cases.iter().filter(of_size);
+        let applies = |case: &&Case| case.operation == "memory" && case.used <= used;
+        let figures = cases.iter().filter(applies);
         let figures =
             figures.filter_map(|case| Some((case.designs.get(judged)?.figure()?.median, case.title())));
         add(&format!("heap per thread, {used} keys"), "bytes", limit, figures.collect());
@@ -409,7 +422,7 @@ impl fmt::Display for Report {
 
 /// A row of the table and of the chart.
 pub struct Row {
-    /// What is measured, for readers.
+    /// What is measured, in words.
     pub title: &'static str,
     operation: &'static str,
     /// How many threads do it at once.
@@ -448,7 +461,7 @@ const COLUMNS: [(&str, &str); 5] = [
 ];
 
 impl Report {
-    /// A design's ratios in a row, over all its cases: the median one, and the worst. None if the design was not measured.
+    /// The median and the highest of a design's ratios in all cases of a row. `None` if the design was not measured.
     pub fn range(&self, row: &Row, design: &str) -> Option<(Figure, Figure)> {
         let design = design_in(row.base, design);
         let cases = self.cases.iter().filter(|case| is(case, row.operation, row.threads));
@@ -464,11 +477,12 @@ impl Report {
     }
 }
 
-/// The name of a design in cases that have this base: in those of libguac, tls-rs is that of the patched one.
+/// The name of a design in the cases with this base. In those of libguac, whose base is stock's, tls-rs is called `patched`.
 fn design_in<'a>(base: &str, design: &'a str) -> &'a str {
     if base == "stock" && design == "tls_rs" { "patched" } else { design }
 }
 
+/// A number, shorter if it is one of the benchmark's large ones.
 fn thousands(number: u32) -> String {
     match number {
         1_000_000 => "1M".into(),

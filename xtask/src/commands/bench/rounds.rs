@@ -1,20 +1,19 @@
 //! When have noisy rounds shown whether a ratio meets its limit?
 //!
-//! A round is a process with its own memory layout, and measures every case once. It contributes one figure to each case,
-//! the median of its samples. The limit applies to the median over rounds. Its confidence interval lies between two order
-//! statistics, and is valid for any kind of noise: a round's figure is below the true median with a chance of one half.
-//! Cases whose interval contains the limit get more rounds, up to the last checkpoint.
+//! A round is a process with its own memory layout, which measures every case once. It contributes one figure to each case:
+//! the median of its samples. The limit applies to the median over rounds. The confidence interval of that median lies
+//! between two order statistics, and is valid for any kind of noise, as a round's figure is below the true median with a
+//! chance of one half. Cases whose interval contains the limit get more rounds, up to the last checkpoint.
 
 use serde::Serialize;
 
-/// After how many rounds the cases are judged. Those that are undecided get more rounds, until the last checkpoint.
+/// The numbers of rounds after which the cases are judged. Undecided cases get more rounds, until the last checkpoint.
 pub const CHECKPOINTS: [usize; 4] = [16, 32, 64, 128];
 
 /// The only checkpoint of a short run.
 pub const QUICK_CHECKPOINTS: [usize; 1] = [13];
 
-/// The chance that a run has a wrong verdict. It is divided among all cases and checkpoints (Bonferroni), so it stays this
-/// small however many there are.
+/// The highest chance that a run has a wrong verdict. It is divided among all cases and checkpoints (Bonferroni).
 const CHANCE_OF_ERROR: f64 = 0.05;
 
 /// The figures of a case, one for each round.
@@ -31,28 +30,30 @@ pub struct Figure {
     pub rounds: usize,
 }
 
-/// A confidence interval of a median. An end is missing if there are too few rounds for it.
+/// A confidence interval of a median. An end is `None` if there are too few rounds for it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Interval {
     pub lower: Option<f64>,
     pub upper: Option<f64>,
 }
 
-/// Whether a limit is met, in the order of severity.
+/// Whether a limit is met. Later ones are worse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     Met,
-    /// The interval contains the limit, so the rounds show neither.
+    /// The interval contains the limit, so the rounds do not show which.
     Undecided,
     Missed,
 }
 
 impl Rounds {
+    /// Adds the figure of a round.
     pub fn add(&mut self, round: f64) {
         self.0.push(round);
     }
 
+    /// The median with its quartiles. `None` without a round.
     pub fn figure(&self) -> Option<Figure> {
         let sorted = self.sorted();
         let at = |share: f64| Some(*sorted.get(((sorted.len().max(1) - 1) as f64 * share).round() as usize)?);
@@ -85,7 +86,7 @@ impl From<Rounds> for Figure {
 }
 
 impl Interval {
-    /// The verdict for a limit, from all of the interval.
+    /// The verdict on a limit that the figures for which `meets` is true meet.
     pub fn verdict(&self, meets: impl Fn(f64) -> bool) -> Verdict {
         match (self.lower, self.upper) {
             (Some(lower), _) if !meets(lower) => Verdict::Missed,
@@ -100,8 +101,8 @@ pub fn chance_of_one(cases: usize, checkpoints: usize) -> f64 {
     CHANCE_OF_ERROR / (cases * checkpoints).max(1) as f64
 }
 
-/// The highest n for which the n-th lowest figure lies above the true median with a chance of at most `chance`. That is the
-/// chance that fewer than n figures fall below the median, which the binomial distribution gives.
+/// The highest n for which the n-th lowest figure lies above the true median with a chance of at most `chance`. The binomial
+/// distribution gives that chance: it is the chance that fewer than n figures fall below the median.
 fn figures_outside(rounds: usize, chance: f64) -> usize {
     let mut exactly = 0.5_f64.powi(i32::try_from(rounds).unwrap_or(i32::MAX)); // none of them falls below
     let mut at_most = exactly;
@@ -118,7 +119,7 @@ fn figures_outside(rounds: usize, chance: f64) -> usize {
 pub mod tests {
     use super::*;
 
-    /// Noise as on a shared machine: a few percent, sometimes several times as much. The same for the same seed.
+    /// Noise as on a shared machine: a few percent, sometimes several times as much. A seed always gives the same noise.
     pub struct Noise(u64);
 
     impl Noise {
