@@ -287,8 +287,9 @@ impl<'a> Build<'a> {
     ) -> Result<Done> {
         let build = self.work.join("build");
         let (arguments, environment) = (self.configure_arguments(options), environment());
-        let inputs: Vec<&str> =
-            [&arguments, &environment, versions].into_iter().flatten().map(String::as_str).collect();
+        let epoch = self.release.epoch.to_string();
+        let mut inputs = vec![epoch.as_str()];
+        inputs.extend([&arguments, &environment, versions].into_iter().flatten().map(String::as_str));
         // If the work directory was moved, configure has to run again: the Makefiles contain its path.
         let here = format!("\nabs_top_builddir = {}\n", build.display());
         let is_there =
@@ -325,8 +326,8 @@ impl<'a> Build<'a> {
         // Meanwhile another variant may have been installed there.
         let is_there =
             |digest: &str| Manifest::load(prefix).is_some_and(|manifest| manifest.digest == digest);
-        // The form of the manifest is an input: it is part of the prefix.
-        let inputs = [&*format!("manifest v{SCHEMA_VERSION}")];
+        // The manifest and the list of components say how the release is pinned.
+        let inputs = [&*format!("manifest v{SCHEMA_VERSION}"), &format!("{:?}", self.release)];
         steps.step("install", &[compiled], &inputs, is_there, |step| {
             let stage = tempfile::TempDir::with_prefix_in("stage-", &self.work)?;
             let destdir = format!("DESTDIR={}", stage.path().display());

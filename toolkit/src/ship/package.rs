@@ -345,7 +345,7 @@ fn in_suite(
         "cd /build && export HOME=/root LC_ALL=C.UTF-8 && cargo xtask package --install --release {} \
          --from {} --output /packages",
         release.version,
-        source.display()
+        source.path.display()
     );
     let log = work.join(format!("{suite}.log"));
     let step = ui::Step::start(suite);

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use xshell::{Cmd, Shell, cmd};
 
 use crate::failure::Failure;
+use crate::host::lock::{self, Lock};
 use crate::host::{digest, files, layout, run};
 use crate::source::release::{Origin, Release};
 use crate::ui;
@@ -145,12 +146,19 @@ pub fn unpack(source: &Source, into: &Path) -> Result<()> {
     Ok(fs::rename(tree.path(), into)?)
 }
 
-/// Puts the source into the checkout's source/, for a build in another root, in a form that can be checked there again. Returns
-/// its path, relative to the checkout.
-pub fn stage(release: &Release, access: &Access) -> Result<PathBuf> {
+/// A source in the checkout's source/. No other is put there until this is dropped.
+pub struct Staged {
+    /// Its path, relative to the checkout.
+    pub path: PathBuf,
+    _lock: Lock,
+}
+
+/// Puts the source into the checkout's source/, for a build in another root, in a form that can be checked there again.
+pub fn stage(release: &Release, access: &Access) -> Result<Staged> {
     let source = source(release, access)?;
     let dir = layout::root().join("source");
     fs::create_dir_all(&dir)?;
+    let lock = lock::wait_for_dir(&dir)?;
     let (tree, tarball) = (dir.join(NAME), dir.join(format!("{NAME}.tar.gz")));
     // The source of another release may be there.
     files::remove_tree(&tree)?;
@@ -163,7 +171,8 @@ pub fn stage(release: &Release, access: &Access) -> Result<PathBuf> {
         unpack(&source, &tree)?;
         tree
     };
-    Ok(staged.strip_prefix(layout::root()).unwrap_or(&staged).to_owned())
+    let path = staged.strip_prefix(layout::root()).unwrap_or(&staged).to_owned();
+    Ok(Staged { path, _lock: lock })
 }
 
 /// The source that an earlier fetch put into the cache under `pin`. A damaged one is removed from the cache.
@@ -325,7 +334,11 @@ impl ScratchRepository {
     fn git(&self, arguments: &[&str]) -> Cmd<'_> {
         let mut git =
             cmd!(self.shell, "git -c core.autocrlf=false -c core.eol=lf -c core.attributesFile=/dev/null");
-        git = git.args(["-c", "core.fileMode=true", "-c", "tar.umask=0002"]).args(arguments).quiet();
+        // The user's hooks are for the user's repositories.
+        git = git
+            .args(["-c", "core.fileMode=true", "-c", "tar.umask=0002", "-c", "core.hooksPath=/dev/null"])
+            .args(arguments)
+            .quiet();
         // `git rev-parse --local-env-vars` lists most of them. Git sets some while it runs a hook of another repository.
         for name in [
             "GIT_ALTERNATE_OBJECT_DIRECTORIES",

@@ -89,7 +89,9 @@ pub fn apply(dir: &Path, patches: &[Patch], source: &Path) -> Result<()> {
         .context("cannot run `patch`")?;
         let text = String::from_utf8_lossy(&output.stdout);
         // `patch` succeeds with an offset, and mentions it. But a patch is for one exact source.
-        if !output.status.success() || text.contains("offset") || text.contains("fuzz") {
+        let moved =
+            |line: &str| line.starts_with("Hunk ") && (line.contains("offset") || line.contains("fuzz"));
+        if !output.status.success() || text.lines().any(moved) {
             bail!(Failure::Patch(format!(
                 "{} does not apply exactly:\n{}\nrefresh it for this release: CONTRIBUTING.md says how",
                 dir.join(name).display(),

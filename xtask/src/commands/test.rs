@@ -13,6 +13,19 @@ use toolkit::ui;
 
 use crate::flags;
 
+/// The packages whose tests are quick and need no guacd: the workspace's default members.
+const PACKAGES: [&str; 9] = [
+    "toolkit",
+    "xtask",
+    "guac-probe",
+    "tls-rs",
+    "planted-bugs",
+    "guacd-uncapped-preload",
+    "shared",
+    "key-limit",
+    "guac-stress",
+];
+
 /// Runs the checks. The first that fails ends the run.
 pub fn run(flags: &flags::Test) -> Result<()> {
     let release = flags.release.load()?;
@@ -38,17 +51,7 @@ pub fn run(flags: &flags::Test) -> Result<()> {
     let clippy = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
     cargo("lints", &clippy, "cargo clippy --workspace --all-targets --fix", offline)?;
     // One by one: together, all would be compiled with the features that any of them needs, and xtask once more.
-    for package in [
-        "toolkit",
-        "xtask",
-        "guac-probe",
-        "tls-rs",
-        "planted-bugs",
-        "guacd-uncapped-preload",
-        "shared",
-        "key-limit",
-        "guac-stress",
-    ] {
+    for package in PACKAGES {
         let arguments = ["test", "--locked", "--package", package];
         cargo(package, &arguments, &format!("cargo test -p {package}"), offline)?;
     }
@@ -122,4 +125,26 @@ fn show(title: &str, arguments: &[&str], command: Expression, remedy: &str) -> R
         bail!("{title} failed; to repeat or correct it: {remedy}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_default_member_of_the_workspace_is_tested() {
+        let read = |path: &str| -> toml::Table {
+            fs_err::read_to_string(layout::root().join(path)).unwrap().parse().unwrap()
+        };
+        let workspace = read("Cargo.toml");
+        let members = workspace["workspace"]["default-members"].as_array().unwrap();
+        let name = |member: &toml::Value| {
+            let manifest = read(&format!("{}/Cargo.toml", member.as_str().unwrap()));
+            manifest["package"]["name"].as_str().unwrap().to_owned()
+        };
+        let names: BTreeSet<String> = members.iter().map(name).collect();
+        assert_eq!(names, PACKAGES.map(str::to_owned).into());
+    }
 }

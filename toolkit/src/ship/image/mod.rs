@@ -79,7 +79,7 @@ pub fn build(release: &Release, access: &Access, options: &Options) -> Result<Im
     };
     let tag = options.tag.clone().unwrap_or_else(|| format!("guacd-uncapped:{}", release.version));
 
-    fetch::stage(release, access)?;
+    let _source = fetch::stage(release, access)?;
     let id = docker.build(release, &tag, base.as_deref(), options.network.as_deref(), &work)?;
     let size = docker.read(&["image", "inspect", "--format={{.Size}}", &id])?;
     let mut image = Image {
