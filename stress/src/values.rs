@@ -24,7 +24,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// Its name on the command line, which is guacd's name for it.
+    /// Its name on the command line. Each protocol has guacd's name for it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ssh => "ssh",

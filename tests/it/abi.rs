@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use tempfile::TempDir;
 
+use crate::support::c::run_c;
 use crate::support::{self, root};
 
 crate::tests! {
@@ -78,33 +78,20 @@ fn the_layout_of_a_rwlock_is_that_of_stock() -> Result<()> {
 }
 
 fn the_owner_is_known_while_it_joins() -> Result<()> {
-    let told = run_c("owner", "stock")?;
-    ensure!(told == "while joining: nobody; after: the owner; after a failure: nobody\n", "stock: {told}");
-    let told = run_c("owner", "patched")?;
+    let stock = run_c("owner", "stock")?;
+    ensure!(stock == "while joining: nobody; after: the owner; after a failure: nobody\n", "stock: {stock}");
+    let patched = run_c("owner", "patched")?;
     ensure!(
-        told == "while joining: the owner; after: the owner; after a failure: nobody\n",
-        "patched: {told}"
+        patched == "while joining: the owner; after: the owner; after a failure: nobody\n",
+        "patched: {patched}"
     );
     Ok(())
-}
-
-/// What a C program of ours prints that is compiled and linked against a variant's libguac.
-pub fn run_c(name: &str, variant: &str) -> Result<String> {
-    let dir = TempDir::new()?;
-    let program = dir.path().join(name);
-    let (source, prefix) =
-        (root().join("tests/it/c").join(name).with_extension("c"), support::built(variant)?);
-    let mut cc = Command::new("cc");
-    cc.args(["-Wall", "-Werror", "-o"]).arg(&program).arg(source);
-    cc.arg("-I").arg(prefix.join("include")).arg("-L").arg(prefix.join("lib")).arg("-lguac");
-    read(&mut cc)?;
-    read(Command::new(program).env("LD_LIBRARY_PATH", prefix.join("lib")))
 }
 
 fn the_header_is_installed_with_libguacs() -> Result<()> {
     let installed = fs::read(support::built("patched")?.join("include/guacamole/thread-local.h"))?;
     let ours = fs::read(root().join("tls-rs/include/guacamole/thread-local.h"))?;
-    ensure!(installed == ours, "it is another one");
+    ensure!(installed == ours, "the installed header differs from that of tls-rs");
     Ok(())
 }
 
@@ -119,12 +106,12 @@ fn upstreams_own_tests_pass_as_they_do_on_stock() -> Result<()> {
 /// The tests of upstream's `make check` that pass.
 fn passing_tests(variant: &str) -> Result<BTreeSet<String>> {
     let build = support::built(variant)?.with_file_name("build");
-    // A test that hangs, as one did, must not hang this one. Any other exit code is no matter: single results are.
+    // A test of stock has hung before. Only the results of single tests count, not the exit code, except for that of a timeout.
     let mut make = Command::new("timeout");
     make.args(["300", "make", "-k", "-C"]).arg(build).args(["-j2", "check"]);
     if variant == "stock" {
-        // Its nested sockets use memory as malloc() returns it, and hang or not by the order of the tests, which is
-        // another one in each build. With this byte glibc returns zeros, as patch 0005 does.
+        // Stock's nested sockets use memory as malloc() returns it. Whether they hang depends on the order of the tests, which
+        // differs from build to build. With this byte glibc returns zeros, as patch 0005 does.
         make.env("MALLOC_PERTURB_", "255");
     }
     let output = make.output()?;
@@ -133,7 +120,7 @@ fn passing_tests(variant: &str) -> Result<BTreeSet<String>> {
     for line in text.lines().filter(|line| line.starts_with("FAIL: ") || line.starts_with("ERROR: ")) {
         println!("{variant}: {line}");
     }
-    // Without the number, which is another one in each build: `test_libguac 6 - [mem] free: OK`.
+    // Without the number, which differs from build to build: `test_libguac 6 - [mem] free: OK`.
     let passed = text.lines().filter_map(|line| line.strip_prefix("PASS: "));
     let name = |line: &str| {
         let (program, rest) = line.split_once(' ')?;

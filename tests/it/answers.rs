@@ -1,20 +1,16 @@
-//! Are users told what they need to know, and is it logged? Each fault of stock's is shown there, too.
+//! Do users learn why their session fails, and is it logged? Most tests also show the fault of stock.
 
-use std::fs;
-use std::net::{Ipv4Addr, Shutdown, TcpStream};
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::net::Shutdown;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use tempfile::TempDir;
 
-use crate::ends::a_target_that_says_nothing;
-use crate::support::SOON;
-use crate::support::guacd::{Guacd, free_port};
+use crate::support::guacd::Guacd;
+use crate::support::sshd::{ED25519, Sshd};
+use crate::support::target::a_target_that_says_nothing;
 use crate::support::user::User;
+use crate::support::{SOON, wait_until};
 
 crate::tests! {
     Source:
@@ -29,7 +25,7 @@ crate::tests! {
 }
 
 fn a_target_that_cannot_be_reached_is_reported_as_such() -> Result<()> {
-    let status = |guacd: &Guacd, protocol: &str, port: &str| -> Result<String> {
+    let status_of = |guacd: &Guacd, protocol: &str, port: &str| -> Result<String> {
         let mut user = guacd.user(protocol)?;
         let more = match protocol {
             "kubernetes" => Some(("pod", "none")),
@@ -49,12 +45,12 @@ fn a_target_that_cannot_be_reached_is_reported_as_such() -> Result<()> {
         ("vnc", "1"),
         ("kubernetes", "1"),
     ] {
-        let told = status(&guacd, protocol, port)?;
-        ensure!(told == "519", "{protocol} to port {port}: {told}");
+        let status = status_of(&guacd, protocol, port)?;
+        ensure!(status == "519", "{protocol} to port {port}: {status}");
     }
     let stock = Guacd::start("stock")?;
-    let told = status(&stock, "ssh", "1")?;
-    ensure!(told == "515", "stock: {told}");
+    let status = status_of(&stock, "ssh", "1")?;
+    ensure!(status == "515", "stock: {status}");
     Ok(())
 }
 
@@ -66,26 +62,26 @@ fn error_status(user: &mut User) -> Result<String> {
 }
 
 fn users_are_told_why_a_session_fails_however_soon() -> Result<()> {
-    let told = |guacd: &Guacd| -> Result<usize> {
-        let mut told = 0;
+    let informed = |guacd: &Guacd| -> Result<usize> {
+        let mut informed = 0;
         for _ in 0..20 {
             let mut user = guacd.user("vnc")?;
             user.handshake_with(&[("hostname", "127.0.0.1"), ("port", "1")])?;
-            // What ends a session is noticed with the next instruction.
+            // guacd notices the end of a session with the user's next instruction.
             while user.hear().unwrap_or_default() && user.send(&["nop"]).is_ok() {}
             let errors = user.heard.matches("5.error,").count();
-            ensure!(errors <= 1, "told {errors} times: {}", user.heard);
+            ensure!(errors <= 1, "{errors} errors: {}", user.heard);
             ensure!(user.heard.contains("10.disconnect;"), "{}", user.heard);
-            told += errors;
+            informed += errors;
         }
-        Ok(told)
+        Ok(informed)
     };
-    let patched = told(&Guacd::start("patched")?)?;
-    ensure!(patched == 20, "{patched} of 20 were told");
-    let stock = told(&Guacd::start("stock")?)?;
-    ensure!(stock < 20, "stock: all were told");
+    let patched = informed(&Guacd::start("patched")?)?;
+    ensure!(patched == 20, "{patched} of 20 received an error");
+    let stock = informed(&Guacd::start("stock")?)?;
+    ensure!(stock < 20, "stock: all received an error");
 
-    // A user who says nothing need not wait for the timeout.
+    // A user who sends nothing need not wait for the timeout.
     let guacd = Guacd::start("patched")?;
     let mut silent = guacd.user("vnc")?;
     silent.handshake_with(&[("hostname", "127.0.0.1"), ("port", "1")])?;
@@ -95,11 +91,8 @@ fn users_are_told_why_a_session_fails_however_soon() -> Result<()> {
 
 fn a_connection_that_is_ending_cannot_be_joined() -> Result<()> {
     let guacd = Guacd::start("patched")?;
-    let target = a_target_that_says_nothing()?.to_string();
-    let mut owner = guacd.user("telnet")?;
-    owner.handshake(&["127.0.0.1", &target])?;
-    let id = owner.expect_id()?;
-    // The owner leaves, but does not let go: the process waits for them to read what was sent last.
+    let (owner, id) = guacd.telnet(&a_target_that_says_nothing()?)?;
+    // The owner leaves, but keeps the connection half open: the process waits until they have read what was sent last.
     owner.stream.shutdown(Shutdown::Write)?;
     let deadline = Instant::now() + SOON;
     let mut last = String::new();
@@ -109,17 +102,17 @@ fn a_connection_that_is_ending_cannot_be_joined() -> Result<()> {
         guest.send(&["select", &id])?;
         let answer =
             guest.expect_one_of(&["4.args,", "3.516;", "3.512;"]).context("a guest who comes late")?;
-        ensure!(answer < 2, "a guest is told of an error of guacd's: {}", guest.heard);
+        ensure!(answer < 2, "a guest receives a server error: {}", guest.heard);
         last = guest.heard;
         sleep(Duration::from_millis(5));
     }
-    ensure!(last.contains("3.516;"), "the last guest was told {last}");
+    ensure!(last.contains("3.516;"), "the last guest received {last}");
     ensure!(guacd.log()?.contains("\" does not exist"), "{}", guacd.log()?);
     Ok(())
 }
 
 fn a_failure_to_wake_the_target_is_reported_at_once() -> Result<()> {
-    // Nobody answers there, so that a connection would take until the timeout.
+    // An address where nobody answers: to connect would take until the timeout.
     let arguments = |mac, wait| {
         [
             ("hostname", "203.0.113.1"),
@@ -152,7 +145,7 @@ fn a_failure_to_wake_the_target_is_reported_at_once() -> Result<()> {
     user.handshake_with(&down)?;
     let deadline = Instant::now() + 3 * SOON;
     while !user.heard.contains("5.error,") {
-        ensure!(Instant::now() < deadline && user.hear()?, "the user is not told: {}", user.heard);
+        ensure!(Instant::now() < deadline && user.hear()?, "the user receives no error: {}", user.heard);
         user.send(&["nop"])?;
     }
     ensure!(error_status(&mut user)? == "519", "the target is down");
@@ -161,26 +154,15 @@ fn a_failure_to_wake_the_target_is_reported_at_once() -> Result<()> {
     let mut user = stock.user("ssh")?;
     user.handshake_with(&arguments("no address", ""))?;
     user.expect_id()?;
-    ensure!(error_status(&mut user).is_err(), "stock: the user is told");
+    ensure!(error_status(&mut user).is_err(), "stock: the user receives an error");
     Ok(())
 }
 
 fn stocks_lines_of_a_telnet_session_are_all_logged() -> Result<()> {
     let lines = |variant| -> Result<Vec<String>> {
         let guacd = Guacd::start(variant)?;
-        let target = a_target_that_says_nothing()?.to_string();
-        let mut owner = guacd.user("telnet")?;
-        owner.handshake(&["127.0.0.1", &target])?;
-        let id = owner.expect_id()?;
-        is_logged(&guacd, "Telnet connection successful")?;
-        let mut guest = guacd.user(&id)?;
-        guest.handshake(&[])?;
-        guest.expect_id()?;
-        is_logged(&guacd, "(2 users now present)")?;
-        guest.send(&["disconnect"])?;
-        is_logged(&guacd, "(1 users remain)")?;
-        owner.send(&["disconnect"])?;
-        is_logged(&guacd, "removed.")?;
+        let (owner, id) = guacd.telnet(&a_target_that_says_nothing()?)?;
+        join_and_leave(&guacd, owner, &id, "Telnet connection successful")?;
 
         for (unknown, words) in [
             ("$00000000-0000-0000-0000-000000000000", "Connection did not succeed"),
@@ -188,26 +170,28 @@ fn stocks_lines_of_a_telnet_session_are_all_logged() -> Result<()> {
         ] {
             let mut stranger = User::connect(guacd.port)?;
             stranger.send(&["select", unknown])?;
-            is_logged(&guacd, words)?;
+            guacd.expect_in_log(words)?;
         }
-        let deadline = Instant::now() + SOON;
-        while guacd.log()?.matches("removed.").count() < 2 {
-            ensure!(Instant::now() < deadline, "the unknown protocol has not ended: {}", guacd.log()?);
-            sleep(Duration::from_millis(20));
-        }
+        let has_ended = || guacd.log().is_ok_and(|log| log.matches("removed.").count() >= 2);
+        wait_until("the connection of the unknown protocol ends", SOON, has_ended)
+            .with_context(|| guacd.log().unwrap_or_default())?;
         logged_lines(&guacd)
     };
     compare_lines(&lines("stock")?, &lines("patched")?)
 }
 
-/// Waits until these words are in the log.
-pub fn is_logged(guacd: &Guacd, words: &str) -> Result<()> {
-    let deadline = Instant::now() + SOON;
-    while !guacd.log()?.contains(words) {
-        ensure!(Instant::now() < deadline, "{words:?} is not logged: {}", guacd.log()?);
-        sleep(Duration::from_millis(20));
-    }
-    Ok(())
+/// Once the target is connected, a guest joins the owner's session and leaves it. Then the owner leaves. Each step waits until
+/// the one before is logged.
+fn join_and_leave(guacd: &Guacd, mut owner: User, id: &str, connected: &str) -> Result<()> {
+    guacd.expect_in_log(connected)?;
+    let mut guest = guacd.user(id)?;
+    guest.handshake(&[])?;
+    guest.expect_id()?;
+    guacd.expect_in_log("(2 users now present)")?;
+    guest.send(&["disconnect"])?;
+    guacd.expect_in_log("(1 users remain)")?;
+    owner.send(&["disconnect"])?;
+    guacd.expect_in_log("removed.")
 }
 
 /// What a guacd has logged so far, without the IDs of processes, connections and users, and without its port.
@@ -229,7 +213,7 @@ fn logged_lines(guacd: &Guacd) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-/// Checks that all lines of stock's were written, as often as there.
+/// Checks that patched has logged all lines that stock has, as often as stock.
 fn compare_lines(stock: &[String], patched: &[String]) -> Result<()> {
     ensure!(stock.len() > 10, "stock logs only {stock:#?}");
     let mut rest = patched.to_vec();
@@ -245,16 +229,21 @@ fn compare_lines(stock: &[String], patched: &[String]) -> Result<()> {
 }
 
 fn an_rsa_key_that_needs_sha_1_is_explained() -> Result<()> {
-    let sshd = Sshd::start()?;
+    let keys: [(&str, &[&str]); 3] = [
+        ("rsa", &["-t", "rsa", "-b", "2048"]),
+        ("rsa-pem", &["-t", "rsa", "-b", "2048", "-m", "PEM"]),
+        ("rsa-pkcs8", &["-t", "rsa", "-b", "2048", "-m", "PKCS8"]),
+    ];
+    let sshd = Sshd::start(&keys)?;
     for variant in ["patched", "stock"] {
         let guacd = Guacd::start(variant)?;
-        for key in ["rsa", "rsa-pem", "rsa-pkcs8"] {
+        for (key, _) in keys {
             let mut user = guacd.user("ssh")?;
-            sshd.log_in(&mut user, key)?;
+            log_in(&sshd, &mut user, &sshd.key(key)?)?;
             let end = user.expect_one_of(&["5.error,", "7.argv,"])?;
             // A libssh2 that signs with SHA-2 can use the key.
             if end == 1 && user.expect_one_of(&["5.error,"]).is_err() {
-                is_logged(&guacd, "SSH connection successful")?;
+                guacd.expect_in_log("SSH connection successful")?;
                 return Ok(());
             }
             ensure!(error_status(&mut user)? == "769", "{variant}, {key}: {}", user.heard);
@@ -262,10 +251,10 @@ fn an_rsa_key_that_needs_sha_1_is_explained() -> Result<()> {
         let explained = guacd.log()?.matches("signs with such a key using SHA-1").count();
         ensure!(explained == if variant == "patched" { 3 } else { 0 }, "{variant}: {}", guacd.log()?);
     }
-    // Whatever else is wrong with a key is not SHA-1.
+    // SHA-1 is not named where something else is wrong with the key.
     let guacd = Guacd::start("patched")?;
     let mut user = guacd.user("ssh")?;
-    sshd.log_in(&mut user, "stranger")?;
+    log_in(&sshd, &mut user, &sshd.make_unknown_key("stranger")?)?;
     ensure!(error_status(&mut user)? == "769", "{}", user.heard);
     let log = guacd.log()?;
     ensure!(log.contains("Public key authentication failed") && !log.contains("SHA-1"), "{log}");
@@ -273,114 +262,24 @@ fn an_rsa_key_that_needs_sha_1_is_explained() -> Result<()> {
 }
 
 fn stocks_lines_of_an_ssh_session_are_all_logged() -> Result<()> {
-    let sshd = Sshd::start()?;
+    let sshd = Sshd::start(&[("key", ED25519)])?;
     let lines = |variant| -> Result<Vec<String>> {
         let guacd = Guacd::start(variant)?;
         let mut owner = guacd.user("ssh")?;
-        sshd.log_in(&mut owner, "ed25519")?;
+        log_in(&sshd, &mut owner, &sshd.key("key")?)?;
         let id = owner.expect_id()?;
-        is_logged(&guacd, "SSH connection successful")?;
-        let mut guest = guacd.user(&id)?;
-        guest.handshake(&[])?;
-        guest.expect_id()?;
-        is_logged(&guacd, "(2 users now present)")?;
-        guest.send(&["disconnect"])?;
-        is_logged(&guacd, "(1 users remain)")?;
-        owner.send(&["disconnect"])?;
-        is_logged(&guacd, "removed.")?;
+        join_and_leave(&guacd, owner, &id, "SSH connection successful")?;
         logged_lines(&guacd)
     };
     compare_lines(&lines("stock")?, &lines("patched")?)
 }
 
-/// The program `sshd`, which wants to be started by its full path.
-const SSHD: &str = "/usr/sbin/sshd";
-
-/// Whether there is an sshd.
-pub fn has_sshd() -> bool {
-    Path::new(SSHD).exists()
-}
-
-/// An sshd of the test's own, with keys of its own.
-struct Sshd {
-    child: Child,
-    port: u16,
-    dir: TempDir,
-}
-
-impl Sshd {
-    fn start() -> Result<Sshd> {
-        let dir = TempDir::new()?;
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
-        let path = |name: &str| dir.path().join(name);
-        let keys: [(&str, &[&str]); 6] = [
-            ("host", &["-t", "ed25519"]),
-            ("ed25519", &["-t", "ed25519"]),
-            ("stranger", &["-t", "ed25519"]),
-            ("rsa", &["-t", "rsa", "-b", "2048"]),
-            ("rsa-pem", &["-t", "rsa", "-b", "2048", "-m", "PEM"]),
-            ("rsa-pkcs8", &["-t", "rsa", "-b", "2048", "-m", "PKCS8"]),
-        ];
-        let mut authorized = String::new();
-        for (name, options) in keys {
-            let made = Command::new("ssh-keygen")
-                .args(options)
-                .args(["-q", "-N", "", "-f"])
-                .arg(path(name))
-                .output()?;
-            ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-            if !["host", "stranger"].contains(&name) {
-                authorized += &fs::read_to_string(path(name).with_extension("pub"))?;
-            }
-        }
-        fs::write(path("authorized"), authorized)?;
-        if rustix::process::geteuid().is_root() {
-            fs::create_dir_all("/run/sshd")?;
-        }
-        let port = free_port()?;
-        let here = dir.path().display();
-        fs::write(
-            path("config"),
-            format!(
-                "ListenAddress 127.0.0.1\nPort {port}\nHostKey {here}/host\nPidFile none\n\
-                 AuthorizedKeysFile {here}/authorized\nAuthenticationMethods publickey\n\
-                 PermitRootLogin prohibit-password\nStrictModes no\nUsePAM no\nUseDNS no\n"
-            ),
-        )?;
-        let child = Command::new(SSHD)
-            .args(["-D", "-e", "-f"])
-            .arg(path("config"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(fs::File::create(path("log"))?)
-            .spawn()?;
-        let mut sshd = Sshd { child, port, dir };
-        let deadline = Instant::now() + SOON;
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-            let said = fs::read_to_string(sshd.dir.path().join("log"))?;
-            ensure!(sshd.child.try_wait()?.is_none() && Instant::now() < deadline, "sshd: {said}");
-            sleep(Duration::from_millis(20));
-        }
-        Ok(sshd)
-    }
-
-    /// Finishes a user's handshake, such that they log in with one of the keys.
-    fn log_in(&self, user: &mut User, key: &str) -> Result<()> {
-        let name = Command::new("id").arg("-un").output()?;
-        let name = String::from_utf8(name.stdout)?;
-        let key = fs::read_to_string(self.dir.path().join(key))?;
-        user.handshake_with(&[
-            ("hostname", "127.0.0.1"),
-            ("port", &self.port.to_string()),
-            ("username", name.trim()),
-            ("private-key", &key),
-        ])
-    }
-}
-
-impl Drop for Sshd {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Finishes a user's handshake, such that they log in with a private key.
+fn log_in(sshd: &Sshd, user: &mut User, key: &str) -> Result<()> {
+    user.handshake_with(&[
+        ("hostname", "127.0.0.1"),
+        ("port", &sshd.port.to_string()),
+        ("username", &sshd.user),
+        ("private-key", key),
+    ])
 }

@@ -1,4 +1,4 @@
-//! Does the benchmark measure what it says, and does its judgement fall?
+//! Does the benchmark measure what it says, and does it fail a design that is slow?
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -8,8 +8,8 @@ use crate::support::{root, xtask};
 
 crate::tests! {
     Nothing:
-        a_design_that_is_slow_misses_what_must_be_reached,
-        a_file_that_cannot_be_written_is_known_at_once;
+        a_design_that_is_slow_misses_the_limits,
+        a_file_that_cannot_be_written_is_refused_at_once;
     Source:
         everything_is_measured_and_written_down;
 }
@@ -23,7 +23,7 @@ fn everything_is_measured_and_written_down() -> Result<()> {
     for row in ["get, two threads", "create + delete", "guac_error", "libguac.so grows by"] {
         ensure!(output.stdout.contains(row), "{row} is not in the table:\n{}", output.stdout);
     }
-    ensure!(std::fs::read_to_string(chart)?.starts_with("<svg "), "the chart is no picture");
+    ensure!(std::fs::read_to_string(chart)?.starts_with("<svg "), "the chart is no SVG picture");
 
     let report: Value = serde_json::from_slice(&std::fs::read(json)?)?;
     let schema = std::fs::read(root().join("bench/schema/report.v2.json"))?;
@@ -49,7 +49,7 @@ fn everything_is_measured_and_written_down() -> Result<()> {
             }
         }
     }
-    // These are no matter of time.
+    // These do not depend on time.
     let thresholds = report["thresholds"].as_array().context("nothing was judged")?;
     for what in ["heap per thread", "libguac.so grows by", "symbols other than the API"] {
         let of_it = thresholds
@@ -63,11 +63,11 @@ fn everything_is_measured_and_written_down() -> Result<()> {
     Ok(())
 }
 
-fn a_design_that_is_slow_misses_what_must_be_reached() -> Result<()> {
+fn a_design_that_is_slow_misses_the_limits() -> Result<()> {
     let output = xtask(["bench", "--quick", "--keys-only", "--check", "--judge", "mutex-array"]).run()?;
     output.expect(5, &["mutex_array missed: ", "get (", "set (", "rwlock's four calls (", "heap per thread"])
 }
 
-fn a_file_that_cannot_be_written_is_known_at_once() -> Result<()> {
+fn a_file_that_cannot_be_written_is_refused_at_once() -> Result<()> {
     xtask(["bench", "--keys-only", "--json", "/nowhere/report.json"]).run()?.expect(1, &["/nowhere"])
 }

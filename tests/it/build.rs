@@ -12,7 +12,7 @@ use toolkit::source::series::Patch;
 
 use crate::support::checkout::Checkout;
 use crate::support::processes::Descendants;
-use crate::support::{self, SMALL, SmallDisk, release, xtask};
+use crate::support::{self, SMALL, SmallDisk, release, wait_until, xtask};
 
 crate::tests! {
     Nothing:
@@ -31,7 +31,7 @@ crate::tests! {
         patched_builds,
         keys_builds,
         nothing_to_do_is_said_in_under_a_second,
-        an_interruption_leaves_nothing_and_the_next_run_goes_on;
+        an_interruption_leaves_nothing_and_the_next_run_continues;
 }
 
 fn without_a_c_compiler_it_says_what_to_install() -> Result<()> {
@@ -108,8 +108,8 @@ fn a_patch_that_needs_fuzz_is_refused() -> Result<()> {
     })
 }
 
-/// Checks that the series is refused when one of its patches is changed by `spoil`, and taken up again when it is mended.
-/// It is the last one that can be spoiled.
+/// Checks that the series is refused when `spoil` has changed one of its patches, and applied when that is undone. The patch is the
+/// last one that can be spoiled.
 fn refuses_the_patch(spoil: impl Fn(&str) -> Option<String>) -> Result<()> {
     let checkout = Checkout::new()?;
     let series = support::series()?;
@@ -196,14 +196,15 @@ fn builds(variant: &str) -> Result<()> {
     let components = bill["components"].as_array().context("no components")?;
     for patch in manifest["patches"].as_array().into_iter().flatten() {
         let listed = |one: &&serde_json::Value| one["name"] == patch["name"];
-        let one = components.iter().find(listed).with_context(|| format!("{patch} is not in the bill"))?;
-        ensure!(one["hashes"][0]["content"] == patch["sha256"], "{one:#}");
+        let component = components.iter().find(listed);
+        let component = component.with_context(|| format!("{patch} is not in the bill of materials"))?;
+        ensure!(component["hashes"][0]["content"] == patch["sha256"], "{component:#}");
     }
     let lists = |name: &str| components.iter().any(|one| one["name"] == name);
     ensure!(lists("tls-rs") == (variant != "stock") && lists("guacamole-server"), "{bill:#}");
     let files = components.iter().flat_map(|one| one["properties"].as_array().into_iter().flatten());
     let libc = |property: &serde_json::Value| property["value"] == "libc.so.6";
-    ensure!(files.into_iter().any(libc) || lists("libc.so.6"), "no libc in the bill");
+    ensure!(files.into_iter().any(libc) || lists("libc.so.6"), "no libc in the bill of materials");
     for license in [
         "guacd-uncapped/LICENSE",
         "guacd-uncapped/NOTICE",
@@ -234,7 +235,7 @@ fn nothing_to_do_is_said_in_under_a_second() -> Result<()> {
     Ok(())
 }
 
-fn an_interruption_leaves_nothing_and_the_next_run_goes_on() -> Result<()> {
+fn an_interruption_leaves_nothing_and_the_next_run_continues() -> Result<()> {
     let dir = TempDir::new()?;
     let (target, prefix) = (dir.path().join("target"), dir.path().join("guacd"));
     let prefix_argument = prefix.to_string_lossy();
@@ -254,9 +255,10 @@ fn an_interruption_leaves_nothing_and_the_next_run_goes_on() -> Result<()> {
         running.interrupt()?.expect(130, &["interrupted"])?;
         ensure!(!prefix.exists(), "a prefix after {step} was interrupted");
         let left: Vec<_> = fs::read_dir(dir.path())?.flatten().map(|entry| entry.file_name()).collect();
-        ensure!(left == ["target"], "left beside the prefix: {left:?}");
-        // What make had started takes a moment to end.
-        std::thread::sleep(Duration::from_millis(300));
+        ensure!(left == ["target"], "left next to the prefix: {left:?}");
+        // The programs that make has started take a moment to end.
+        let have_ended = || started.ensure_gone().is_ok();
+        let _ = wait_until("they end", Duration::from_secs(1), have_ended);
         started.ensure_gone().context(step)?;
     }
     let output = build().run()?;

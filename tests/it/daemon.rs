@@ -1,24 +1,26 @@
-//! Does guacd live on, and keep its secrets, whatever its processes and clients do?
+//! Does guacd keep running, and keep its secrets, whatever its processes and clients do?
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::{self, sleep};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Resource, Rlimit, Signal, geteuid, getrlimit, setrlimit};
-use tempfile::TempDir;
 
+use crate::support::c::Preloaded;
 use crate::support::guacd::{Guacd, left_on};
-use crate::support::processes::{children, is_alive, kill, wait_for_the_end_of};
-use crate::support::user::{User, instruction};
-use crate::support::{self, SOON};
+use crate::support::processes::{children, is_alive, kill};
+use crate::support::target::target;
+use crate::support::tls::{Certificate, Encrypted};
+use crate::support::user::User;
+use crate::support::{SOON, wait_until};
 
 crate::tests! {
     Source:
@@ -37,41 +39,18 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// The time that guacd gives a client for its handshake.
 const HANDSHAKE: Duration = Duration::from_secs(15);
 
-/// Waits until something is true.
-fn wait_until(what: &str, timeout: Duration, mut is_true: impl FnMut() -> bool) -> Result<()> {
-    let deadline = Instant::now() + timeout;
-    while !is_true() {
-        ensure!(Instant::now() < deadline, "{what}: not within {timeout:?}");
-        sleep(Duration::from_millis(10));
-    }
-    Ok(())
-}
-
-/// The process that forks the connection processes.
-fn fork_server(guacd: &Guacd) -> Option<i32> {
-    // A connection process whose own parent has ended is a child of guacd, too.
-    let connections = guacd.connections();
-    children(guacd.pid()).into_iter().find(|pid| is_alive(*pid) && !connections.contains(pid))
-}
-
 /// A telnet server that counts what all of its clients type.
-fn a_target_that_counts() -> Result<(u16, Arc<AtomicUsize>)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let port = listener.local_addr()?.port();
+fn a_target_that_counts() -> Result<(String, Arc<AtomicUsize>)> {
     let typed = Arc::<AtomicUsize>::default();
     let count = Arc::clone(&typed);
-    thread::spawn(move || {
-        while let Ok((mut stream, _)) = listener.accept() {
-            let count = Arc::clone(&count);
-            thread::spawn(move || {
-                let mut buffer = [0; 256];
-                while let Ok(length @ 1..) = stream.read(&mut buffer) {
-                    let letters = buffer[..length].iter().filter(|byte| **byte == b'x').count();
-                    count.fetch_add(letters, Ordering::Relaxed);
-                }
-            });
+    let port = target(move |mut stream| {
+        let mut buffer = [0; 256];
+        while let Ok(length @ 1..) = stream.read(&mut buffer) {
+            let letters = buffer[..length].iter().filter(|byte| **byte == b'x').count();
+            count.fetch_add(letters, Ordering::Relaxed);
         }
-    });
+        Ok(())
+    })?;
     Ok((port, typed))
 }
 
@@ -82,10 +61,7 @@ fn a_killed_fork_server_is_started_again_and_no_session_is_lost() -> Result<()> 
     let (port, typed) = a_target_that_counts()?;
     let mut sessions = Vec::new();
     for _ in 0..SESSIONS {
-        let mut user = guacd.user("telnet")?;
-        user.handshake(&["127.0.0.1", &port.to_string()])?;
-        user.expect_id()?;
-        sessions.push(user);
+        sessions.push(guacd.telnet(&port)?.0);
     }
     let sessions_before = guacd.connections();
     ensure!(sessions_before.len() == SESSIONS, "{} processes", sessions_before.len());
@@ -94,7 +70,7 @@ fn a_killed_fork_server_is_started_again_and_no_session_is_lost() -> Result<()> 
     for round in 1..=KILLS {
         let mut victim = None;
         wait_until("a fork server is started again", Duration::from_secs(1), || {
-            victim = fork_server(&guacd);
+            victim = guacd.fork_server();
             victim.is_some()
         })?;
         kill(victim.context("no fork server")?, Signal::KILL);
@@ -105,7 +81,7 @@ fn a_killed_fork_server_is_started_again_and_no_session_is_lost() -> Result<()> 
             served += 1;
         }
         ensure!(since.elapsed() < ANSWER, "round {round}: answered after {:?}", since.elapsed());
-        // Those who are there type meanwhile, which is also how guacd knows that they are.
+        // The users of the sessions type meanwhile. guacd would also drop them if they sent nothing.
         for user in &mut sessions {
             user.send(&["key", "120", "1"])?;
             user.send(&["key", "120", "0"])?;
@@ -120,10 +96,9 @@ fn a_killed_fork_server_is_started_again_and_no_session_is_lost() -> Result<()> 
     let started = log.matches("The fork server was started again").count();
     ensure!(killed == KILLS && started >= KILLS - 1, "{killed} killed, {started} started: {log}");
 
-    // Who has adopted them also buries them.
+    // guacd has adopted the processes of the sessions, and reaps them.
     drop(sessions);
-    wait_for_the_end_of(&sessions_before, SOON);
-    wait_until("no process is left but the fork server", SOON, || guacd.processes().len() == 1)
+    wait_until("no process is left but the fork server", 2 * SOON, || guacd.processes().len() == 1)
         .with_context(|| format!("{:?}", guacd.processes()))?;
     guacd.user("ssh")?.finish_handshake()?;
     kill(guacd.pid(), Signal::TERM);
@@ -132,97 +107,26 @@ fn a_killed_fork_server_is_started_again_and_no_session_is_lost() -> Result<()> 
     Ok(())
 }
 
-/// A private key and a certificate.
-struct Certificate {
-    dir: TempDir,
-}
+/// Pieces of a key in each form that it can have in memory: the text of its file, the bytes that the text encodes, and the numbers
+/// that OpenSSL computes with, which are the same bytes in the processor's order.
+fn pieces_of_the_key(certificate: &Certificate) -> Result<Vec<Vec<u8>>> {
+    let mut openssl = Command::new("openssl");
+    let bytes = openssl.args(["pkey", "-outform", "DER", "-in"]).arg(certificate.key()).output()?.stdout;
+    ensure!(bytes.len() > 1000, "{} bytes of a key", bytes.len());
+    let text = fs::read_to_string(certificate.key())?;
+    let lines = text.lines().filter(|line| line.len() == 64).map(|line| line.as_bytes().to_vec());
+    let encoded = bytes.chunks_exact(32).map(<[u8]>::to_vec);
+    let reversed = bytes.chunks_exact(32).map(|chunk| chunk.iter().rev().copied().collect());
 
-impl Certificate {
-    fn new() -> Result<Certificate> {
-        let dir = TempDir::new()?;
-        let mut openssl = Command::new("openssl");
-        openssl.args("req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost".split(' '));
-        openssl.arg("-keyout").arg(dir.path().join("key")).arg("-out").arg(dir.path().join("certificate"));
-        let made = openssl.output()?;
-        ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        Ok(Certificate { dir })
-    }
-
-    /// The options that make guacd use it.
-    fn options(&self) -> String {
-        let dir = self.dir.path().display();
-        format!("-K {dir}/key -C {dir}/certificate")
-    }
-
-    /// Pieces of the key in each form that it can have in memory: as the text of its file, as what that encodes, and as
-    /// what OpenSSL computes with, which are the same bytes in the processor's order.
-    fn pieces(&self) -> Result<Vec<Vec<u8>>> {
-        let mut openssl = Command::new("openssl");
-        openssl.args(["pkey", "-outform", "DER", "-in"]).arg(self.dir.path().join("key"));
-        let bytes = openssl.output()?.stdout;
-        ensure!(bytes.len() > 1000, "{} bytes of a key", bytes.len());
-        let text = fs::read_to_string(self.dir.path().join("key"))?;
-        let lines = text.lines().filter(|line| line.len() == 64).map(|line| line.as_bytes().to_vec());
-        let encoded = bytes.chunks_exact(32).map(<[u8]>::to_vec);
-        let reversed = bytes.chunks_exact(32).map(|chunk| chunk.iter().rev().copied().collect());
-        let public = self.public()?;
-        let is_secret =
-            |piece: &Vec<u8>| !public.windows(8).any(|part| piece.windows(8).any(|other| other == part));
-        Ok(lines.chain(encoded).chain(reversed).filter(is_secret).collect())
-    }
-
-    /// What is in the certificate, too, in both orders, and zeros.
-    fn public(&self) -> Result<Vec<u8>> {
-        let mut openssl = Command::new("openssl");
-        openssl.args(["x509", "-outform", "DER", "-in"]).arg(self.dir.path().join("certificate"));
-        let mut bytes = openssl.output()?.stdout;
-        bytes.extend(bytes.clone().iter().rev());
-        bytes.extend([0; 16]);
-        Ok(bytes)
-    }
-}
-
-/// A client that uses TLS, and ends with this.
-struct Encrypted {
-    client: Child,
-}
-
-impl Encrypted {
-    fn connect(guacd: &Guacd) -> Result<Encrypted> {
-        let client = Command::new("openssl")
-            .args(["s_client", "-quiet", "-connect", &format!("127.0.0.1:{}", guacd.port)])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        Ok(Encrypted { client })
-    }
-
-    fn send(&mut self, parts: &[&str]) -> Result<()> {
-        let input = self.client.stdin.as_mut().context("no input")?;
-        Ok(input.write_all(instruction(parts).as_bytes())?)
-    }
-
-    /// Selects a protocol, and returns the number of its arguments.
-    fn select(&mut self, protocol: &str) -> Result<usize> {
-        self.send(&["select", protocol])?;
-        let output = self.client.stdout.as_mut().context("no output")?;
-        let mut heard = Vec::new();
-        while !heard.ends_with(b";") {
-            let mut byte = [0];
-            output.read_exact(&mut byte).context("the connection ended")?;
-            heard.push(byte[0]);
-        }
-        ensure!(heard.starts_with(b"4.args,"), "{}", String::from_utf8_lossy(&heard));
-        Ok(heard.iter().filter(|byte| **byte == b',').count())
-    }
-}
-
-impl Drop for Encrypted {
-    fn drop(&mut self) {
-        let _ = self.client.kill();
-        let _ = self.client.wait();
-    }
+    // Bytes that are also in the certificate, in either order, and zeros are no secret.
+    let mut openssl = Command::new("openssl");
+    let mut public =
+        openssl.args(["x509", "-outform", "DER", "-in"]).arg(certificate.file()).output()?.stdout;
+    public.extend(public.clone().iter().rev());
+    public.extend([0; 16]);
+    let is_secret =
+        |piece: &Vec<u8>| !public.windows(8).any(|part| piece.windows(8).any(|other| other == part));
+    Ok(lines.chain(encoded).chain(reversed).filter(is_secret).collect())
 }
 
 /// How many of these pieces are in a process's memory.
@@ -254,7 +158,7 @@ fn found_in_memory(pid: i32, pieces: &[Vec<u8>]) -> Result<usize> {
 
 fn only_guacd_itself_has_the_private_key() -> Result<()> {
     let certificate = Certificate::new()?;
-    let pieces = certificate.pieces()?;
+    let pieces = pieces_of_the_key(&certificate)?;
     ensure!(pieces.len() > 50, "{} pieces of a key", pieces.len());
     let found = |variant| -> Result<(usize, Vec<usize>)> {
         let guacd = Guacd::start_with(variant, ":", &certificate.options())?;
@@ -267,39 +171,13 @@ fn only_guacd_itself_has_the_private_key() -> Result<()> {
     let (own, others) = found("patched")?;
     ensure!(own > 0, "guacd has no key");
     ensure!(others == [0, 0], "pieces in the memory of the fork server and of a connection: {others:?}");
-    // It has forked the connection itself, after it had read the key.
+    // Stock's guacd forks the connection itself, after it has read the key.
     let (_, others) = found("stock")?;
     ensure!(others.len() == 1 && others[0] > 0, "stock: {others:?}");
     Ok(())
 }
 
-/// What makes connection processes do as one would that was taken over: see `c/session.c`.
-struct Hostile {
-    dir: TempDir,
-}
-
-impl Hostile {
-    fn new() -> Result<Hostile> {
-        let dir = TempDir::new()?;
-        let mut cc = Command::new("cc");
-        cc.args(["-Wall", "-Werror", "-shared", "-fPIC", "-o"]).arg(dir.path().join("session.so"));
-        let compiled = cc.arg(support::root().join("tests/it/c/session.c")).output()?;
-        ensure!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
-        Ok(Hostile { dir })
-    }
-
-    /// The shell command that comes before guacd.
-    fn shell(&self) -> String {
-        let dir = self.dir.path().display();
-        format!("export SESSION={dir} LD_PRELOAD={dir}/session.so")
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-}
-
-/// The program that gives up what root may do beyond other users, before it becomes another program.
+/// A program that gives up root's privileges, and then executes another program. For other users, none is needed.
 fn without_privileges() -> &'static str {
     if geteuid().is_root() { "setpriv --bounding-set=-all --inh-caps=-all" } else { "" }
 }
@@ -314,10 +192,11 @@ fn can_be_read(pid: i32) -> Result<bool> {
 }
 
 fn a_process_can_neither_read_nor_signal_another() -> Result<()> {
-    let hostile = Hostile::new()?;
+    // A connection process that was taken over: see `c/session.c`.
+    let hostile = Preloaded::compile("session")?;
     let start = |variant, variable: &str| -> Result<(Guacd, User)> {
         let shell = format!("{variable} && {}", hostile.shell());
-        let guacd = Guacd::start_under(variant, &shell, without_privileges(), "")?;
+        let guacd = Guacd::start_by(variant, &shell, without_privileges(), "")?;
         let user = guacd.user("ssh")?;
         Ok((guacd, user))
     };
@@ -374,14 +253,14 @@ fn the_kernel_ends_a_session_before_guacd() -> Result<()> {
 }
 
 fn orphans_of_a_session_are_reaped() -> Result<()> {
-    let parent_of_orphan = |variant| -> Result<bool> {
-        let hostile = Hostile::new()?;
+    let is_adopted = |variant| -> Result<bool> {
+        let hostile = Preloaded::compile("session")?;
         fs::write(hostile.file("orphan"), "")?;
-        let guacd = Guacd::start_with(variant, &hostile.shell(), "")?;
+        let guacd = hostile.start(variant)?;
         let _user = guacd.user("ssh")?;
         let mut orphan = None;
         wait_until("the session starts a process", SOON, || {
-            let entries = fs::read_dir(hostile.dir.path()).into_iter().flatten().flatten();
+            let entries = fs::read_dir(hostile.dir()).into_iter().flatten().flatten();
             let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
             orphan = names.filter_map(|name| name.strip_prefix("orphan-")?.parse::<i32>().ok()).next();
             orphan.is_some()
@@ -399,8 +278,8 @@ fn orphans_of_a_session_are_reaped() -> Result<()> {
         }
         Ok(adopted)
     };
-    ensure!(parent_of_orphan("patched")?, "guacd did not adopt it");
-    ensure!(!parent_of_orphan("stock")?, "stock adopted it");
+    ensure!(is_adopted("patched")?, "guacd did not adopt it");
+    ensure!(!is_adopted("stock")?, "stock adopted it");
     Ok(())
 }
 
@@ -410,8 +289,18 @@ fn threads_and_descriptors(pid: i32) -> (usize, usize) {
     (count("task"), count("fd"))
 }
 
-/// Checks that something takes no more than twice as long as something else. Both are done in turn, and the shortest times
-/// are compared, as others use the machine, too.
+/// Waits until guacd has no more threads and descriptors than it had before.
+fn has_released_all(guacd: &Guacd, before: (usize, usize)) -> Result<()> {
+    let is_as_before = || {
+        let (threads, descriptors) = threads_and_descriptors(guacd.pid());
+        threads <= before.0 && descriptors <= before.1
+    };
+    wait_until("guacd releases all threads and descriptors", SOON, is_as_before)
+        .with_context(|| format!("{:?} instead of {before:?}", threads_and_descriptors(guacd.pid())))
+}
+
+/// Checks that `act` takes no more than twice as long as `usual`. Both are done in turn, and the shortest times are compared, as
+/// other programs use the machine, too.
 fn ensure_not_twice_as_long(act: impl Fn() -> Result<()>, usual: impl Fn() -> Result<()>) -> Result<()> {
     let (mut shortest, mut usually) = (Duration::MAX, Duration::MAX);
     for round in 1..=50 {
@@ -434,7 +323,7 @@ fn handshakes_that_are_not_completed_delay_nobody_and_end() -> Result<()> {
     let certificate = Certificate::new()?;
     let plain = Guacd::start("patched")?;
     let encrypted = Guacd::start_with("patched", ":", &certificate.options())?;
-    // Nobody is silent here.
+    // These have no silent clients, for comparison.
     let usual = [Guacd::start("patched")?, Guacd::start_with("patched", ":", &certificate.options())?];
     let answer_plain = |guacd: &Guacd| guacd.user("ssh").map(drop);
     let answer_encrypted = |guacd: &Guacd| Encrypted::connect(guacd)?.select("ssh").map(drop);
@@ -463,7 +352,7 @@ fn handshakes_that_are_not_completed_delay_nobody_and_end() -> Result<()> {
     ensure_not_twice_as_long(|| answer_encrypted(&encrypted), || answer_encrypted(&usual[1]))
         .context("TLS")?;
 
-    // These never end what they say: one within "select", and one after it.
+    // These never finish: one within "select", and one after it.
     let mut slow = User::connect(plain.port)?;
     let mut never_connects = plain.user("ssh")?;
     let selecting = "6.select,".to_owned() + &format!("{}.", 100) + &"x".repeat(100);
@@ -488,33 +377,24 @@ fn handshakes_that_are_not_completed_delay_nobody_and_end() -> Result<()> {
         "slow: {slow_ended:?}, no connect: {other_ended:?}"
     );
     for (guacd, before) in [&plain, &encrypted].into_iter().zip(before) {
-        let is_rid_of_them = || {
-            let (threads, descriptors) = threads_and_descriptors(guacd.pid());
-            threads <= before.0 && descriptors <= before.1
-        };
-        wait_until("guacd is rid of them", SOON, is_rid_of_them)
-            .with_context(|| format!("{:?} instead of {before:?}", threads_and_descriptors(guacd.pid())))?;
+        has_released_all(guacd, before)?;
         ensure!(guacd.connections().is_empty(), "a process is left");
     }
     ensure!(since.elapsed() < HANDSHAKE + 2 * SOON, "after {:?}", since.elapsed());
     Ok(())
 }
 
-/// A telnet server that sends as much as it can to the first who connects. Returns its port.
-fn a_target_that_floods() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let port = listener.local_addr()?.port();
-    thread::spawn(move || {
-        let (mut stream, _) = listener.accept()?;
+/// A telnet server that sends as much as it can.
+fn a_target_that_floods() -> Result<String> {
+    target(|mut stream| {
         for number in 0_u64.. {
-            // Each letter has a colour of its own, which makes for large pictures.
+            // Each letter has another colour than the one before, which makes for large pictures.
             for column in 0..40 {
                 write!(stream, "\x1b[3{};4{}mguacd {number}", (number + column) % 8, (number * column) % 7)?;
             }
         }
-        std::io::Result::Ok(())
-    });
-    Ok(port)
+        Ok(())
+    })
 }
 
 /// How many bytes guacd has sent to its clients that they have not taken in.
@@ -534,10 +414,11 @@ fn unread_bytes(port: u16) -> Result<usize> {
 
 fn an_encrypted_user_who_does_not_read_keeps_nothing_of_a_killed_process() -> Result<()> {
     let certificate = Certificate::new()?;
-    let hostile = Hostile::new()?;
+    // It also makes guacd's socket buffers small.
+    let hostile = Preloaded::compile("session")?;
     let guacd = Guacd::start_with("patched", &hostile.shell(), &certificate.options())?;
     let before = threads_and_descriptors(guacd.pid());
-    let target = a_target_that_floods()?.to_string();
+    let target = a_target_that_floods()?;
     let mut user = Encrypted::connect(&guacd)?;
     let arguments = user.select("telnet")?;
     let mut connect = vec!["connect", "VERSION_1_5_0", "127.0.0.1", &target];
@@ -560,11 +441,5 @@ fn an_encrypted_user_who_does_not_read_keeps_nothing_of_a_killed_process() -> Re
     for pid in guacd.connections() {
         kill(pid, Signal::KILL);
     }
-    let is_rid_of_it = || {
-        let (threads, descriptors) = threads_and_descriptors(guacd.pid());
-        threads <= before.0 && descriptors <= before.1
-    };
-    wait_until("guacd is rid of it", SOON, is_rid_of_it)
-        .with_context(|| format!("{:?} instead of {before:?}", threads_and_descriptors(guacd.pid())))?;
-    Ok(())
+    has_released_all(&guacd, before)
 }

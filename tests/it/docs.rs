@@ -1,12 +1,12 @@
-//! Is what the documents say to type and to follow still right?
+//! Do the commands in the documents work, and do the links lead somewhere?
 //!
-//! A block of commands is indented by four spaces, or fenced as `sh`. An HTML comment above it says what becomes of it here:
+//! A block of commands is indented by four spaces, or fenced as `sh`. An HTML comment above it says whether it is run here:
 //!
 //! - `<!-- run -->`: it is run with the other tests.
 //! - `<!-- run: minutes -->`: it is run by `cargo test -p tests -- --ignored`.
 //! - `<!-- needs: WHAT -->`: it is not run, since it needs something that a test cannot have.
 //!
-//! Whatever the mark is, xtask has to accept the command lines for it, in blocks and in the text.
+//! Whatever that comment says, xtask has to accept its command lines in blocks and in the text.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,7 +68,7 @@ impl Block {
         !self.language.as_deref().is_some_and(|language| NOT_COMMANDS.contains(&language))
     }
 
-    /// What its comment says, if that is a mark.
+    /// The mark that its comment is, if it is one.
     fn mark(&self) -> Option<Mark> {
         match self.comment.as_deref()? {
             "run" => Some(Mark::Run),
@@ -239,7 +239,7 @@ impl Document {
         prose.iter().filter(|(_, line)| line.starts_with('#')).map(|(_, line)| name(line)).collect()
     }
 
-    /// Runs its blocks that bear `mark`, and returns how many those are, and what went wrong.
+    /// Runs its blocks with this mark, and returns how many those are, and what went wrong.
     fn run(&self, mark: Mark) -> Result<(usize, Vec<String>)> {
         let (blocks, _) = self.parse();
         let (mut count, mut problems) = (0, Vec::new());

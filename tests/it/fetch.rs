@@ -1,4 +1,4 @@
-//! `cargo xtask fetch`: whatever does not match its pin is refused, and leaves nothing in the cache.
+//! `cargo xtask fetch`: is a source that does not match its pin refused, and is nothing of it left in the cache?
 
 use std::fs;
 use std::io::Write;
@@ -29,7 +29,7 @@ crate::tests! {
         the_users_git_settings_change_no_byte;
 }
 
-/// A cache of the test's own, and xtask with it.
+/// An empty cache, and runs of xtask that use it.
 struct Cache(TempDir);
 
 impl Cache {
@@ -80,7 +80,7 @@ fn a_tarball_with_a_flipped_byte_is_refused() -> Result<()> {
     output.expect(1, &["flipped.tar.gz", "SHA-256", "upstream.toml pins", "fetch it anew"])?;
     ensure!(cache.files()?.is_empty(), "left behind: {:?}", cache.files()?);
 
-    // The same without the flip is taken, so that it was the byte that was refused.
+    // The tarball is accepted without the flip, so it was the byte that was refused.
     cache.fetch_from(&tarball)?.expect(0, &[])?;
     cache.fetch(&["--offline"]).run()?.expect(0, &[])
 }
@@ -213,7 +213,7 @@ fn a_stalled_download_can_be_interrupted_and_leaves_nothing() -> Result<()> {
     let running = cache.fetch(&["--from", &url]).env("NO_PROXY", "127.0.0.1").start()?;
     let (mut client, _) = server.accept()?;
     client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nthe beginning")?;
-    // Into the wait for the rest, which never comes.
+    // Long enough to be waiting for the rest, which never comes.
     std::thread::sleep(Duration::from_millis(500));
     let since = Instant::now();
     running.interrupt()?.expect(130, &["interrupted"])?;
@@ -237,8 +237,8 @@ fn tree(dir: &Path) -> Result<PathBuf> {
     Ok(tree)
 }
 
-/// Whether the source in the cache can be made a tarball that is pinned. What was imported from a tree cannot: its archive
-/// bears the time of the import.
+/// Whether the source in the cache gives a tarball that is pinned. A source that was imported from a tree does not: its archive has
+/// the time of the import.
 pub fn has_tarball() -> bool {
     let accepted = || -> Result<bool> {
         let (cache, dir) = (Cache::new()?, TempDir::new()?);

@@ -1,16 +1,13 @@
-//! Files: what users and targets name, and what is written. Each fault is shown on stock, and to be gone.
+//! What becomes of files: those that users and targets name, and those that guacd writes? Most tests also show the fault of stock.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Command;
-use std::thread::{self, sleep};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
@@ -18,14 +15,17 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::c::run_c_with_sources;
 use crate::support::guacd::Guacd;
-use crate::support::sshd::Sshd;
+use crate::support::sshd::{ED25519, Sshd};
+use crate::support::target::{a_target_that_never_rests, stay_silent, target};
 use crate::support::user::{Instructions, User};
-use crate::support::{self, SOON};
+use crate::support::{SOON, wait_until};
 
 crate::tests! {
+    SourceAndSshd:
+        a_listing_over_sftp_is_json_whatever_the_names_are;
     Source:
-        a_listing_over_sftp_is_json_whatever_the_names_are,
         json_is_whole_without_assertions,
         a_title_in_any_encoding_is_sent_as_utf8,
         recordings_and_typescripts_stay_in_their_directories,
@@ -50,8 +50,9 @@ fn a_listing_over_sftp_is_json_whatever_the_names_are() -> Result<()> {
     for name in names {
         fs::write(dir.path().join(OsString::from_vec(name.to_vec())), "")?;
     }
+    let sshd = Sshd::start(&[("key", ED25519)])?;
     let listing = |variant| -> Result<String> {
-        let (guacd, sshd) = (Guacd::start(variant)?, Sshd::start()?);
+        let guacd = Guacd::start(variant)?;
         let mut user = Session::start(
             &guacd,
             "ssh",
@@ -59,7 +60,7 @@ fn a_listing_over_sftp_is_json_whatever_the_names_are() -> Result<()> {
                 ("hostname", "127.0.0.1"),
                 ("port", &sshd.port.to_string()),
                 ("username", &sshd.user),
-                ("private-key", &sshd.key),
+                ("private-key", &sshd.key("key")?),
                 ("enable-sftp", "true"),
             ],
         )?;
@@ -98,9 +99,9 @@ fn a_listing_over_sftp_is_json_whatever_the_names_are() -> Result<()> {
 }
 
 fn json_is_whole_without_assertions() -> Result<()> {
-    let written = compile_and_run("no_assertions", "patched", &[])?;
+    let written = run_c_with_sources("no_assertions", "patched", &[])?;
     ensure!(written == r#"{"a\u000ab":"c"}"#, "patched: {written}");
-    let written = compile_and_run("no_assertions", "stock", &[])?;
+    let written = run_c_with_sources("no_assertions", "stock", &[])?;
     ensure!(!written.starts_with('{'), "stock: {written}");
     Ok(())
 }
@@ -109,9 +110,12 @@ fn a_title_in_any_encoding_is_sent_as_utf8() -> Result<()> {
     let title = |variant| -> Result<Vec<u8>> {
         let guacd = Guacd::start(variant)?;
         // An unfinished character, with whole ones after it and in it.
-        let target = target(b"\x1b]2;caf\xe9 \xf0ab\xc3\xbc\x07".to_vec(), b"")?;
+        let port = target(|mut stream| {
+            stream.write_all(b"\x1b]2;caf\xe9 \xf0ab\xc3\xbc\x07")?;
+            stay_silent(stream)
+        })?;
         let mut user = guacd.user("telnet")?;
-        user.handshake(&["127.0.0.1", &target.to_string()])?;
+        user.handshake(&["127.0.0.1", &port])?;
         let mut heard = Vec::new();
         let deadline = Instant::now() + SOON;
         loop {
@@ -142,22 +146,17 @@ fn recordings_and_typescripts_stay_in_their_directories() -> Result<()> {
         fs::create_dir_all(inside.join("below"))?;
         let inside = inside.to_string_lossy();
         let guacd = Guacd::start(variant)?;
-        let target = target_that_never_rests()?.to_string();
+        let target = a_target_that_never_rests()?;
         for (recording, typescript) in
             [("../recording-1", "../typescript-1"), ("below/../../recording-2", "below/../../typescript-2")]
         {
-            let mut user = Session::start(
-                &guacd,
-                "telnet",
-                &[
-                    ("hostname", "127.0.0.1"),
-                    ("port", &target),
-                    ("recording-path", &inside),
-                    ("recording-name", recording),
-                    ("typescript-path", &inside),
-                    ("typescript-name", typescript),
-                ],
-            )?;
+            let names = [
+                ("recording-path", &*inside),
+                ("recording-name", recording),
+                ("typescript-path", &*inside),
+                ("typescript-name", typescript),
+            ];
+            let mut user = Session::telnet(&guacd, &target, &names)?;
             user.frames(3)?;
         }
         let mut names = BTreeSet::new();
@@ -181,29 +180,19 @@ fn a_recording_in_a_directory_below_is_written() -> Result<()> {
     let dir = TempDir::new()?;
     fs::create_dir(dir.path().join("a..b"))?;
     let guacd = Guacd::start("patched")?;
-    let target = target_that_never_rests()?.to_string();
+    let target = a_target_that_never_rests()?;
     let path = dir.path().to_string_lossy();
     for _ in 0..2 {
-        let mut user = Session::start(
-            &guacd,
-            "telnet",
-            &[
-                ("hostname", "127.0.0.1"),
-                ("port", &target),
-                ("recording-path", &path),
-                ("recording-name", "a..b/..."),
-            ],
-        )?;
+        let names = [("recording-path", &*path), ("recording-name", "a..b/...")];
+        let mut user = Session::telnet(&guacd, &target, &names)?;
         user.frames(20)?;
     }
-    // The second one gets a name of its own. Both are closed, hence whole, once their processes have ended.
+    // The second recording gets another name. Both are whole once their processes have ended.
     for name in ["...", "....1"] {
         let file = dir.path().join("a..b").join(name);
-        let deadline = Instant::now() + SOON;
-        while !recorded(&file)?.contains("sync") {
-            ensure!(Instant::now() < deadline, "{} is not written", file.display());
-            sleep(Duration::from_millis(20));
-        }
+        let is_written = || recorded(&file).is_ok_and(|names| names.contains("sync"));
+        wait_until("a recording is written", SOON, is_written)
+            .with_context(|| format!("{}: {:?}", file.display(), recorded(&file)))?;
     }
     Ok(())
 }
@@ -211,19 +200,12 @@ fn a_recording_in_a_directory_below_is_written() -> Result<()> {
 fn a_long_name_of_a_recording_ends_no_session() -> Result<()> {
     let overflows = |variant| -> Result<bool> {
         let guacd = Guacd::start(variant)?;
-        let target = target_that_never_rests()?.to_string();
+        let target = a_target_that_never_rests()?;
         // Around the size of the buffer, one of these hits what the compiler keeps behind it.
         for length in (2040..2064).step_by(2) {
-            let mut user = Session::start(
-                &guacd,
-                "telnet",
-                &[
-                    ("hostname", "127.0.0.1"),
-                    ("port", &target),
-                    ("recording-path", "/tmp"),
-                    ("recording-name", &"x".repeat(length)),
-                ],
-            )?;
+            let name = "x".repeat(length);
+            let names = [("recording-path", "/tmp"), ("recording-name", &*name)];
+            let mut user = Session::telnet(&guacd, &target, &names)?;
             if user.frames(1).is_err() {
                 break;
             }
@@ -289,71 +271,38 @@ fn at_the_limit_of_files_a_recording_ends_and_its_session_goes_on() -> Result<()
 
 fn a_drive_is_listed_and_closed_as_it_should_be() -> Result<()> {
     let dir = TempDir::new()?;
-    let said = compile_and_run("drive", "patched", &[dir.path()])?;
+    let said = run_c_with_sources("drive", "patched", &[dir.path()])?;
     let expected = "listed: 300\nclosed twice: 0\nwritten to another file: 0\ncharacters of a name of 200: 200\n\
                     behind the buffer: ---\ndownloaded: 200\n";
     ensure!(said == expected, "patched: {said}");
     let dir = TempDir::new()?;
-    let said = compile_and_run("drive", "stock", &[dir.path()])?;
+    let said = run_c_with_sources("drive", "stock", &[dir.path()])?;
     for line in expected.lines() {
         ensure!(!said.contains(&format!("{line}\n")), "stock: {said}");
     }
     Ok(())
 }
 
-/// A session of telnet whose recording and typescript go to these names in a directory, also if they are there.
+/// A session over telnet with a recording and a typescript in a directory, where files of these names may be already.
 fn recorded_session(guacd: &Guacd, dir: &Path) -> Result<Session> {
-    let (target, path) = (target_that_never_rests()?.to_string(), dir.to_string_lossy());
-    Session::start(
-        guacd,
-        "telnet",
-        &[
-            ("hostname", "127.0.0.1"),
-            ("port", &target),
-            ("recording-path", &path),
-            ("recording-name", "recording"),
-            ("recording-write-existing", "true"),
-            ("typescript-path", &path),
-            ("typescript-name", "typescript"),
-            ("typescript-write-existing", "true"),
-        ],
-    )
+    let path = dir.to_string_lossy();
+    let names = [
+        ("recording-path", &*path),
+        ("recording-name", "recording"),
+        ("recording-write-existing", "true"),
+        ("typescript-path", &*path),
+        ("typescript-name", "typescript"),
+        ("typescript-write-existing", "true"),
+    ];
+    Session::telnet(guacd, &a_target_that_never_rests()?, &names)
 }
 
-/// The names of the instructions in a recording, none of which may be torn but for the last.
+/// The names of the instructions in a recording. None of them may be torn, except the last.
 fn recorded(file: &Path) -> Result<String> {
     let bytes = fs::read(file).with_context(|| file.display().to_string())?;
     let names: Vec<_> =
         Instructions::default().take(&bytes)?.into_iter().map(|mut parts| parts.remove(0)).collect();
     Ok(names.join(" "))
-}
-
-/// A telnet server that sends `start` to all who connect, and then `again` over and over. Returns its port.
-fn target(start: Vec<u8>, again: &'static [u8]) -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let port = listener.local_addr()?.port();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let (mut stream, start) = (stream?, start.clone());
-            thread::spawn(move || {
-                stream.write_all(&start)?;
-                for number in 0_u64.. {
-                    if !again.is_empty() {
-                        write!(stream, "\x1b[3{}m{number} ", number % 8)?;
-                        stream.write_all(again)?;
-                    }
-                    sleep(Duration::from_millis(2));
-                }
-                std::io::Result::Ok(())
-            });
-        }
-        std::io::Result::Ok(())
-    });
-    Ok(port)
-}
-
-fn target_that_never_rests() -> Result<u16> {
-    target(Vec::new(), b"guacd guacd guacd guacd guacd guacd guacd\r\n")
 }
 
 /// A user's session, whose frames are answered.
@@ -366,20 +315,16 @@ struct Session {
 impl Session {
     /// Starts a session with these arguments of its protocol.
     fn start(guacd: &Guacd, protocol: &str, arguments: &[(&str, &str)]) -> Result<Session> {
-        let user = User::connect(guacd.port)?;
+        let mut user = guacd.user(protocol)?;
+        user.handshake_with(arguments)?;
         let mut session = Session { user, instructions: Instructions::default(), heard: Vec::new() };
-        session.user.send(&["select", protocol])?;
-        let names = session.expect("args")?;
-        for (name, _) in arguments {
-            ensure!(names.iter().any(|known| known == name), "{protocol} has no argument {name}");
-        }
-        session.user.arguments = names.len() - 1;
-        let value =
-            |name: &String| arguments.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value);
-        let values: Vec<&str> = names[2..].iter().map(value).collect();
-        session.user.handshake(&values)?;
         session.expect("ready")?;
         Ok(session)
+    }
+
+    /// Starts a session over telnet to a target on this port, with more arguments.
+    fn telnet(guacd: &Guacd, port: &str, more: &[(&str, &str)]) -> Result<Session> {
+        Session::start(guacd, "telnet", &[&[("hostname", "127.0.0.1"), ("port", port)], more].concat())
     }
 
     /// Waits for an instruction.
@@ -387,7 +332,7 @@ impl Session {
         self.expect_any(&[name], |_| true)
     }
 
-    /// Waits for one of these instructions that is as it should be.
+    /// Waits for one of these instructions for which `is_it` is true.
     fn expect_any(&mut self, names: &[&str], is_it: impl Fn(&[String]) -> bool) -> Result<Vec<String>> {
         let deadline = Instant::now() + SOON;
         loop {
@@ -417,37 +362,4 @@ impl Session {
         }
         Ok(())
     }
-}
-
-/// Compiles a program of `tests/it/c` with the headers, the sources and the libraries of a build, and runs it.
-fn compile_and_run(name: &str, variant: &str, arguments: &[&Path]) -> Result<String> {
-    let dir = TempDir::new()?;
-    let program = dir.path().join(name);
-    let prefix = support::built(variant)?;
-    let (build, lib) = (prefix.with_file_name("build"), prefix.join("lib"));
-    let mut cc = Command::new("cc");
-    cc.args(["-w", "-o"])
-        .arg(&program)
-        .arg(support::root().join("tests/it/c").join(name).with_extension("c"));
-    for include in ["", "src/libguac", "src/common", "src/common-ssh", "src/terminal", "src/protocols/rdp"] {
-        cc.arg("-I").arg(build.join(include));
-    }
-    cc.arg("-I").arg(prefix.join("include")).arg("-L").arg(&lib);
-    if name == "drive" {
-        cc.arg("-l:libguac-client-rdp.so");
-        let makefile = fs::read_to_string(build.join("src/protocols/rdp/Makefile"))?;
-        for line in makefile.lines() {
-            if let Some(("RDP_CFLAGS" | "RDP_LIBS", words)) = line.split_once(" = ") {
-                cc.args(words.split_whitespace());
-            }
-        }
-    }
-    cc.args(["-lguac", "-pthread"]);
-    let compiled = cc.output()?;
-    ensure!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
-    let ran = Command::new(program).args(arguments).env("LD_LIBRARY_PATH", &lib).output()?;
-    let said = String::from_utf8(ran.stdout)?;
-    let error = String::from_utf8_lossy(&ran.stderr);
-    ensure!(ran.status.success(), "{name} with {variant}: {}\n{said}{error}", ran.status);
-    Ok(said)
 }

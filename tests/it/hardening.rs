@@ -61,7 +61,7 @@ fn configured_with(prefix: &Path) -> Result<String> {
     Ok(flags.collect::<Vec<_>>().join(" "))
 }
 
-/// What libc makes of the flags: with compilers that have no level 3, it takes 2.
+/// The level that libc uses with these flags. With compilers that have no level 3, it uses 2.
 fn fortify_level(flags: &str) -> Result<u32> {
     let dir = TempDir::new()?;
     let source = dir.path().join("level.c");
@@ -138,7 +138,7 @@ impl Hardening {
                 paths.split(':').any(|path| !PathBuf::from(path).starts_with(prefix))
             })
         };
-        // Not by its symbols, as a library without arrays on the stack has nothing to protect.
+        // Symbols do not show it: a library without arrays on the stack has nothing to protect.
         let protected =
             !self.flags.is_empty() && self.flags.iter().all(|flags| flags.contains(" -fstack-protector"));
         let mut library_paths =

@@ -1,4 +1,4 @@
-//! `cargo xtask image`: what it says where there is no Docker, or none that will do. (What it builds, `--check` checks.)
+//! `cargo xtask image`: what does it say without Docker, or with one that it cannot use? (`--check` checks what it builds.)
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,14 +14,14 @@ crate::tests! {
     Nothing:
         without_docker_it_says_what_to_install,
         a_client_without_buildkit_is_refused,
-        a_daemon_that_does_not_answer_is_said,
+        a_daemon_that_does_not_answer_is_reported,
         a_daemon_that_is_too_old_is_refused,
         packages_need_what_makes_them;
     SourceAndMount:
         a_docker_without_room_is_refused;
     Source:
         a_build_that_fails_shows_the_end_of_its_log,
-        what_a_build_misses_is_said_with_what_to_do;
+        what_a_build_misses_is_reported_with_advice;
     Minutes:
         a_daemon_of_its_own_leaves_nothing_when_interrupted;
 }
@@ -40,7 +40,7 @@ fn docker(client: &str, server: &str, info: &str, build: &str) -> Result<TempDir
 }
 
 fn image(path: &Path) -> support::Xtask {
-    // They all end before there is anything to build.
+    // These runs end before anything is built.
     xtask(["image", "--offline"]).env("PATH", path)
 }
 
@@ -54,7 +54,7 @@ fn a_client_without_buildkit_is_refused() -> Result<()> {
     image(dir.path()).run()?.expect(3, &["docker 28.2.2 comes without BuildKit", "docker-buildx"])
 }
 
-fn a_daemon_that_does_not_answer_is_said() -> Result<()> {
+fn a_daemon_that_does_not_answer_is_reported() -> Result<()> {
     let server = "echo 'Cannot connect to the daemon.' >&2; exit 1";
     let dir = docker("echo 20.10.24; exit 1", server, "exit 9", "exit 9")?;
     let words =
@@ -96,7 +96,7 @@ fn a_build_that_fails_shows_the_end_of_its_log() -> Result<()> {
     failing(words)?.expect(1, &["docker build failed", words, "the whole log: "])
 }
 
-fn what_a_build_misses_is_said_with_what_to_do() -> Result<()> {
+fn what_a_build_misses_is_reported_with_advice() -> Result<()> {
     for (words, advice) in [
         ("failed to do request: Head: dial tcp: lookup registry.example.org: no such host", "--base"),
         ("Temporary failure resolving the mirror", "--network host"),

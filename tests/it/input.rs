@@ -1,16 +1,16 @@
-//! What can a client or a target do to a session by the numbers that it sends, and by what it sends before there is anything to
-//! take it? Each test shows a fault of stock, and that it is gone.
+//! What can a client or a target do to a session by the numbers that it sends, and by what it sends too early? Each test also shows
+//! the fault of stock.
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::sync::mpsc::{Receiver, channel};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::support::guacd::Guacd;
+use crate::support::target::{a_target_that_says_nothing, stay_silent, target};
 use crate::support::user::User;
 use crate::support::{self, SOON};
 
@@ -24,7 +24,7 @@ crate::tests! {
         formats_of_sound_end_no_session,
         desktops_of_absurd_size_are_refused,
         text_may_end_within_a_character,
-        who_leaves_with_an_open_stream_silences_nobody;
+        a_user_who_leaves_with_an_open_stream_silences_nobody;
 }
 
 /// Asks for an answer that needs no target. A connection that has ended cannot be written to.
@@ -47,20 +47,6 @@ fn is_served(guacd: &Guacd, user: &mut User) -> Result<bool> {
         }
         ensure!(Instant::now() < deadline, "the session neither answers nor ends: {:?}", user.heard);
     }
-}
-
-/// A target that does what `serve` says with its first connection. Returns its port.
-fn target(serve: impl FnOnce(TcpStream) -> std::io::Result<()> + Send + 'static) -> Result<String> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let port = listener.local_addr()?.port();
-    thread::spawn(move || serve(listener.accept()?.0));
-    Ok(port.to_string())
-}
-
-/// Says nothing, until the other end closes the connection.
-fn stay_silent(mut stream: TcpStream) -> std::io::Result<()> {
-    while stream.read(&mut [0; 4096])? > 0 {}
-    Ok(())
 }
 
 /// A session over telnet that is up, what its target receives, and its ID.
@@ -136,7 +122,7 @@ fn sizes_end_no_session() -> Result<()> {
     let ends = sizes.any(|[width, height]| {
         user.send(&["size", width, height]).is_err() || !is_served(&stock, &mut user).unwrap_or(false)
     });
-    ensure!(ends, "stock takes any size");
+    ensure!(ends, "stock: the session has survived all sizes");
     Ok(())
 }
 
@@ -175,7 +161,7 @@ fn a_user_needs_no_size() -> Result<()> {
     ] {
         ensure!(is_up("patched", size)?, "{size:?} ended the session");
     }
-    ensure!(!is_up("stock", &no_resolution)?, "stock takes a resolution of 0");
+    ensure!(!is_up("stock", &no_resolution)?, "stock: the session has survived a resolution of 0");
     Ok(())
 }
 
@@ -197,7 +183,10 @@ fn fonts_of_any_size_end_no_session() -> Result<()> {
         Ok(true)
     };
     ensure!(changed("patched", &SIZES)?, "the session ended");
-    ensure!(!changed("stock", &SIZES[..1])?, "stock has more columns than a terminal");
+    ensure!(
+        !changed("stock", &SIZES[..1])?,
+        "stock: the session has survived more columns than a terminal has"
+    );
     Ok(())
 }
 
@@ -209,7 +198,7 @@ fn outlives(
     instructions: &[&[&str]],
 ) -> Result<bool> {
     let guacd = Guacd::start(variant)?;
-    let port = target(stay_silent)?;
+    let port = a_target_that_says_nothing()?;
     let mut user = guacd.user(protocol)?;
     user.handshake_with(&[&[("hostname", "127.0.0.1"), ("port", &port)], arguments].concat())?;
     user.expect_id()?;
@@ -247,7 +236,7 @@ fn input_before_there_is_a_target_ends_no_session() -> Result<()> {
         if ends_stock {
             ensure!(
                 !outlives("stock", protocol, arguments, instructions)?,
-                "stock: {protocol} takes {:?}",
+                "stock: the session over {protocol} has survived {:?}",
                 instructions[0]
             );
         }
@@ -273,7 +262,7 @@ fn formats_of_sound_end_no_session() -> Result<()> {
     ] {
         ensure!(outlives("patched", format)?, "{format} ended the session");
     }
-    ensure!(!outlives("stock", "audio/L8;rate=0")?, "stock takes a rate of 0");
+    ensure!(!outlives("stock", "audio/L8;rate=0")?, "stock: the session has survived a rate of 0");
     Ok(())
 }
 
@@ -299,28 +288,28 @@ fn vnc(mut stream: TcpStream, size: [u16; 2], then: Option<[u16; 2]>) -> std::io
         let mut update = vec![0, 0, 0, 1, 0, 0, 0, 0];
         update.extend(size.map(u16::to_be_bytes).concat());
         update.extend((-223_i32).to_be_bytes());
-        // And another one with a pixel at 0,0, as guacd shows nothing before.
+        // And another update with a pixel at 0,0, as guacd shows nothing before.
         update.extend([0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
         stream.write_all(&update)?;
     }
     stay_silent(stream)
 }
 
-/// What comes of a session with a desktop.
+/// What becomes of a session with a desktop.
 #[derive(Debug, PartialEq, Eq)]
 enum Desktop {
     /// Its user sees it.
     Shown,
-    /// Its user is told an error.
+    /// Its user receives an error.
     Refused,
-    /// The session's process has ended without a word.
+    /// The session's process has ended without an error.
     Crashed,
     /// The session's process has reserved gigabytes of memory.
     Reserved,
 }
 
 fn desktop(variant: &str, size: [u16; 2], then: Option<[u16; 2]>) -> Result<Desktop> {
-    // Whatever comes of it, it must not take the memory of the machine.
+    // It must not use up the memory of the machine.
     let guacd = Guacd::start_with(variant, "ulimit -v 6000000", "")?;
     let port = target(move |stream| vnc(stream, size, then))?;
     let mut user = guacd.user("vnc")?;
@@ -344,7 +333,7 @@ fn desktop(variant: &str, size: [u16; 2], then: Option<[u16; 2]>) -> Result<Desk
             return Ok(Desktop::Shown);
         }
     }
-    bail!("nothing came of the session, but {:?}", user.heard)
+    bail!("the desktop is neither shown nor refused: {:?}", user.heard)
 }
 
 fn desktops_of_absurd_size_are_refused() -> Result<()> {
@@ -360,7 +349,7 @@ fn desktops_of_absurd_size_are_refused() -> Result<()> {
         let outcome = desktop("patched", size, then)?;
         ensure!(outcome == expected, "{size:?}, then {then:?}: {outcome:?}");
     }
-    // Stock tries. What comes of it depends on the memory that it gets: under a limit, it may also see that it has none.
+    // Stock tries. Under a limit of memory it may also notice that it has too little, so it gets several chances.
     for _ in 0..10 {
         if let Desktop::Reserved | Desktop::Crashed = desktop("stock", larger, None)? {
             return Ok(());
@@ -389,7 +378,7 @@ fn text_may_end_within_a_character() -> Result<()> {
     Ok(())
 }
 
-fn who_leaves_with_an_open_stream_silences_nobody() -> Result<()> {
+fn a_user_who_leaves_with_an_open_stream_silences_nobody() -> Result<()> {
     let is_heard = |variant| -> Result<bool> {
         let guacd = Guacd::start(variant)?;
         let (mut owner, received, id) = telnet(&guacd)?;

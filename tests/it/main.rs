@@ -1,7 +1,7 @@
 //! The integration tests: they drive the real `xtask`, the real compilers and real daemons.
 //!
-//! The tests that need upstream's source are ignored where it cannot be had, which is known only at run time. So this is
-//! not the usual harness, but one that looks and answers like it.
+//! The tests that need upstream's source are ignored where it cannot be had, which is known only at run time. Rust's own test
+//! harness cannot do that. This one has the same command line and output.
 
 #![allow(missing_docs, clippy::print_stdout, clippy::print_stderr)]
 
@@ -47,7 +47,7 @@ enum Needs {
     Source,
     /// The source as a tarball that is pinned.
     Tarball,
-    /// The source, and a file system of its own to fill up.
+    /// The source, and permission to mount a small file system that is filled up.
     SourceAndMount,
     /// The source, and real servers for telnet and VNC.
     SourceAndServers,
@@ -84,7 +84,7 @@ fn main() -> Result<ExitCode> {
              (apt-get install inetutils-telnetd tigervnc-standalone-server xterm)"
         );
     }
-    let has_sshd = answers::has_sshd();
+    let has_sshd = support::sshd::is_installed();
     if !has_sshd {
         eprintln!("NO SSHD: THE TESTS WITH IT ARE IGNORED (apt-get install openssh-server)");
     }

@@ -1,4 +1,4 @@
-//! Does the library become part of libguac where libc is musl?
+//! Does libguac link with `tls-rs` where libc is musl?
 
 use std::fs;
 use std::path::Path;
@@ -27,10 +27,10 @@ fn libguac_links_with_musl() -> Result<()> {
     let linked = link(&archive)?;
     ensure!(linked.status.success(), "{}", String::from_utf8_lossy(&linked.stderr));
 
-    // With what rustc adds to it, the linker takes `fmod` from there, and asks for what that needs.
+    // In the whole archive that rustc makes, the linker finds another `fmod`, which needs more of Rust's runtime.
     let whole = support::target_dir().join("staticlib/libtls_rs.a");
     let error = String::from_utf8(link(&whole)?.stderr)?;
-    ensure!(error.contains("rust_eh_personality"), "as rustc makes it: {error}");
+    ensure!(error.contains("rust_eh_personality"), "the whole archive: {error}");
     Ok(())
 }
 

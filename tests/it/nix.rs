@@ -1,4 +1,4 @@
-//! `cargo xtask nix`: what it says when it cannot go on. And the flake: what it writes down that xtask has too.
+//! `cargo xtask nix`: what does it say when it fails? And are the flags that the flake repeats those of xtask?
 //!
 //! `cargo xtask nix --stand-in --check` is the test that builds.
 
@@ -18,7 +18,7 @@ crate::tests! {
     Nothing:
         without_nix_it_says_what_to_install,
         a_nix_without_flakes_is_refused,
-        what_nix_misses_is_said_with_what_to_do,
+        what_nix_misses_is_reported_with_advice,
         outside_of_a_git_checkout_it_says_so,
         cargos_flags_are_those_of_the_toolkit,
         the_lock_file_locks_what_the_flake_names;
@@ -36,7 +36,7 @@ fn a_nix_without_flakes_is_refused() -> Result<()> {
     nix.before(xtask(["nix"])).run()?.expect(3, &["nix (Nix) 2.3.16 has no flakes", "2.4 or newer"])
 }
 
-fn what_nix_misses_is_said_with_what_to_do() -> Result<()> {
+fn what_nix_misses_is_reported_with_advice() -> Result<()> {
     let target = TempDir::new()?;
     for (words, advice) in [
         ("unable to download 'https://github.com/': Couldn't resolve host name (6)", "use --stand-in"),
@@ -49,7 +49,7 @@ fn what_nix_misses_is_said_with_what_to_do() -> Result<()> {
         let run = nix.before(xtask(["nix"])).env("CARGO_TARGET_DIR", target.path());
         run.run()?.expect(3, &["nix build failed", words, "nix-build.log", advice])?;
     }
-    // What it does not know is shown as it is.
+    // An error that xtask does not know is shown without advice.
     let nix =
         FakeNix::new(r#"case "$1" in --version) echo 'nix (Nix) 2.31.2' ;; *) echo oh no; exit 1 ;; esac"#)?;
     nix.before(xtask(["nix"])).env("CARGO_TARGET_DIR", target.path()).run()?.expect(1, &["oh no"])
@@ -101,8 +101,8 @@ fn configures_flags_are_those_of_the_toolkit() -> Result<()> {
     let xtasks: BTreeSet<&str> = xtasks.copied().collect();
     ensure!(nix == xtasks && nix.len() > 1, "{nix:?} and {xtasks:?}");
 
-    // Of the compiler's flags stdenv has its own, but for the warnings that must not end the build. (xtask's `cpp` is for C
-    // libraries without FORTIFY 3, which nixpkgs' is not.)
+    // stdenv has its own flags for the compiler, except for the warnings that must not end the build. (xtask also has `cpp`, for C
+    // libraries without FORTIFY 3. That of nixpkgs has it.)
     let words = configure.iter().flat_map(|word| word.split([' ', '=']));
     let warnings: Vec<&str> = words.skip_while(|word| *word != "CPPFLAGS").collect();
     let warnings = warnings.windows(2).filter(|pair| pair[0] == "-Wno-error" && pair[1] != "cpp");

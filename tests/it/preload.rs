@@ -1,4 +1,4 @@
-//! `cargo xtask preload`: does the library lift the cap for a guacd that nobody has touched?
+//! `cargo xtask preload`: does the library remove the limit on keys from a guacd that was not changed?
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +14,7 @@ use crate::support::xtask;
 crate::tests! {
     Nothing:
         the_library_is_where_it_was_asked_for_and_works,
-        a_directory_that_cannot_be_is_refused;
+        a_directory_that_cannot_be_created_is_refused;
     Source:
         stock_stops_at_its_last_key_and_not_with_the_library;
 }
@@ -34,13 +34,13 @@ fn the_library_is_where_it_was_asked_for_and_works() -> Result<()> {
     Ok(())
 }
 
-fn a_directory_that_cannot_be_is_refused() -> Result<()> {
+fn a_directory_that_cannot_be_created_is_refused() -> Result<()> {
     let output = xtask(["preload", "--offline", "--out", "/proc/guacd"]).run()?;
     output.expect(1, &["failed to create directory `/proc/guacd`"])
 }
 
 fn stock_stops_at_its_last_key_and_not_with_the_library() -> Result<()> {
-    // Eleven for SSH, two for each session.
+    // Of the 31 keys, SSH takes eleven, and each session takes two.
     let load = ["--variant", "stock", "--key-limit", "31", "--count", "20", "--hold", "1s"];
     let run = |code, more: &[&str]| -> Result<Run> {
         let mut report = Stress::new()?.run(code, &[&load[..], more].concat())?;
@@ -51,7 +51,7 @@ fn stock_stops_at_its_last_key_and_not_with_the_library() -> Result<()> {
     let preloaded = run(0, &["--preload"])?;
     ensure!(preloaded.proven == 20, "{preloaded:#?}");
     let guacd = preloaded.guacd.context("no guacd")?;
-    let preload = guacd.preload.context("no library is told of")?;
+    let preload = guacd.preload.context("the report names no library")?;
     ensure!(preload.ends_with("libguacd_uncapped.so"), "{preload}");
     let keys = guacd.keys.context("no keys were counted")?;
     ensure!(keys.most_in_a_process == 1 && keys.refusals == 0, "libc was asked for more: {keys:?}");

@@ -4,7 +4,6 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-
 use toolkit::source::release::Release;
 use toolkit::source::series::Patch;
 
@@ -15,7 +14,7 @@ crate::tests! {
         every_patch_says_what_it_is_for_and_where_it_comes_from,
         every_command_has_help_that_names_its_exit_codes,
         the_image_is_a_drop_in_for_the_official_one,
-        the_image_writes_down_nothing_that_is_written_elsewhere;
+        the_image_repeats_no_pin_patch_or_flag;
 }
 
 fn every_patch_says_what_it_is_for_and_where_it_comes_from() -> Result<()> {
@@ -69,7 +68,7 @@ fn every_command_has_help_that_names_its_exit_codes() -> Result<()> {
 
 fn the_image_is_a_drop_in_for_the_official_one() -> Result<()> {
     let dockerfile = fs::read_to_string(root().join("Dockerfile"))?;
-    // What the one of 1.6.0 promises to those who run it.
+    // What the official image of 1.6.0 promises to its users.
     for promise in [
         "LC_ALL=C.UTF-8",
         "LD_LIBRARY_PATH=/opt/guacamole/lib\n",
@@ -98,7 +97,7 @@ fn the_image_is_a_drop_in_for_the_official_one() -> Result<()> {
     Ok(())
 }
 
-fn the_image_writes_down_nothing_that_is_written_elsewhere() -> Result<()> {
+fn the_image_repeats_no_pin_patch_or_flag() -> Result<()> {
     let dockerfile = fs::read_to_string(root().join("Dockerfile"))?;
     let compose = fs::read_to_string(root().join("compose.yaml"))?;
     let release = Release::load(None)?.version;

@@ -1,4 +1,4 @@
-//! Is a release data? One that is made up, of a table in `upstream.toml` and a series, takes nothing besides.
+//! Is a release data? A made-up one takes a table in `upstream.toml`, a series, and nothing else.
 
 use std::fs;
 use std::path::Path;
@@ -25,7 +25,7 @@ crate::tests! {
 const MAY_NAME_RELEASES: [&str; 6] =
     ["upstream.toml", "patches/", "CHANGELOG.md", "README.md", "docs/", "compose.yaml"];
 
-/// The lines of a file that name one of the releases, but for comments, which may say what was measured with one.
+/// The lines of a file that name one of the releases. Comments do not count, as they may say what was measured with one.
 fn lines_that_name<'a>(text: &'a str, releases: &[String]) -> Vec<&'a str> {
     let is_comment =
         |line: &str| ["//", "#", "*", "<!--"].iter().any(|start| line.trim_start().starts_with(start));
@@ -47,7 +47,7 @@ fn no_release_is_named_in_the_code() -> Result<()> {
 
     let files = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output()?;
     if !files.status.success() {
-        // An unpacked archive: whoever has made it has a checkout.
+        // Without git, there is no list of files. Whoever has made this archive has a checkout.
         return Ok(());
     }
     let mut named = Vec::new();
@@ -113,7 +113,7 @@ fn a_made_up_release_takes_a_table_and_a_series() -> Result<()> {
     let table = table.replace(&format!("release.\"{}\"", copied.version), &format!("release.\"{name}\""));
     fs::write(&upstream, table.replace(&format!("\"{series_of}\""), &format!("\"{series}\"")))?;
 
-    // The source that is in the cache is that of both.
+    // Both releases have the source that is in the cache.
     let run = |arguments: &[&str]| checkout.xtask(arguments).env(crate::support::RELEASE_VARIABLE, &name);
     run(&["fetch", "--offline"]).run()?.expect(0, &[])?;
     if copied.state == State::Supported {

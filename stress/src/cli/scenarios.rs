@@ -1,4 +1,4 @@
-//! How do a scenario, the load and a program's own flags become a command line?
+//! How do a scenario's flags, those of every scenario, and a program's own become a command line?
 
 use clap::{Args, Subcommand};
 
@@ -24,7 +24,7 @@ pub struct ScenarioFlags<P: Program> {
     #[command(subcommand)]
     pub scenario: Option<ScenarioCommand<P>>,
 
-    /// What counts without one.
+    /// The flags of `hold`, where no scenario is named.
     #[command(flatten)]
     pub hold: Flags<hold::Hold, P>,
 }
@@ -81,10 +81,10 @@ pub enum ScenarioCommand<P: Program> {
     #[command(after_help = after_help::<P>("chaos", chaos::EXAMPLES), mut_arg("guacd", |guacd| guacd.hide(true)))]
     Chaos(Box<Flags<chaos::Chaos, P>>),
 
-    /// Send malformed handshakes next to sessions that are held open
+    /// Send malformed input while sessions are held open
     ///
     /// The sessions must prove themselves afterwards, no process of guacd may crash, and guacd must release what the
-    /// handshakes used. Inputs after which something was wrong are saved, and can be sent again.
+    /// inputs used. Inputs after which something was wrong are saved, and can be sent again.
     #[command(after_help = after_help::<P>("fuzz", fuzz::EXAMPLES))]
     Fuzz(Box<Flags<fuzz::Fuzz, P>>),
 }

@@ -40,7 +40,7 @@ pub struct Guacds {
 }
 
 impl Guacds {
-    /// Finds what contradicts itself, beyond what clap refuses.
+    /// Finds flags that contradict each other, beyond what clap refuses.
     ///
     /// # Errors
     ///

@@ -83,8 +83,8 @@ impl LogBook {
         }
     }
 
-    /// The most telling line of a session's process. For a session without an id, that of guacd's parent process, which
-    /// then never came to start one.
+    /// The most telling line of a session's process. For a session without an id, that of guacd's parent process, which then
+    /// did not start one.
     pub fn telling(&self, id: Option<&str>) -> Option<String> {
         let inner = self.lock();
         let process = match id {

@@ -213,7 +213,7 @@ impl Guacd {
         self.keys.as_ref().map(KeyLimit::keys)
     }
 
-    /// The library that was preloaded into it, besides that which limits its keys.
+    /// The library that was preloaded into it, besides the one that limits its keys.
     pub fn preload(&self) -> Option<&Path> {
         self.preload.as_deref()
     }
@@ -257,7 +257,12 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-fn free_port() -> Result<u16> {
+/// A port of the loopback interface that is free now.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn free_port() -> Result<u16> {
     let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port on 127.0.0.1")?;
     Ok(socket.local_addr()?.port())
 }

@@ -50,9 +50,9 @@ pub enum Pace {
     Forced,
 }
 
-/// What came of a proof.
+/// What came of the proofs that all open sessions had to give.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Proof {
+pub struct Proofs {
     /// How many sessions had to prove themselves.
     pub sessions: u32,
     /// How many did.
@@ -146,7 +146,7 @@ impl<'a> Crowd<'a> {
     /// Begins one session after another, and waits until each has come up or failed.
     ///
     /// At a steady pace, guacd gets time to keep up: too many logins at once would measure the machine's processors, and
-    /// bring out the faults of bursts. Sessions that take too long hold nobody up, as they may be dead.
+    /// bring out the faults of bursts. Sessions that take too long do not delay others, as they may be dead.
     pub async fn open(&mut self, sessions: Range<usize>, pace: Pace) {
         self.step = Step::Ramp;
         let max_coming = (self.rate.per_second() * BACKLOG.as_secs_f64()).ceil().max(2.0) as u32;
@@ -202,7 +202,7 @@ impl<'a> Crowd<'a> {
     }
 
     /// Makes all open sessions prove themselves, and waits until each has done so or failed.
-    pub async fn prove(&mut self) -> Proof {
+    pub async fn prove(&mut self) -> Proofs {
         self.step = Step::Proof;
         for index in 0..self.states.len() {
             if matches!(self.states[index], State::Proven) {
@@ -214,9 +214,9 @@ impl<'a> Crowd<'a> {
         self.proofs.send_modify(|proofs| *proofs += 1);
         self.run_until(None, |crowd| crowd.coming() + crowd.counts[State::Alive.kind()] == 0).await;
         // A session that the proof itself ends has not outlived it.
-        self.run_until(Some(Instant::now() + TICK), |crowd| crowd.died.is_some()).await;
+        self.run_for_a_tick().await;
         self.check_guacd();
-        Proof {
+        Proofs {
             sessions,
             proven: self.counts[State::Proven.kind()],
             latency: latency(&self.last_proofs[before..]),
@@ -263,6 +263,11 @@ impl<'a> Crowd<'a> {
             }
         }
         self.show();
+    }
+
+    /// Handles notices of sessions for one tick, or until guacd is dead.
+    pub async fn run_for_a_tick(&mut self) {
+        self.run_until(Some(Instant::now() + TICK), |crowd| crowd.died.is_some()).await;
     }
 
     /// Sets what the run is doing, for those who watch.
@@ -552,13 +557,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_session_that_panics_has_failed_and_holds_nobody_up() {
+    async fn a_session_that_panics_has_failed_and_delays_no_other() {
         let echo = Echo::Pipe(String::new());
         let login = Login { protocol: "ssh", arguments: Vec::new(), echo, call: None };
         let mut watch = |_| {};
         let mut run = Crowd::new(2, rate(), setup(vec![login]), None, &mut watch);
         let notify = run.notify.clone();
-        run.begin(0, async { panic!("as it should not") });
+        run.begin(0, async { panic!("planted") });
         run.begin(1, async move {
             let _ = notify.send((1, Notice::Established(Duration::from_millis(1))));
         });

@@ -69,9 +69,9 @@ pub struct Orders {
 pub enum Notice {
     /// guacd gave it this id.
     Ready(String),
-    /// Its first nonce came back, so long after it began.
+    /// Its first nonce came back, this long after it began.
     Established(Duration),
-    /// The nonce of the proof with this number came back, so long after it was typed.
+    /// The nonce of the proof with this number came back, this long after it was typed.
     Proven(u32, Duration),
     /// It has failed.
     Failed(Failed),
@@ -113,7 +113,7 @@ pub async fn run(setup: Arc<Setup>, index: usize, mut orders: Orders, notify: im
         Ok(session) => session,
         Err(failed) => return notify(Notice::Failed(failed)),
     };
-    let lived: Result<Order, Failed> = async {
+    let end: Result<Order, Failed> = async {
         if let Event::Ready(id) = session.expect(deadline, setup.timeout).await? {
             session.id = Some(id.clone());
             notify(Notice::Ready(id));
@@ -139,7 +139,7 @@ pub async fn run(setup: Arc<Setup>, index: usize, mut orders: Orders, notify: im
         }
     }
     .await;
-    match lived {
+    match end {
         Err(failed) => {
             let cause = failed.cause;
             notify(Notice::Failed(failed));
@@ -157,8 +157,8 @@ pub async fn run(setup: Arc<Setup>, index: usize, mut orders: Orders, notify: im
     }
 }
 
-/// Opens a session, until its target has answered, and gives its connection, what was received in part, and what is still to be
-/// sent.
+/// Opens a session, and waits until its target has answered. Returns its connection, what was received and not read yet, and what
+/// is still to be sent.
 ///
 /// # Errors
 ///
@@ -222,7 +222,7 @@ impl Session {
         Failed { cause: Cause::CutOff, ..self.failed(reason) }
     }
 
-    /// The next event. Silence until the deadline is failure.
+    /// Waits for the next event. Silence until the deadline is failure.
     async fn expect(&mut self, deadline: Instant, timeout: Duration) -> Result<Event, Failed> {
         match timeout_at(deadline, self.pump()).await {
             Ok(event) => event,

@@ -48,11 +48,11 @@ impl State {
 pub struct Failure {
     /// What the session reported.
     pub failed: Failed,
-    /// When.
+    /// When the session reported it.
     pub at: Instant,
     /// The most telling line of guacd's log about the session by then.
     pub log_line: Option<String>,
-    /// Whether the client was informed. None as long as that is open.
+    /// Whether the client was informed. None as long as that is not known.
     pub informed: Option<bool>,
 }
 
@@ -60,10 +60,10 @@ pub struct Failure {
 pub struct Disruption {
     /// How it was disrupted.
     pub kind: FaultKind,
-    /// When.
+    /// When it was disrupted.
     pub at: Instant,
     /// How long it may take to end as it should.
     pub within: Duration,
-    /// How long it took.
+    /// How long that took. None as long as it has not ended.
     pub ended: Option<Duration>,
 }

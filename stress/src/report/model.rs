@@ -44,7 +44,7 @@ pub enum ScenarioName {
     Soak,
     /// Some sessions are disrupted on purpose, and all others prove themselves.
     Chaos,
-    /// Malformed handshakes are sent next to sessions that are held open.
+    /// Malformed input is sent while sessions are held open.
     Fuzz,
 }
 
@@ -99,7 +99,7 @@ pub struct Run {
     /// Where sessions have to prove themselves several times, those that do so each time. In waves, those that do so before
     /// their wave is closed.
     pub proven: u32,
-    /// How many failures of which the client was not informed: it got neither an error nor the end of its connection,
+    /// How many sessions failed without their client being informed: it got neither an error nor the end of its connection,
     /// within 5 s of the end of guacd's process or for as long as it waited.
     #[serde(default)]
     pub silent: u32,
@@ -109,7 +109,7 @@ pub struct Run {
     /// Every session that was begun and not proven, grouped by reason, the largest group first. After an interruption,
     /// only those that had failed by then.
     pub failures: Vec<Failure>,
-    /// From the TCP connection to guacd, to the first word that came back.
+    /// From the start of a session until its first word came back.
     pub first_proof: Option<Latency>,
     /// The same, of the first and of the last sessions. None where there are too few.
     #[serde(default)]
@@ -202,14 +202,14 @@ pub struct ByAge {
 pub struct Round {
     /// When it was over, from the first session's start.
     pub at_seconds: f64,
-    /// The sessions that it was about.
+    /// The sessions that had to prove themselves.
     pub sessions: u32,
     /// Those that proved themselves.
     pub proven: u32,
     /// How long that took, from the word that was typed.
     pub proof: Option<Latency>,
-    /// For a wave, how long after its sessions were closed guacd had no more processes than before the first of all, and
-    /// its parent no more threads and descriptors. None where it had when the time to settle was over, or where guacd
+    /// For a wave, how long after its sessions were closed guacd had no more processes than before the first session, and its
+    /// parent no more threads and descriptors. None where it still had more when the time to settle was over, or where guacd
     /// was not started here.
     pub settled_seconds: Option<f64>,
     /// What guacd took then.
@@ -277,6 +277,15 @@ pub enum FuzzKind {
 }
 
 impl FuzzKind {
+    /// Its name on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Handshake => "handshake",
+            Self::Terminal => "terminal",
+            Self::Session => "session",
+        }
+    }
+
     /// What so many of them are, for people.
     pub fn describe(self, inputs: u32) -> String {
         match self {
@@ -295,15 +304,15 @@ pub struct Fuzz {
     pub kind: FuzzKind,
     /// How many were sent.
     pub inputs: u32,
-    /// How many guacd answered with an error.
+    /// How many connections guacd ended with an error.
     pub errors: u32,
-    /// How many handshakes it answered with `ready`, and how many sessions answered or proved themselves at their end.
+    /// How many handshakes it answered with `ready`, or how many sessions answered or proved themselves at their end.
     pub ready: u32,
     /// How many connections it closed without either.
     pub closed: u32,
-    /// How many the client itself closed or reset in the middle.
+    /// How many handshakes the client itself ended in the middle, or how many sessions did not open.
     pub abandoned: u32,
-    /// How many it did not answer, close or accept in time.
+    /// How many connections it did not answer, close or accept in time.
     pub unanswered: u32,
     /// How many of guacd's processes crashed, according to its log. None where the log is not read.
     pub crashes: Option<u32>,
@@ -392,7 +401,7 @@ pub struct Guacd {
     pub last_lines: Vec<String>,
     /// pthread keys, where they were limited and so counted.
     pub keys: Option<Keys>,
-    /// The library that was preloaded into it, if there was one besides that which limits keys. Missing in older reports.
+    /// The library that was preloaded into it, if there was one besides the one that limits keys. Missing in older reports.
     #[serde(default)]
     pub preload: Option<String>,
     /// What it took at the beginning of the hold, with all sessions open that came up.
@@ -403,7 +412,7 @@ pub struct Guacd {
     /// What it took in the end: for `churn`, after the last session was closed; for `fuzz`, after the last input.
     #[serde(default)]
     pub usage_after: Option<Usage>,
-    /// For the waves of `churn`, the pthread keys after the first of them.
+    /// For `churn`, the pthread keys after the first wave.
     #[serde(default)]
     pub keys_after_first_round: Option<Keys>,
     /// The processes of the first and of the last session that were open at the beginning of the hold.
@@ -447,7 +456,7 @@ pub struct ProcessUse {
 pub struct Shutdown {
     /// The processes that there were, its parent included.
     pub processes: u32,
-    /// Until the last of them was gone; or for how long that was waited for in vain.
+    /// Until the last of them was gone; or how long the run waited for that in vain.
     pub seconds: f64,
     /// The processes that were left then, and were killed.
     pub left: u32,

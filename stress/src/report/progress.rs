@@ -34,7 +34,7 @@ pub enum Step {
     Chaos,
     /// So many inputs of this kind were sent.
     Fuzz(FuzzKind, u32),
-    /// guacd was told to end.
+    /// guacd was sent SIGTERM, and has not ended yet.
     Shutdown,
 }
 

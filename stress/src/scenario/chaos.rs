@@ -247,7 +247,7 @@ impl Chaos {
     }
 }
 
-/// Until some time, notes which of the abandoned sessions have no process any more.
+/// Waits until some time, and notes which of the abandoned sessions have no process any more.
 #[cfg(feature = "engine")]
 async fn watch_disrupted(crowd: &mut Crowd<'_>, until: Instant) {
     crowd.run_until(Some(until), |crowd| crowd.died.is_some()).await;

@@ -1,4 +1,4 @@
-//! What decides, in every scenario? And which checks do several scenarios share?
+//! Which checks decide in every scenario, and which do several scenarios share?
 
 use crate::{
     load::flags::Thresholds,
@@ -24,12 +24,12 @@ pub fn optional(thresholds: &Thresholds, run: &Run) -> Vec<Check> {
     let mut checks = Vec::new();
     if let Some(max) = thresholds.max_slowdown {
         let ratio = run.first_proof_by_age.map(|ages| ages.last.p50_ms / ages.first.p50_ms);
-        checks.push(Check::new("first proof of the last by that of the first", AtMost, max, ratio, "times"));
+        checks.push(Check::new("slowdown of the first proof", AtMost, max, ratio, "times"));
     }
     if let Some(max) = thresholds.max_shutdown {
         let shutdown = run.guacd.as_ref().and_then(|guacd| guacd.shutdown);
         let seconds = shutdown.map(|end| end.seconds);
-        let mut check = Check::new("end after SIGTERM", AtMost, max.as_secs_f64(), seconds, "s");
+        let mut check = Check::new("shutdown after SIGTERM", AtMost, max.as_secs_f64(), seconds, "s");
         check.passed &= shutdown.is_some_and(|end| end.left == 0);
         checks.push(check);
     }
@@ -49,17 +49,11 @@ pub fn leftover(max: u32, before: Option<Usage>, after: Option<Usage>) -> [Check
     ]
 }
 
-/// How many pthread keys a process has at most that none had after the first wave. None where keys are not counted.
+/// By how much the maximum number of pthread keys in a process has grown since the first wave. None where keys are not counted.
 pub fn leftover_keys(max: u32, guacd: &Guacd) -> Option<Check> {
     let (last, first) = guacd.keys.zip(guacd.keys_after_first_round)?;
     let more = last.most_in_a_process.saturating_sub(first.most_in_a_process);
-    Some(Check::new(
-        "pthread keys more than in the first wave",
-        AtMost,
-        max.into(),
-        Some(more.into()),
-        "keys",
-    ))
+    Some(Check::new("leftover pthread keys", AtMost, max.into(), Some(more.into()), "keys"))
 }
 
 /// By how much guacd's memory has grown.
@@ -70,8 +64,8 @@ pub fn memory_growth(max: Percent, rounds: &[Round]) -> Check {
 /// By how much guacd's memory has grown, in percent: from the median of the first fifth of the rounds to that of the last
 /// fifth, because malloc and the kernel make it swing by several percent from one round to the next.
 fn growth(rounds: &[Round]) -> Option<f64> {
-    let some = rounds.len().div_ceil(5);
-    let (first, last) = (rounds.get(..some)?, rounds.get(rounds.len().checked_sub(some)?.max(some)..)?);
+    let fifth = rounds.len().div_ceil(5);
+    let (first, last) = (rounds.get(..fifth)?, rounds.get(rounds.len().checked_sub(fifth)?.max(fifth)..)?);
     let memory = |rounds: &[Round]| {
         let mut bytes = rounds.iter().filter_map(|round| Some(round.usage?.memory_bytes)).collect::<Vec<_>>();
         bytes.sort_unstable();

@@ -1,5 +1,5 @@
-//! What is done to guacd, and what decides? One file per scenario: its flags and their defaults, what it does, its checks, and
-//! what it adds to the report's table.
+//! What is done to guacd, and which checks decide? One file per scenario: its flags and their defaults, what it does, its checks,
+//! and what it adds to the report's table.
 
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +43,7 @@ pub enum Scenario {
     Soak(Soak),
     /// Some sessions are disrupted on purpose, and all others prove themselves.
     Chaos(Chaos),
-    /// Malformed handshakes are sent next to sessions that are held open.
+    /// Malformed input is sent while sessions are held open.
     Fuzz(Fuzz),
 }
 
@@ -103,7 +103,7 @@ impl Scenario {
 
 #[cfg(feature = "engine")]
 impl Scenario {
-    /// Does to guacd what the scenario is about.
+    /// Opens sessions, and does to guacd what the scenario is for.
     ///
     /// # Errors
     ///

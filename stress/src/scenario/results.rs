@@ -40,7 +40,7 @@ pub struct Measurements {
     pub rounds: Vec<Round>,
     /// The pthread keys after the first wave.
     pub keys_after_first_round: Option<Keys>,
-    /// What the malformed handshakes did.
+    /// What `fuzz` sent, and how guacd answered.
     pub fuzz: Option<Fuzz>,
 }
 

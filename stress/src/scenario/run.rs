@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// Loads one guacd. With `guacd`, it is one that was started here, and is watched, measured, and told to end.
+/// Loads one guacd. `guacd` is one that was started here: it is also watched and measured, and gets SIGTERM at the end.
 ///
 /// # Errors
 ///

@@ -1,4 +1,5 @@
-//! What do several scenarios do? They open all sessions, hold them, wait until guacd has settled, and measure what guacd uses.
+//! Which steps do several scenarios share? They open all sessions, hold them, wait until guacd has settled, and measure what it
+//! uses.
 
 use std::time::Duration;
 
@@ -80,7 +81,7 @@ pub async fn settle(crowd: &mut Crowd<'_>, before: Option<Usage>, max: Duration)
         if is_settled {
             return Some(began.elapsed().as_secs_f64());
         }
-        crowd.run_until(Some(Instant::now() + TICK), |crowd| crowd.died.is_some()).await;
+        crowd.run_for_a_tick().await;
     }
     None
 }

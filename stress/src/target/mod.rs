@@ -149,7 +149,7 @@ fn running(load: &Load, address: &HostPort) -> Result<Vec<(&'static str, String)
     Ok(arguments)
 }
 
-/// A name that no other program opens a pipe of by accident.
+/// A name for a pipe that no other program chooses by accident.
 fn new_pipe() -> String {
     format!("guac-stress-{}", &fresh_nonce()[..12])
 }
@@ -158,8 +158,7 @@ fn timeout(load: &Load) -> (&'static str, String) {
     ("timeout", load.timeout.as_secs().max(1).to_string())
 }
 
-/// The key or the password of a target's user, never from the command line. What is given in a file goes before what is in
-/// the environment.
+/// The key or the password of a target's user, never from the command line. A file takes precedence over the environment.
 fn secret(load: &Load) -> Result<(&'static str, String)> {
     let key = match (&load.private_key_file, &load.password_file) {
         (Some(path), _) => Some(fs_err::read_to_string(path)?),

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, OpenOptions},
     io::Write,
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpStream},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -15,7 +15,10 @@ use anyhow::{Context, Result, bail};
 use russh::keys::{Algorithm, PrivateKey, key::safe_rng, ssh_key::LineEnding};
 use rustix::process::{Pid, geteuid};
 
-use crate::{guacd::processes, preflight::Preflight};
+use crate::{
+    guacd::{processes, start::free_port},
+    preflight::Preflight,
+};
 
 /// An sshd that runs. It and its sessions end when this is dropped.
 pub struct Sshd {
@@ -26,8 +29,8 @@ pub struct Sshd {
 }
 
 impl Sshd {
-    /// Starts sshd, and waits until it listens. Its files go to a directory that only this user may read, because sshd does
-    /// not check their permissions here. Call it from the main thread: sshd dies with the thread that started it.
+    /// Starts sshd, and waits until it listens. Its files go to a directory that only this user may read, because this sshd does
+    /// not check their permissions. Call it from the main thread: sshd dies with the thread that started it.
     ///
     /// # Errors
     ///
@@ -207,9 +210,4 @@ fn write_private(path: &Path, text: &str) -> Result<()> {
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
     file.and_then(|mut file| file.write_all(text.as_bytes()))
         .with_context(|| format!("write {}", path.display()))
-}
-
-fn free_port() -> Result<u16> {
-    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port on 127.0.0.1")?;
-    Ok(socket.local_addr()?.port())
 }

@@ -15,11 +15,11 @@ use crate::wire::proof::fresh_nonce;
 
 /// What guacd needs to log in.
 pub struct Embedded {
-    /// On the loopback interface.
+    /// Where the server listens on the loopback interface.
     pub port: u16,
     /// The only user.
     pub user: String,
-    /// Theirs.
+    /// The user's password.
     pub password: String,
 }
 
@@ -32,7 +32,7 @@ pub fn start(greeting: String, connections: &Arc<Connections>) -> Result<Embedde
     let config = Arc::new(server::Config {
         keys: vec![PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).context("make a host key")?],
         methods: MethodSet::from(&[MethodKind::Password][..]),
-        // A refusal is slow against those who guess. Here, libssh2 asks in vain once, to learn which methods there are.
+        // Refusals are slow to stop guessing, except the first: libssh2 tries once without a password, to learn the methods.
         auth_rejection_time: Duration::from_millis(100),
         auth_rejection_time_initial: Some(Duration::ZERO),
         inactivity_timeout: None,

@@ -43,8 +43,8 @@ async fn echo(mut stream: TcpStream, greeting: Arc<str>) -> Option<()> {
     }
 }
 
-/// Takes commands out of what a client sends. They want no answer: the client agrees to what we will do, or does not, and
-/// may offer what we do not ask for.
+/// Takes commands out of what a client sends. They need no answer: the client accepts or refuses what we will do, or offers what
+/// we did not ask for.
 #[derive(Default)]
 enum Stripper {
     #[default]

@@ -25,7 +25,7 @@ pub struct Instruction {
 }
 
 impl Instruction {
-    /// Its name: what to do.
+    /// What to do.
     pub fn opcode(&self) -> &str {
         &self.elements[0]
     }
@@ -73,7 +73,7 @@ impl std::error::Error for Malformed {}
 /// Reads instructions out of bytes that arrive in pieces, cut anywhere.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    /// Bytes that were not looked at yet. Those before `read` are done with.
+    /// Bytes that have arrived. The first `read` of them were read already.
     input: Vec<u8>,
     read: usize,
     /// The instruction that is being read.
@@ -85,13 +85,13 @@ pub struct Decoder {
 /// Where in an element the decoder stands.
 #[derive(Debug, Clone)]
 enum Position {
-    Length { value: usize, digits: bool },
+    Length { value: usize, has_digits: bool },
     Value { left: usize, bytes: Vec<u8> },
 }
 
 impl Default for Position {
     fn default() -> Self {
-        Self::Length { value: 0, digits: false }
+        Self::Length { value: 0, has_digits: false }
     }
 }
 
@@ -122,15 +122,15 @@ impl Decoder {
     /// Reads one byte. Returns whether it ended an instruction.
     fn step(&mut self, byte: u8) -> Result<bool, Malformed> {
         match &mut self.at {
-            Position::Length { value, digits } => match byte {
+            Position::Length { value, has_digits } => match byte {
                 b'0'..=b'9' => {
                     *value = *value * 10 + usize::from(byte - b'0');
-                    *digits = true;
+                    *has_digits = true;
                     if self.chars + *value > MAX_CHARS {
                         return Err(Malformed::Chars);
                     }
                 }
-                b'.' if *digits => {
+                b'.' if *has_digits => {
                     if self.elements.len() == MAX_ELEMENTS {
                         return Err(Malformed::Elements);
                     }
@@ -264,7 +264,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_written_is_read_again(
+        fn what_is_written_is_read_again(
             elements in prop::collection::vec(".{0,40}", 1..20),
             cuts in prop::collection::vec(1usize..7, 1..5),
         ) {

@@ -1,8 +1,8 @@
 //! How does a client answer guacd? The client's side of the Guacamole protocol, without any socket: an instruction goes in;
 //! answers and at most one [`Event`] come out.
 //!
-//! A [`Proof`] gets bytes only from the pipe stream that the target's program opened or, for VNC, from a clipboard stream
-//! that was opened since; and only after the nonce was typed.
+//! Only the bytes of one stream prove anything, and only after the nonce was typed: those of the pipe stream that the target's
+//! program opened or, for VNC, of a clipboard stream that was opened since.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 
@@ -15,7 +15,7 @@ use crate::report::Phase;
 /// The protocol version that is spoken.
 const VERSION: &str = "VERSION_1_5_0";
 
-/// Arguments that a session can do without. Before 1.6.0, guacd's `ssh` has no `timeout`.
+/// Arguments that a session can do without. Before 1.6.0, guacd's `ssh` had no `timeout`.
 const OPTIONAL: &[&str] = &["timeout"];
 
 /// The keysym of the Enter key.
@@ -65,7 +65,7 @@ pub struct Link {
     phase: Phase,
     /// Whether the target's screen was drawn.
     is_drawn: bool,
-    /// The number of the stream that the target's program opened, or that the clipboard comes on now.
+    /// The number of the pipe stream that the target's program opened, or of the latest clipboard stream.
     stream: Option<String>,
     proof: Proof,
 }
@@ -77,12 +77,12 @@ impl Link {
         Self { login, phase: Phase::Handshake, is_drawn: false, stream: None, proof: Proof::default() }
     }
 
-    /// How far it has come.
+    /// How far the session has come.
     pub fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// Goes on to a phase that time begins, and no instruction.
+    /// Enters a phase that does not begin with an instruction.
     pub fn enter(&mut self, phase: Phase) {
         self.phase = phase;
     }
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_it_once() {
+    fn counts_a_nonce_once() {
         let mut link = waiting();
         assert_eq!(link.receive(&blob("7", "0123abcd"), &mut Vec::new()), Ok(Some(Event::Echoed)));
         assert_eq!(link.receive(&blob("7", "0123abcd"), &mut Vec::new()), Ok(None));
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_was_called_is_there_when_its_clipboard_answers() {
+    fn a_call_is_answered_when_it_comes_back_on_the_clipboard() {
         let out = &mut Vec::new();
         let echo = Echo::Clipboard { screen: None };
         let login = Login { protocol: "vnc", arguments: Vec::new(), echo, call: Some("hey".into()) };
@@ -408,7 +408,7 @@ mod tests {
         assert_eq!(link.receive(&instruction(&["size", "0", "803", "601"]), out), Ok(None));
         out.clear();
         link.type_call(out);
-        assert!(out.is_empty(), "nobody is there yet");
+        assert!(out.is_empty(), "the target was called before it was drawn");
         link.receive(&instruction(&["sync", "1234567", "1"]), out).unwrap();
         out.clear();
         link.type_call(out);
@@ -428,14 +428,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_opens_before_the_session_is_ready_is_nobodys() {
+    fn a_pipe_that_opens_before_the_session_is_ready_is_ignored() {
         let out = &mut Vec::new();
         let mut link = Link::new(login(), out);
         assert_eq!(link.receive(&instruction(&["pipe", "7", "text/plain", "proof"]), out), Ok(None));
     }
 
     #[test]
-    fn a_second_ready_is_passed_over() {
+    fn a_second_ready_is_ignored() {
         assert_eq!(waiting().receive(&instruction(&["ready", "$other"]), &mut Vec::new()), Ok(None));
     }
 

@@ -28,7 +28,7 @@ impl Proof {
         self.awaited = Some(typed.into());
     }
 
-    /// Forgets what came before: a new stream begins.
+    /// Forgets what came before, because a new stream begins.
     pub fn restart(&mut self) {
         self.heard.clear();
     }
@@ -42,7 +42,7 @@ impl Proof {
             self.heard.clear();
             return true;
         }
-        // It may begin at the end of what was heard. Nothing before that is needed.
+        // What is awaited may begin at the end of what was heard. Nothing before that is needed.
         let unneeded = self.heard.len().saturating_sub(awaited.len());
         self.heard.drain(..unneeded);
         false

@@ -1,6 +1,10 @@
 //! Which sessions count? Each kind of failure is put among good sessions, and only these may count.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
 use clap::Parser;
 use guac_stress::{
@@ -37,14 +41,15 @@ fn plan<T: Into<std::ffi::OsString> + Clone>(words: impl IntoIterator<Item = T>)
     Cli::parse_from(words).into_plan().expect("flags")
 }
 
-/// The flags of a scenario, with its name first, and those of the defaults that they do not give.
+/// A command line: the scenario (`hold`, unless the first of the flags names another), and the flags, after those defaults that
+/// they do not override.
 fn words(flags: &[&str], defaults: &[&str]) -> Vec<String> {
     let (scenario, flags) = match flags.split_first() {
         Some((scenario, flags)) if !scenario.starts_with('-') => (*scenario, flags),
         _ => ("hold", flags),
     };
     let mut words = vec!["guac-stress".to_owned(), scenario.to_owned()];
-    // Malformed handshakes are not held.
+    // `fuzz` has no --hold.
     let defaults = defaults.iter().filter(|flag| scenario != "fuzz" || !flag.starts_with("--hold")).copied();
     words.extend(with_defaults(flags, &defaults.collect::<Vec<_>>()));
     words
@@ -57,8 +62,17 @@ async fn load(fake: &Fake, flags: &[&str]) -> Run {
     // An address where nobody listens comes first, as it does where `localhost` is an IPv6 address too.
     let guacd = vec![([127, 0, 0, 1], 1).into(), fake.address];
     let setup = Setup { guacd, logins: vec![login()], timeout: plan.load.timeout, log: None };
-    let (_go, stop) = watch::channel(false);
+    let (_sender, stop) = watch::channel(false);
     measure(context(), &plan.scenario, &plan.load, Arc::new(setup), None, stop, &mut |_| {}).await.unwrap()
+}
+
+/// Waits until something is so.
+async fn wait_for(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Loads three sessions, of which the second behaves in its own way.
@@ -176,12 +190,10 @@ async fn what_is_not_a_guacd_is_a_failure() {
 }
 
 #[tokio::test]
-async fn nothing_counts_of_a_guacd_that_dies_in_the_middle() {
+async fn no_session_counts_of_a_guacd_that_dies_in_the_middle() {
     let fake = Fake::start(&[]).await;
     let dies = async {
-        while fake.established.load(std::sync::atomic::Ordering::SeqCst) < 3 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        wait_for("three sessions", || fake.established.load(Ordering::SeqCst) >= 3).await;
         fake.die();
     };
     let (run, ()) = tokio::join!(load(&fake, &["--count=6"]), dies);
@@ -191,10 +203,11 @@ async fn nothing_counts_of_a_guacd_that_dies_in_the_middle() {
 }
 
 #[tokio::test]
-async fn nobody_listening_is_failure() {
+async fn a_guacd_that_does_not_listen_is_a_failure() {
     let fake = Fake::start(&[]).await;
     fake.die();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    let is_refused = || std::net::TcpStream::connect(fake.address).is_err();
+    wait_for("the end of the listener", is_refused).await;
     let run = load(&fake, &["--count=2"]).await;
     assert_eq!((run.proven, run.failures[0].count, run.failures[0].phase), (0, 2, Phase::Connect));
     assert!(run.failures[0].reason.contains("refused"), "{}", run.failures[0].reason);
@@ -206,14 +219,14 @@ async fn an_interruption_keeps_what_was_measured() {
     let guacd = format!("--guacd={}", fake.address);
     let plan = plan(["guac-stress", &guacd, "--count=100", "--rate=20", "--hold=1m"]);
     let setup = setup(fake.address, &plan);
-    let (go, stop) = watch::channel(false);
+    let (interrupt, stop) = watch::channel(false);
     let mut show = |_| {};
     let run = measure(context(), &plan.scenario, &plan.load, setup, None, stop, &mut show);
-    let interrupt = async {
-        tokio::time::sleep(Duration::from_millis(600)).await;
-        go.send_replace(true);
+    let interruption = async {
+        wait_for("some sessions", || fake.established.load(Ordering::SeqCst) >= 5).await;
+        interrupt.send_replace(true);
     };
-    let (run, ()) = tokio::join!(run, interrupt);
+    let (run, ()) = tokio::join!(run, interruption);
     let run = run.unwrap();
     assert!(run.interrupted && !run.passed());
     assert_eq!((run.requested, run.proven), (100, 0));
@@ -246,8 +259,8 @@ async fn silence_is_counted_apart_from_failures_that_the_client_learns_of() {
 }
 
 #[tokio::test]
-async fn a_burst_waits_for_nobody() {
-    // Sessions that hang would hold a ramp up after the first four.
+async fn a_burst_does_not_wait_for_guacd_to_keep_up() {
+    // A ramp waits after the first four sessions that hang. At 2 a second, a burst begins eight in 4 s.
     let behaviours = [Behaviour::SilentAfterReady; 20];
     let flags = ["--count=20", "--rate=2", "--timeout=20s"];
     let fake = Fake::start(&behaviours).await;
@@ -255,14 +268,14 @@ async fn a_burst_waits_for_nobody() {
         let plan = plan(words(&flags, &["--guacd=a:1"]));
         let setup = setup(fake.address, &plan);
         async move {
-            let (go, stop) = watch::channel(false);
+            let (interrupt, stop) = watch::channel(false);
             let mut show = |_| {};
             let run = measure(context(), &plan.scenario, &plan.load, setup, None, stop, &mut show);
-            let interrupt = async {
+            let interruption = async {
                 tokio::time::sleep(Duration::from_secs(4)).await;
-                go.send_replace(true);
+                interrupt.send_replace(true);
             };
-            tokio::join!(run, interrupt).0.unwrap().started
+            tokio::join!(run, interruption).0.unwrap().started
         }
     };
     let (ramp, burst) = tokio::join!(
@@ -287,12 +300,11 @@ async fn churn_proves_and_closes_each_wave() {
     assert_eq!(rounds, [(4, 4), (3, 3), (2, 2)]);
     assert_eq!((run.proven, run.established, run.peak_alive), (9, 10, 4), "{:?}", run.failures);
     assert!(!run.passed());
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(fake.open.load(std::sync::atomic::Ordering::SeqCst), 0, "a wave was not closed");
+    wait_for("the end of each wave's connections", || fake.open.load(Ordering::SeqCst) == 0).await;
 }
 
 #[tokio::test]
-async fn soak_wants_a_proof_each_time() {
+async fn soak_demands_a_proof_each_time() {
     let fake = Fake::start(&[Behaviour::Normal, Behaviour::SilentAfterSecondProof]).await;
     let flags = ["soak", "--count=3", "--hold=1s", "--prove-every=250ms"];
     let run = load(&fake, &flags).await;
@@ -318,7 +330,7 @@ async fn fuzz_sends_all_its_inputs_and_replays_one() {
     std::fs::write(&file, r#"{ "pieces": ["Ni5zZWxlY3Q="], "ending": "half_close" }"#).unwrap();
     let replay = format!("--replay={}", file.display());
     let plan = plan(["guac-stress", "fuzz", "--count=1", &replay, "--guacd=a:1"]);
-    let (_go, stop) = watch::channel(false);
+    let (_sender, stop) = watch::channel(false);
     let run =
         measure(context(), &plan.scenario, &plan.load, setup(fake.address, &plan), None, stop, &mut |_| {})
             .await

@@ -18,14 +18,14 @@ use tokio::{
     sync::watch,
 };
 
-/// How the fake guacd serves a session.
+/// How the fake guacd serves a session. A session of a real one gives back every word that is typed into it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Behaviour {
     /// As a real one.
     Normal,
     /// As a real one, one byte at a time.
     CutAtEveryByte,
-    /// As a real one, with names whose code points are not their bytes.
+    /// As a real one, with text that has fewer code points than bytes.
     NonAscii,
     /// As a real one, between thousands of pictures.
     Flood,
@@ -33,11 +33,11 @@ pub enum Behaviour {
     FloodForEver,
     /// `ready`, and then pictures without end. What comes back is never read.
     FloodAndNeverRead,
-    /// As a real one, with a list of arguments that has no `timeout`, as guacd's had none before 1.6.0.
+    /// As guacd before 1.6.0, whose arguments have no `timeout`.
     NoTimeout,
-    /// As a real one, only later than others.
+    /// As a real one, but the second word comes back late.
     Slow,
-    /// Without a word from the beginning.
+    /// Silence from the beginning.
     Silent,
     /// `ready`, and then silence.
     SilentAfterReady,
@@ -51,9 +51,9 @@ pub enum Behaviour {
     ErrorAfterReady,
     /// An error while it is held.
     ErrorInHold,
-    /// The end while it is held, as instructed.
+    /// `disconnect` while it is held.
     DisconnectInHold,
-    /// The end while it is held, without a word.
+    /// The end of the connection while it is held, without an instruction.
     CloseInHold,
     /// The second word comes back on the stream of a picture.
     EchoOnAnotherStream,
@@ -65,9 +65,9 @@ pub enum Behaviour {
     HalfOfTheWord,
     /// The second word comes back, in capitals.
     WordInCapitals,
-    /// The second word comes back, and then the end: before others are through.
+    /// The second word comes back, and then the connection ends, before the other sessions have proven themselves.
     CloseAfterLastProof,
-    /// The second word comes back, and the end comes a moment later.
+    /// The second word comes back, and the connection ends a moment later.
     CloseSoonAfterLastProof,
     /// Bytes that are not the protocol.
     Garbage,
@@ -80,7 +80,7 @@ pub enum Behaviour {
 /// A guacd that listens.
 pub struct Fake {
     pub address: SocketAddr,
-    /// Set to true to have it die.
+    /// Set to true to end it.
     die: watch::Sender<bool>,
     /// How many sessions have given a first proof.
     pub established: Arc<AtomicU32>,
@@ -91,7 +91,7 @@ pub struct Fake {
 }
 
 impl Fake {
-    /// Listens on a free port. The n-th connection is served in the n-th way; those after the last are served normally.
+    /// Listens on a free port. Each connection is served by the next of the behaviours, and normally after the last of them.
     pub async fn start(behaviours: &[Behaviour]) -> Self {
         Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), behaviours)
     }
@@ -131,7 +131,7 @@ impl Fake {
         Self { address, die, established, proven, open }
     }
 
-    /// Every connection is lost, and nobody listens any more.
+    /// Ends all connections, and listens no more.
     pub fn die(&self) {
         self.die.send_replace(true);
     }
@@ -143,7 +143,7 @@ struct Served {
     behaviour: Behaviour,
 }
 
-/// A session from its beginning to its end; none when the client is gone.
+/// Serves a session from its beginning to its end. None when the client is gone.
 async fn serve(stream: TcpStream, behaviour: Behaviour, counts: &[Arc<AtomicU32>; 2]) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     let mut at = Served { stream, decoder: Decoder::default(), behaviour };
@@ -205,7 +205,7 @@ async fn serve(stream: TcpStream, behaviour: Behaviour, counts: &[Arc<AtomicU32>
     }
     at.picture("1").await?;
     at.send(&["pipe", "2", "text/plain", pipe]).await?;
-    // As the real one: nothing on a stream until it was acknowledged.
+    // Like a real one, it sends nothing on a stream until it was acknowledged.
     loop {
         let instruction = at.next().await?;
         if instruction.opcode() == "ack" && instruction.arg(0) == "2" {
@@ -359,7 +359,7 @@ impl Served {
         }
     }
 
-    /// Reads, and answers nothing. The connection stays open, as a dead child's does.
+    /// Reads, and answers nothing. The connection stays open, as that of a dead child process of stock does.
     async fn be_silent(&mut self) -> Option<()> {
         loop {
             self.next().await?;

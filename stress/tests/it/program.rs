@@ -121,7 +121,7 @@ fn what_is_missing_is_exit_code_3_and_named() {
         assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
         assert!(text(&output.stderr).contains(word), "{}", text(&output.stderr));
     }
-    assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0, "a log of nothing");
+    assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0, "there is a log, though no guacd was started");
 }
 
 /// Not a test: what the daemon of [`prefix`] runs.
@@ -156,7 +156,7 @@ async fn plays_guacd() {
     tokio::time::sleep(Duration::from_secs(60)).await;
 }
 
-/// Past the harness, which would keep it.
+/// Writes a line to standard error itself: the test harness would capture what Rust's macros write.
 fn write_error(line: &str) {
     let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
 }
@@ -217,7 +217,7 @@ fn is_gone(pid: Pid) -> bool {
     test_kill_process(pid).is_err()
 }
 
-/// A run that holds its sessions for a minute, and has got so far.
+/// A run that holds its sessions for a minute, from the beginning of the hold on.
 fn holding(prefix: &Prefix) -> (Child, impl Read + use<>) {
     held(prefix.load(&["--hold=1m"]))
 }
@@ -284,7 +284,7 @@ fn a_second_interruption_does_not_wait() {
     assert!(read(&prefix.json()).interrupted, "the report comes before the end of guacd");
 }
 
-/// A run whose guacd takes its time to end.
+/// A run whose guacd ignores SIGTERM.
 fn stubborn(prefix: &Prefix) -> Command {
     let mut command = prefix.load(&["--hold=1m"]);
     command.env("PLAYS_GUACD_STUBBORN", "1");
@@ -305,7 +305,7 @@ fn one_interruption_that_comes_twice_is_one() {
 }
 
 #[test]
-fn children_that_it_never_started_are_spared() {
+fn children_that_guac_stress_never_started_are_spared() {
     let prefix = Prefix::new();
     let script = "sleep 60 & echo $!; exec \"$@\"";
     let load = prefix.load(&["--hold=100ms"]);
@@ -373,7 +373,7 @@ fn an_old_report_does_not_stay_for_a_new_one() {
 }
 
 #[test]
-fn what_is_no_file_is_written_to_and_not_replaced() {
+fn a_pipe_or_a_link_is_written_to_and_not_replaced() {
     let prefix = Prefix::new();
     let pipe = prefix.dir.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());

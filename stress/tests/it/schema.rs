@@ -11,8 +11,9 @@ fn schema() -> Value {
     serde_json::from_str(include_str!("../../schema/report.v2.json")).unwrap()
 }
 
-/// The schema, closed: what it does not name is an error. Readers may not be so strict, but the writer has to be.
-fn closed(mut schema: Value) -> Value {
+/// The schema, made strict: a field that it does not name is an error. Readers have to ignore such fields, but nothing may write
+/// them.
+fn strict(mut schema: Value) -> Value {
     fn close(value: &mut Value) {
         if let Value::Object(object) = value {
             if object.contains_key("properties") {
@@ -27,7 +28,7 @@ fn closed(mut schema: Value) -> Value {
 
 /// Panics unless the JSON is what the schema says, and no more than that.
 pub fn check(json: &Value) {
-    let validator = jsonschema::validator_for(&closed(schema())).unwrap();
+    let validator = jsonschema::validator_for(&strict(schema())).unwrap();
     let errors = validator
         .iter_errors(json)
         .map(|error| format!("{} at {}", error, error.instance_path()))
@@ -104,7 +105,7 @@ fn full() -> StressReport {
             abandoned: 4,
             unanswered: 5,
             crashes: Some(6),
-            saved: vec!["/tmp/fuzz-1-2.json".into()],
+            saved: vec!["/tmp/fuzz-terminal-1-2.json".into()],
         }),
         generator: Some(Generator { cpu_seconds: 1.5, max_rss_bytes: 10_000_000 }),
         guacd: Some(Guacd {
@@ -183,7 +184,7 @@ fn a_report_is_read_as_it_was_written() {
 }
 
 #[test]
-fn a_report_of_another_version_is_refused_and_unknown_fields_are_passed_over() {
+fn a_report_of_another_version_is_refused_and_unknown_fields_are_ignored() {
     let mut json = serde_json::to_value(full()).unwrap();
     json["news"] = json!("of a later guac-stress");
     assert_eq!(StressReport::parse(json.clone()).unwrap(), full());
@@ -255,7 +256,7 @@ fn what_was_not_measured_does_not_pass() {
 }
 
 #[test]
-fn stock_beside_others_is_not_judged() {
+fn stock_is_not_judged_if_others_are_loaded_too() {
     let mut runs = full().runs;
     let judged = |runs: &[Run]| StressReport::judged(runs).map(|run| run.variant.clone()).collect::<Vec<_>>();
     assert_eq!(judged(&runs), ["stock", "stock"]);

@@ -1,4 +1,4 @@
-/* What does guac_tcp_connect() make of a descriptor beyond FD_SETSIZE, of a refusal, and of silence? */
+/* What does guac_tcp_connect() do with a descriptor beyond FD_SETSIZE, a refusal, and a server that is silent? */
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -60,13 +60,13 @@ int main(void) {
     usleep(100000);
     struct timespec begun, ended;
     clock_gettime(CLOCK_MONOTONIC, &begun);
-    const char* told = outcome(guac_tcp_connect("127.0.0.1", silent, 1));
+    const char* result = outcome(guac_tcp_connect("127.0.0.1", silent, 1));
     clock_gettime(CLOCK_MONOTONIC, &ended);
     double took = ended.tv_sec - begun.tv_sec + (ended.tv_nsec - begun.tv_nsec) / 1e9;
-    printf("silent: %s after %s\n", told, took >= 0.9 && took < 2.5 ? "1 s" : "another time");
+    printf("silent: %s after %s\n", result, took >= 0.9 && took < 2.5 ? "1 s" : "another time");
     fflush(stdout);
 
-    /* At last, as it ends some */
+    /* This comes last, because it ends a libguac that uses select() */
     struct rlimit limit = { 4096, 4096 };
     if (setrlimit(RLIMIT_NOFILE, &limit))
         return 1;

@@ -1,6 +1,4 @@
-/*
- * A drive of RDP, as a user and a server see it. `drive DIR` fills the directory and says what became of it.
- */
+/* A drive of RDP, as a user and a server see it. `drive DIR` fills the directory, and prints what both receive. */
 
 #include "config.h"
 

@@ -1,4 +1,4 @@
-/* Whom does a thread get that a join handler starts, if it asks for the owner at once? */
+/* Does a join handler, or a thread that it starts, find the owner that is joining? */
 
 #include <guacamole/client.h>
 #include <guacamole/socket.h>

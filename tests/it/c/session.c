@@ -1,8 +1,9 @@
 /* A library to preload into guacd: what a connection process that was taken over could do, and a slow network.
  *
- * setpgid() is the first that a connection process calls. It then sends a signal that does nothing to its parent, and
- * writes what came of it to $SESSION/signal-PID, and the version of Landlock's interface to $SESSION/landlock-PID. If there is a file $SESSION/orphan, it also starts a process that writes
- * its ID to $SESSION/orphan-PID, and ends when that file is removed. */
+ * setpgid() is the first function of these that a connection process calls. The process then sends a signal that does nothing
+ * to its parent. It writes the result to $SESSION/signal-PID, and the version of Landlock's interface to $SESSION/landlock-PID.
+ * If there is a file $SESSION/orphan, it also starts a process that creates $SESSION/orphan-PID, with its own ID, and ends when
+ * that file is removed. */
 
 #define _GNU_SOURCE
 
@@ -48,7 +49,7 @@ int setpgid(pid_t pid, pid_t group) {
     return libcs(pid, group);
 }
 
-/* The less the kernel takes in, the sooner does a client that reads nothing keep guacd from sending. */
+/* With a small buffer, a client that reads nothing soon keeps guacd from sending. */
 static int with_a_small_buffer(int fd) {
     int size = 4096;
     if (fd >= 0)

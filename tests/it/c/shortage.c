@@ -1,7 +1,7 @@
-/* A library to preload: threads and processes cannot be started while a file says so.
+/* A library to preload into guacd: threads, processes and sockets of libguac cannot be had while a file exists.
  *
- * $SHORTAGE/threads-PID and $SHORTAGE/forks-PID are about that process, $SHORTAGE/threads-below-PID and
- * $SHORTAGE/sockets-below-PID (for libguac's sockets) are about its children. */
+ * $SHORTAGE/threads-PID and $SHORTAGE/forks-PID are for the process with that ID. $SHORTAGE/threads-below-PID and
+ * $SHORTAGE/sockets-below-PID are for its children. */
 
 #define _GNU_SOURCE
 

@@ -1,4 +1,4 @@
-/* What becomes of that which needs a stream when all streams are in use? */
+/* What becomes of an argument that needs a stream when all streams are in use? */
 
 #include <guacamole/client.h>
 #include <guacamole/protocol.h>
@@ -22,6 +22,7 @@ int main(void) {
     while (guac_client_alloc_stream(client) != NULL)
         of_client++;
     printf("%d streams of the user, %d of the client\n", of_user, of_client);
+    fflush(stdout);
 
     guac_user_stream_argv(user, user->socket, "text/plain", "name", "value");
     guac_client_stream_argv(client, client->socket, "text/plain", "name", "value");

@@ -1,18 +1,17 @@
-//! A guacd of the test's own, which ends with it.
+//! A guacd that a test starts, and that ends with the test.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::processes::{children, kill};
+use super::processes::{children, is_alive, kill};
 use super::user::User;
-use super::{SOON, built};
+use super::{SOON, built, wait_until};
 
 /// A guacd that runs, and ends with this.
 pub struct Guacd {
@@ -28,11 +27,11 @@ impl Guacd {
 
     /// Starts it after a shell command, such as one that sets limits, and with more options.
     pub fn start_with(variant: &str, shell: &str, options: &str) -> Result<Guacd> {
-        Guacd::start_under(variant, shell, "", options)
+        Guacd::start_by(variant, shell, "", options)
     }
 
-    /// Starts it by another program, which becomes guacd.
-    pub fn start_under(variant: &str, shell: &str, program: &str, options: &str) -> Result<Guacd> {
+    /// Starts it by another program, which executes guacd.
+    pub fn start_by(variant: &str, shell: &str, program: &str, options: &str) -> Result<Guacd> {
         let prefix = built(variant)?;
         let dir = TempDir::new()?;
         let port = free_port()?;
@@ -44,7 +43,7 @@ impl Guacd {
             ])
             .arg(prefix.join("sbin/guacd"))
             .env("LD_LIBRARY_PATH", prefix.join("lib"))
-            // The tests look into its processes, which root alone may do otherwise.
+            // The tests look into its processes, which only root may do otherwise.
             .env("GUACD_DUMPABLE", "1")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -63,9 +62,24 @@ impl Guacd {
         Ok(fs::read_to_string(self.dir.path().join("log"))?)
     }
 
+    /// Waits until these words are in the log.
+    pub fn expect_in_log(&self, words: &str) -> Result<()> {
+        let is_logged = || self.log().is_ok_and(|log| log.contains(words));
+        wait_until("it is logged", SOON, is_logged)
+            .with_context(|| format!("{words:?} is not in {}", self.log().unwrap_or_default()))
+    }
+
     /// A user who has selected a protocol or a connection, and got its arguments.
     pub fn user(&self, selected: &str) -> Result<User> {
         User::select(self.port, selected)
+    }
+
+    /// A user with a session over telnet to a target on this port, and the ID of the connection.
+    pub fn telnet(&self, port: &str) -> Result<(User, String)> {
+        let mut user = self.user("telnet")?;
+        user.handshake(&["127.0.0.1", port])?;
+        let id = user.expect_id()?;
+        Ok((user, id))
     }
 
     /// All processes that it started, and those that they started.
@@ -86,6 +100,13 @@ impl Guacd {
         self.processes().into_iter().filter(has_plugin).collect()
     }
 
+    /// The process that forks the connection processes.
+    pub fn fork_server(&self) -> Option<i32> {
+        // A connection process whose parent has ended is a child of guacd, too.
+        let connections = self.connections();
+        children(self.pid()).into_iter().find(|pid| is_alive(*pid) && !connections.contains(pid))
+    }
+
     /// The number of the socket at guacd's end of a user's connection.
     pub fn inode(&self, user: &User) -> Result<String> {
         let (ours, theirs) =
@@ -100,12 +121,7 @@ impl Guacd {
     }
 
     pub fn wait(&mut self, timeout: Duration) -> Result<()> {
-        let deadline = Instant::now() + timeout;
-        while self.child.try_wait()?.is_none() {
-            ensure!(Instant::now() < deadline, "guacd does not end");
-            sleep(Duration::from_millis(10));
-        }
-        Ok(())
+        wait_until("guacd ends", timeout, || matches!(self.child.try_wait(), Ok(Some(_))))
     }
 }
 
@@ -137,19 +153,14 @@ impl Drop for Daemon {
 }
 
 pub fn wait_until_it_listens(port: u16) -> Result<()> {
-    let deadline = Instant::now() + SOON;
-    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-        ensure!(Instant::now() < deadline, "guacd does not listen");
-        sleep(Duration::from_millis(20));
-    }
-    Ok(())
+    wait_until("guacd listens", SOON, || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok())
 }
 
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// The living processes of the guacd that was told to listen on a port: all of them have its command line.
+/// The living processes of the guacd that listens on a port: all of them have its command line.
 pub fn processes_on(port: u16) -> Vec<i32> {
     let words = format!("\0-l\0{port}\0");
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -161,14 +172,12 @@ pub fn processes_on(port: u16) -> Vec<i32> {
         .collect()
 }
 
-/// Those of them that do not end in time, with those that are only forked meanwhile.
+/// Waits until there are none any more. Returns those that are left when the time is up.
 pub fn left_on(port: u16, timeout: Duration) -> Vec<i32> {
-    let deadline = Instant::now() + timeout;
-    loop {
-        let left = processes_on(port);
-        if left.is_empty() || Instant::now() >= deadline {
-            return left;
-        }
-        sleep(Duration::from_millis(20));
-    }
+    let mut left = Vec::new();
+    let _ = wait_until("all processes end", timeout, || {
+        left = processes_on(port);
+        left.is_empty()
+    });
+    left
 }

@@ -1,9 +1,12 @@
-//! What the tests share: running xtask, looking at processes, and a checkout to spoil.
+//! What the tests share: running xtask and guacd, looking at processes, servers for guacd, and a checkout to spoil.
 
+pub mod c;
 pub mod checkout;
 pub mod guacd;
 pub mod processes;
 pub mod sshd;
+pub mod target;
+pub mod tls;
 pub mod user;
 
 use std::ffi::OsStr;
@@ -21,6 +24,16 @@ use toolkit::source::series::{self, Patch};
 
 /// How long it may take until something happens that has to.
 pub const SOON: Duration = Duration::from_secs(5);
+
+/// Waits until something is true.
+pub fn wait_until(what: &str, timeout: Duration, mut is_true: impl FnMut() -> bool) -> Result<()> {
+    let deadline = Instant::now() + timeout;
+    while !is_true() {
+        ensure!(Instant::now() < deadline, "{what}: not within {timeout:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
 
 /// The variable that names the release that all runs of xtask are for, as `--release` does.
 pub const RELEASE_VARIABLE: &str = "GUACD_RELEASE";
@@ -176,9 +189,7 @@ pub fn xtask<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Xtask {
         .args(arguments)
         .env("CARGO_MANIFEST_DIR", root().join("xtask"))
         .env("CARGO_TARGET_DIR", target_dir())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+        .stdin(Stdio::null());
     Xtask(command)
 }
 
@@ -190,9 +201,7 @@ pub fn shell(commands: &str) -> Xtask {
         .args(["-euc", commands])
         .current_dir(root())
         .env("CARGO_TARGET_DIR", target_dir())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+        .stdin(Stdio::null());
     Xtask(command)
 }
 
@@ -241,6 +250,12 @@ impl Running {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    /// Waits until standard error has these words.
+    pub fn wait_for_words(&mut self, words: &str) -> Result<()> {
+        let stderr = self.dir.path().join("stderr");
+        self.wait_until(words, || fs::read_to_string(&stderr).is_ok_and(|text| text.contains(words)))
     }
 
     /// Presses Ctrl-C, as it were, and waits for the end.

@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process, set_child_subreaper, waitpid};
+
+use super::wait_until;
 
 /// Makes this process the parent of those whose own parent ends, so that [`Descendants`] misses none.
 pub fn adopt_orphans() -> Result<()> {
@@ -25,11 +26,11 @@ impl Descendants {
         Ok(Descendants { before: descendants()?.into_iter().map(|(pid, _)| pid).collect() })
     }
 
-    /// Those that have come since and live, with this name or with any. The oldest first.
+    /// Those that have started since and live, with this name or with any. The oldest first.
     pub fn called(&self, name: Option<&str>) -> Result<Vec<i32>> {
         let mut found = descendants()?;
         found.retain(|(pid, comm)| {
-            // Dead orphans are ours to bury.
+            // Orphans are our children now, and have to be reaped.
             let is_dead =
                 waitpid(Pid::from_raw(*pid), WaitOptions::NOHANG).is_ok_and(|status| status.is_some());
             !is_dead && !self.before.contains(pid) && !is_server(*pid) && name.is_none_or(|name| comm == name)
@@ -45,7 +46,7 @@ impl Descendants {
     }
 }
 
-/// The variable that a test sets for servers of its own, which are no part of the run that is tested.
+/// The variable that a test sets for the servers that it starts, which are no part of the run that is tested.
 pub const SERVER_VARIABLE: &str = "GUACD_TEST_SERVER";
 
 /// Whether a process was started as a server of the test, or by one.
@@ -105,11 +106,14 @@ pub fn is_alive(pid: i32) -> bool {
         .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
 }
 
-pub fn wait_for_the_end_of(processes: &[i32], timeout: Duration) {
-    let deadline = Instant::now() + timeout;
-    while Instant::now() < deadline && processes.iter().any(|pid| is_alive(*pid)) {
-        sleep(Duration::from_millis(20));
-    }
+/// Waits until these processes have ended. Returns those that are left when the time is up.
+pub fn left_of(processes: &[i32], timeout: Duration) -> Vec<i32> {
+    let mut left = processes.to_vec();
+    let _ = wait_until("all of them end", timeout, || {
+        left.retain(|pid| is_alive(*pid));
+        left.is_empty()
+    });
+    left
 }
 
 pub fn kill(pid: i32, signal: Signal) {

@@ -1,8 +1,8 @@
-//! A real sshd, with SFTP, of the test's own.
+//! A real sshd, with SFTP, and with keys that the test makes.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpStream};
-use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -13,15 +13,79 @@ use tempfile::TempDir;
 use super::SOON;
 use super::guacd::free_port;
 
-/// An sshd that runs, and ends with this. Only who runs the test may log in.
+/// The program, which wants to be started by its full path.
+const SSHD: &str = "/usr/sbin/sshd";
+
+/// The options with which ssh-keygen makes a key as it does by default.
+pub const ED25519: &[&str] = &["-t", "ed25519"];
+
+/// Whether there is an sshd.
+pub fn is_installed() -> bool {
+    Path::new(SSHD).exists()
+}
+
+/// An sshd that runs, and ends with this. Only the user who runs the test may log in.
 pub struct Sshd {
     child: Child,
     pub port: u16,
     pub user: String,
-    /// The private key that the user logs in with.
-    pub key: String,
-    /// Its configuration and keys.
-    _dir: TempDir,
+    /// Its configuration, log and keys.
+    dir: TempDir,
+}
+
+impl Sshd {
+    /// Starts an sshd where these keys log in. Each is a name, and the options with which ssh-keygen makes it.
+    pub fn start(keys: &[(&str, &[&str])]) -> Result<Sshd> {
+        let dir = TempDir::new()?;
+        make_key(dir.path(), "host", ED25519)?;
+        let mut authorized = String::new();
+        for (name, options) in keys {
+            make_key(dir.path(), name, options)?;
+            authorized += &fs::read_to_string(dir.path().join(name).with_extension("pub"))?;
+        }
+        fs::write(dir.path().join("authorized"), authorized)?;
+        let (path, port) = (dir.path().display(), free_port()?);
+        let config = format!(
+            "ListenAddress 127.0.0.1\nPort {port}\nHostKey {path}/host\nPidFile none\n\
+             AuthorizedKeysFile {path}/authorized\nAuthenticationMethods publickey\n\
+             PermitRootLogin prohibit-password\nStrictModes no\nUsePAM no\nUseDNS no\n\
+             Subsystem sftp internal-sftp\n"
+        );
+        fs::write(dir.path().join("config"), config)?;
+        if rustix::process::geteuid().is_root() {
+            // For its processes without privileges. On Debian, its service creates it.
+            fs::create_dir_all("/run/sshd")?;
+        }
+        let child = Command::new(SSHD)
+            .args(["-D", "-e", "-f"])
+            .arg(dir.path().join("config"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(dir.path().join("log"))?)
+            .spawn()
+            .context("start sshd (apt-get install openssh-server)")?;
+        let name = Command::new("id").arg("-un").output()?;
+        let user = String::from_utf8(name.stdout)?.trim().to_owned();
+        let mut sshd = Sshd { child, port, user, dir };
+        let deadline = Instant::now() + SOON;
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+            let log = fs::read_to_string(sshd.dir.path().join("log"))?;
+            ensure!(sshd.child.try_wait()?.is_none() && Instant::now() < deadline, "sshd: {log}");
+            sleep(Duration::from_millis(20));
+        }
+        Ok(sshd)
+    }
+
+    /// A private key by its name.
+    pub fn key(&self, name: &str) -> Result<String> {
+        Ok(fs::read_to_string(self.dir.path().join(name))?)
+    }
+
+    /// Makes a key that does not log in.
+    pub fn make_unknown_key(&self, name: &str) -> Result<String> {
+        make_key(self.dir.path(), name, ED25519)?;
+        self.key(name)
+    }
 }
 
 impl Drop for Sshd {
@@ -31,43 +95,9 @@ impl Drop for Sshd {
     }
 }
 
-impl Sshd {
-    pub fn start() -> Result<Sshd> {
-        let dir = TempDir::new()?;
-        for name in ["host", "user"] {
-            let mut keygen = Command::new("ssh-keygen");
-            keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(dir.path().join(name));
-            ensure!(keygen.status()?.success(), "ssh-keygen failed");
-        }
-        let (path, port) = (dir.path().display(), free_port()?);
-        let config = format!(
-            "ListenAddress 127.0.0.1\nPort {port}\nHostKey {path}/host\nPidFile none\n\
-             AuthorizedKeysFile {path}/user.pub\nAuthenticationMethods publickey\nStrictModes no\nUsePAM no\n\
-             Subsystem sftp internal-sftp\n"
-        );
-        fs::write(dir.path().join("config"), config)?;
-        fs::set_permissions(dir.path().join("user.pub"), fs::Permissions::from_mode(0o600))?;
-        if rustix::process::geteuid().is_root() {
-            // For its processes without privileges. On Debian, its service creates it.
-            fs::create_dir_all("/run/sshd")?;
-        }
-        let child = Command::new("/usr/sbin/sshd")
-            .args(["-D", "-e", "-f"])
-            .arg(dir.path().join("config"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("start sshd (apt-get install openssh-server)")?;
-        let name = Command::new("id").arg("-un").output()?;
-        let user = String::from_utf8(name.stdout)?.trim().to_owned();
-        let key = fs::read_to_string(dir.path().join("user"))?;
-        let sshd = Sshd { child, port, user, key, _dir: dir };
-        let deadline = Instant::now() + SOON;
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-            ensure!(Instant::now() < deadline, "sshd does not listen");
-            sleep(Duration::from_millis(20));
-        }
-        Ok(sshd)
-    }
+fn make_key(dir: &Path, name: &str, options: &[&str]) -> Result<()> {
+    let made =
+        Command::new("ssh-keygen").args(options).args(["-q", "-N", "", "-f"]).arg(dir.join(name)).output()?;
+    ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    Ok(())
 }

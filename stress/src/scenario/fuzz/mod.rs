@@ -1,6 +1,6 @@
-//! `fuzz`: does guacd survive clients that do not keep to the protocol, and targets that print anything? Malformed handshakes
-//! are sent, odd instructions to sessions that are up, or terminal sessions played, while other sessions are held open. These
-//! have to prove themselves afterwards, and no process of guacd may crash.
+//! `fuzz`: does guacd survive clients that do not keep to the protocol, and targets that print anything? It sends malformed
+//! handshakes, sends odd instructions to sessions that are up, or plays terminal sessions, while other sessions are held open.
+//! These have to prove themselves afterwards, and no process of guacd may crash.
 
 #[cfg(feature = "engine")]
 use std::path::Path;
@@ -12,7 +12,12 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "engine")]
-use self::input::Input;
+use self::{
+    handshake::{Handshake, Handshakes},
+    script::Scripts,
+    session::{SessionScript, Sessions},
+    terminal::{TerminalScript, Terminals},
+};
 use super::{checks, size::Size};
 #[cfg(feature = "engine")]
 use super::{
@@ -30,9 +35,11 @@ use crate::{
 };
 
 #[cfg(feature = "engine")]
-mod campaign;
+mod handshake;
 #[cfg(feature = "engine")]
-mod input;
+mod pool;
+#[cfg(feature = "engine")]
+mod script;
 #[cfg(feature = "engine")]
 mod session;
 #[cfg(feature = "engine")]
@@ -40,7 +47,7 @@ mod terminal;
 
 /// What to type after the name of the program and of the scenario.
 pub const EXAMPLES: [&str; 2] =
-    ["--kind terminal --inputs 1000 --seed 7", "--replay fuzz-7-1234.json --count 2"];
+    ["--kind terminal --inputs 1000 --seed 7", "--replay fuzz-handshake-7-1234.json --count 2"];
 
 /// The flags of `fuzz`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Args)]
@@ -61,7 +68,7 @@ pub struct Fuzz {
     #[arg(long, value_name = "INPUTS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub inputs: u32,
 
-    /// Send only this input, which an earlier run has saved, whatever its kind.
+    /// Send only what an earlier run has saved in this file, of whatever kind it is.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["inputs", "kind"])]
     pub replay: Option<PathBuf>,
 
@@ -124,41 +131,50 @@ impl Fuzz {
 /// The inputs of a run.
 #[cfg(feature = "engine")]
 enum Inputs {
-    Handshakes(campaign::Inputs),
-    Terminals(terminal::Scripts),
-    Sessions(session::Scripts),
+    Handshakes(Scripts<Handshake>),
+    Terminals(Scripts<TerminalScript>),
+    Sessions(Scripts<SessionScript>),
 }
 
 #[cfg(feature = "engine")]
 impl Inputs {
-    fn generate(kind: FuzzKind, seed: u64, count: u32) -> Self {
+    fn generate(kind: FuzzKind, seed: u64, inputs: u32) -> Self {
         match kind {
-            FuzzKind::Handshake => Self::Handshakes(campaign::Inputs::Generated { seed, count }),
-            FuzzKind::Terminal => Self::Terminals(terminal::Scripts::Generated { seed, count }),
-            FuzzKind::Session => Self::Sessions(session::Scripts::Generated { seed, count }),
+            FuzzKind::Handshake => Self::Handshakes(Scripts::Generated { seed, inputs }),
+            FuzzKind::Terminal => Self::Terminals(Scripts::Generated { seed, inputs }),
+            FuzzKind::Session => Self::Sessions(Scripts::Generated { seed, inputs }),
         }
     }
 
-    /// Reads an input that an earlier run has saved: the file says of which kind it is.
-    fn load(file: &Path, seed: u64) -> Result<Self> {
+    /// Reads what an earlier run has saved: the file says of which kind it is.
+    fn load(file: &Path) -> Result<Self> {
         let saved = std::fs::read(file).unwrap_or_default();
-        Ok(if let Some(script) = terminal::Script::parse(&saved) {
-            Self::Terminals(terminal::Scripts::Replayed(script))
-        } else if let Some(script) = session::Script::parse(&saved) {
-            Self::Sessions(session::Scripts::Replayed(script))
+        Ok(if let Some(script) = TerminalScript::parse(&saved) {
+            Self::Terminals(Scripts::Replayed(script))
+        } else if let Some(script) = SessionScript::parse(&saved) {
+            Self::Sessions(Scripts::Replayed(script))
         } else {
-            Self::Handshakes(campaign::Inputs::Replayed { input: Input::load(file)?, seed })
+            Self::Handshakes(Scripts::Replayed(Handshake::load(file)?))
         })
+    }
+
+    /// Plays them while the crowd's sessions are open.
+    async fn play(self, crowd: &mut Crowd<'_>, logs: &Path) -> Result<crate::report::Fuzz> {
+        match self {
+            Self::Handshakes(scripts) => pool::run::<Handshakes>(crowd, scripts, logs).await,
+            Self::Terminals(scripts) => pool::run::<Terminals>(crowd, scripts, logs).await,
+            Self::Sessions(scripts) => pool::run::<Sessions>(crowd, scripts, logs).await,
+        }
     }
 }
 
 #[cfg(feature = "engine")]
 impl Fuzz {
-    /// Opens the sessions, sends malformed handshakes, and makes the sessions prove themselves.
+    /// Opens the sessions, plays the inputs, and makes the sessions prove themselves.
     ///
     /// # Errors
     ///
-    /// When the input to be replayed cannot be read, or one cannot be saved.
+    /// When the file to be replayed cannot be read, or one cannot be saved.
     pub async fn play(
         &self,
         crowd: &mut Crowd<'_>,
@@ -168,16 +184,12 @@ impl Fuzz {
         let seed = self.seed.unwrap_or_else(random_seed);
         measurements.seed = Some(seed);
         let inputs = match &self.replay {
-            Some(file) => Inputs::load(file, seed)?,
+            Some(file) => Inputs::load(file)?,
             None => Inputs::generate(self.kind, seed, self.inputs),
         };
         if steps::open_all(crowd, measurements, self.count, Pace::Steady).await {
             steps::measure_open_sessions(crowd, measurements).await;
-            measurements.fuzz = Some(match inputs {
-                Inputs::Handshakes(inputs) => campaign::run(crowd, inputs, &context.logs).await?,
-                Inputs::Sessions(scripts) => session::run(crowd, scripts, &context.logs).await?,
-                Inputs::Terminals(scripts) => terminal::run(crowd, scripts, &context.logs).await?,
-            });
+            measurements.fuzz = Some(inputs.play(crowd, &context.logs).await?);
             steps::settle(crowd, measurements.usage, self.settle).await;
             measurements.usage_after = steps::usage(crowd).await;
             crowd.prove().await;
@@ -198,7 +210,7 @@ impl Fuzz {
                 fuzz.ready, fuzz.errors, fuzz.closed, fuzz.unanswered
             ),
             FuzzKind::Session => format!(
-                "  of their sessions, {} answered in the end, {} were told to end, {} were closed, {} did not open, {} silent",
+                "  of their sessions, {} answered at their end, {} ended with an error, {} ended without one, {} did not open, {} silent",
                 fuzz.ready, fuzz.errors, fuzz.closed, fuzz.abandoned, fuzz.unanswered
             ),
         }];

@@ -1,12 +1,13 @@
-//! What does a terminal session of the fuzzer consist of? Output of the target, and input of the client. Each script follows
-//! from a seed and its number alone, so that it can be played again.
+//! What does a terminal session of the fuzzer consist of? Output of the target, and input of the client.
 
-use std::path::{Path, PathBuf};
+use std::ops::Range;
 
-use anyhow::Result;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
+
+use super::super::script::{Script, random_numbers};
+use crate::report::FuzzKind;
 
 /// Maximum number of bytes that the target prints at once.
 const MAX_OUTPUT: usize = 64 * 1024;
@@ -18,55 +19,39 @@ pub enum Step {
     Print(Vec<u8>),
     /// The client sends these instructions.
     Send(Vec<Vec<String>>),
-    /// Both wait for a frame to be drawn.
+    /// Target and client wait until guacd has drawn a frame.
     Frame,
 }
 
 /// All that happens in a session, until it has to prove itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Script {
-    /// One after another.
+pub struct TerminalScript {
+    /// What happens, in order.
     pub steps: Vec<Step>,
 }
 
-/// A step as it is saved: one of its fields is set, or none for a frame.
+/// A step in the form in which it is saved: `print` or `send` is set, or neither for a frame.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SavedStep {
-    /// In base64.
+    /// What the target prints, in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     print: Option<String>,
-    /// The same, for people.
+    /// The same as text, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     text: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     send: Vec<Vec<String>>,
 }
 
-/// A script as it is saved.
+/// A script in the form in which it is saved.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Saved {
     terminal: Vec<SavedStep>,
 }
 
-impl Script {
-    /// The script of a seed and a number.
-    pub fn generate(seed: u64, number: u32) -> Self {
-        // Neighbouring seeds and numbers must not give similar scripts.
-        let mut rng = Rng::with_seed(seed ^ u64::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let mut writer = Writer { rng: &mut rng, out: Vec::new() };
-        let mut steps = Vec::new();
-        for _ in 0..writer.rng.usize(1..60) {
-            steps.push(match writer.rng.u32(0..10) {
-                0..7 => Step::Print(writer.output()),
-                7 | 8 => Step::Send(input(writer.rng)),
-                _ => Step::Frame,
-            });
-        }
-        Self { steps }
-    }
-
+impl TerminalScript {
     /// Reads a script that was saved. None if the text is not one.
     pub fn parse(json: &[u8]) -> Option<Self> {
         let saved: Saved = serde_json::from_slice(json).ok()?;
@@ -79,13 +64,27 @@ impl Script {
         };
         Some(Self { steps: saved.terminal.into_iter().map(step).collect::<Option<_>>()? })
     }
+}
 
-    /// Saves the script in a directory, for `--replay`.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be written.
-    pub fn save(&self, dir: &Path, name: &str) -> Result<PathBuf> {
+impl Script for TerminalScript {
+    const KIND: FuzzKind = FuzzKind::Terminal;
+    const INPUTS: u32 = 1;
+
+    fn generate(seed: u64, numbers: Range<u32>) -> Self {
+        let mut rng = random_numbers(seed, numbers.start);
+        let mut writer = Writer { rng: &mut rng, out: Vec::new() };
+        let mut steps = Vec::new();
+        for _ in 0..writer.rng.usize(1..60) {
+            steps.push(match writer.rng.u32(0..10) {
+                0..7 => Step::Print(writer.output()),
+                7 | 8 => Step::Send(input(writer.rng)),
+                _ => Step::Frame,
+            });
+        }
+        Self { steps }
+    }
+
+    fn to_json(&self) -> serde_json::Result<Vec<u8>> {
         let step = |step: &Step| {
             let (print, text, send) = match step {
                 Step::Print(output) => (
@@ -98,10 +97,7 @@ impl Script {
             };
             SavedStep { print, text, send }
         };
-        let saved = Saved { terminal: self.steps.iter().map(step).collect() };
-        let file = dir.join(name);
-        fs_err::write(&file, serde_json::to_vec_pretty(&saved)?)?;
-        Ok(file)
+        serde_json::to_vec_pretty(&Saved { terminal: self.steps.iter().map(step).collect() })
     }
 }
 
@@ -392,28 +388,32 @@ impl Writer<'_> {
 mod tests {
     use super::*;
 
+    fn generate(seed: u64, number: u32) -> TerminalScript {
+        TerminalScript::generate(seed, number..number + 1)
+    }
+
     #[test]
     fn a_script_follows_from_its_seed_and_number() {
-        assert_eq!(Script::generate(7, 3), Script::generate(7, 3));
-        assert_ne!(Script::generate(7, 3), Script::generate(7, 4));
-        assert_ne!(Script::generate(7, 3), Script::generate(8, 3));
+        assert_eq!(generate(7, 3), generate(7, 3));
+        assert_ne!(generate(7, 3), generate(7, 4));
+        assert_ne!(generate(7, 3), generate(8, 3));
     }
 
     #[test]
     fn a_script_is_read_as_it_was_saved() {
         let dir = tempfile::tempdir().unwrap();
         for number in 0..200 {
-            let script = Script::generate(1, number);
+            let script = generate(1, number);
             let file = script.save(dir.path(), "script.json").unwrap();
-            assert_eq!(Script::parse(&fs_err::read(file).unwrap()), Some(script));
+            assert_eq!(TerminalScript::parse(&fs_err::read(file).unwrap()), Some(script));
         }
-        assert_eq!(Script::parse(b"{}"), None);
-        assert_eq!(Script::parse(br#"{"pieces": [], "ending": "close"}"#), None);
+        assert_eq!(TerminalScript::parse(b"{}"), None);
+        assert_eq!(TerminalScript::parse(br#"{"pieces": [], "ending": "close"}"#), None);
     }
 
     #[test]
     fn scripts_have_all_kinds_of_output_and_input() {
-        let scripts: Vec<_> = (0..300).map(|number| Script::generate(2, number)).collect();
+        let scripts = (0..300).map(|number| generate(2, number)).collect::<Vec<_>>();
         let steps = || scripts.iter().flat_map(|script| &script.steps);
         let outputs: Vec<&[u8]> = steps()
             .filter_map(|step| match step {

@@ -1,26 +1,25 @@
-//! What is a malformed handshake? Each one follows from a seed and its number alone, so that it can be sent again.
+//! What is a malformed handshake?
 //!
-//! No input has as many arguments to `connect` as a protocol needs (28 at least), however it is mutated. So guacd never
+//! None has as many arguments to `connect` as a protocol needs (28 at least), however it is mutated. So guacd never
 //! connects to anything because of one.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, ops::Range, path::Path};
 
 use anyhow::Result;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
+use super::super::script::{Script, random_numbers};
 use crate::{
     preflight::Preflight,
+    report::FuzzKind,
     wire::codec::{MAX_CHARS, MAX_ELEMENTS},
 };
 
 /// What is sent over one connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Input {
+pub struct Handshake {
     /// The bytes, in pieces that are sent one after another with a short pause.
     pub pieces: Vec<Vec<u8>>,
     /// What the client does then.
@@ -41,22 +40,8 @@ pub enum Ending {
     Wait,
 }
 
-impl Input {
-    /// The input of a seed and a number.
-    pub fn generate(seed: u64, number: u32) -> Self {
-        // Neighbouring seeds and numbers must not give similar inputs.
-        let mut rng = Rng::with_seed(seed ^ u64::from(number).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let bytes = bytes(&mut rng);
-        let ending = match rng.u32(0..1000) {
-            0..200 => Ending::HalfClose,
-            200..700 => Ending::Close,
-            700..999 => Ending::Reset,
-            _ => Ending::Wait,
-        };
-        Self { pieces: cut(&mut rng, bytes), ending }
-    }
-
-    /// Reads an input that was saved.
+impl Handshake {
+    /// Reads a handshake that was saved.
     ///
     /// # Errors
     ///
@@ -74,33 +59,41 @@ impl Input {
         let pieces = pieces.collect::<Result<_, _>>().map_err(|error| wrong(error.to_string()))?;
         Ok(Self { pieces, ending: saved.ending })
     }
+}
 
-    /// Saves the input in a directory, for `--replay`.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be written.
-    pub fn save(&self, dir: &Path, name: &str) -> Result<PathBuf> {
+impl Script for Handshake {
+    const KIND: FuzzKind = FuzzKind::Handshake;
+    const INPUTS: u32 = 1;
+
+    fn generate(seed: u64, numbers: Range<u32>) -> Self {
+        let mut rng = random_numbers(seed, numbers.start);
+        let bytes = bytes(&mut rng);
+        let ending = match rng.u32(0..1000) {
+            0..200 => Ending::HalfClose,
+            200..700 => Ending::Close,
+            700..999 => Ending::Reset,
+            _ => Ending::Wait,
+        };
+        Self { pieces: cut(&mut rng, bytes), ending }
+    }
+
+    fn to_json(&self) -> serde_json::Result<Vec<u8>> {
         let text = self.pieces.iter().map(|piece| String::from_utf8_lossy(piece).into_owned());
-        let saved = Saved {
+        serde_json::to_vec_pretty(&Saved {
             pieces: self.pieces.iter().map(|piece| BASE64_STANDARD.encode(piece)).collect(),
             ending: self.ending,
             text: text.collect(),
-        };
-        let file = dir.join(name);
-        let json = serde_json::to_vec_pretty(&saved)?;
-        fs_err::write(&file, json)?;
-        Ok(file)
+        })
     }
 }
 
-/// An input as it is saved.
+/// A handshake in the form in which it is saved.
 #[derive(Serialize, Deserialize)]
 struct Saved {
-    /// In base64.
+    /// The pieces in base64.
     pieces: Vec<String>,
     ending: Ending,
-    /// For people.
+    /// The same as text, for people.
     #[serde(default)]
     text: Vec<String>,
 }
@@ -268,7 +261,7 @@ fn random_bytes(rng: &mut Rng, most: usize) -> Vec<u8> {
     (0..rng.usize(0..most)).map(|_| rng.u8(..)).collect()
 }
 
-/// Most inputs leave at once.
+/// Cuts some handshakes into pieces. Most are sent in one.
 fn cut(rng: &mut Rng, bytes: Vec<u8>) -> Vec<Vec<u8>> {
     let pieces = if rng.u32(0..5) == 0 { rng.usize(2..6) } else { 1 };
     let size = bytes.len().div_ceil(pieces).max(1);
@@ -281,37 +274,41 @@ mod tests {
     use crate::wire::codec::Decoder;
     use std::collections::BTreeSet;
 
-    #[test]
-    fn an_input_follows_from_its_seed_and_number() {
-        assert_eq!(Input::generate(7, 3), Input::generate(7, 3));
-        let inputs = (0..100).map(|number| Input::generate(7, number).pieces).collect::<BTreeSet<_>>();
-        assert!(inputs.len() > 90, "only {} differ", inputs.len());
-        assert_ne!(Input::generate(7, 3), Input::generate(8, 3));
+    fn generate(seed: u64, number: u32) -> Handshake {
+        Handshake::generate(seed, number..number + 1)
     }
 
     #[test]
-    fn an_input_is_read_as_it_was_saved() {
+    fn a_handshake_follows_from_its_seed_and_number() {
+        assert_eq!(generate(7, 3), generate(7, 3));
+        let handshakes = (0..100).map(|number| generate(7, number).pieces).collect::<BTreeSet<_>>();
+        assert!(handshakes.len() > 90, "only {} differ", handshakes.len());
+        assert_ne!(generate(7, 3), generate(8, 3));
+    }
+
+    #[test]
+    fn a_handshake_is_read_as_it_was_saved() {
         let dir = tempfile::tempdir().unwrap();
         for number in 0..200 {
-            let input = Input::generate(1, number);
-            let file = input.save(dir.path(), "input.json").unwrap();
-            assert_eq!(Input::load(&file).unwrap(), input);
+            let handshake = generate(1, number);
+            let file = handshake.save(dir.path(), "handshake.json").unwrap();
+            assert_eq!(Handshake::load(&file).unwrap(), handshake);
         }
         fs::write(dir.path().join("other"), "{}").unwrap();
-        assert!(Input::load(&dir.path().join("other")).unwrap_err().is::<Preflight>());
+        assert!(Handshake::load(&dir.path().join("other")).unwrap_err().is::<Preflight>());
     }
 
     #[test]
-    fn inputs_are_of_every_kind_and_none_connects_to_anything() {
+    fn handshakes_are_of_every_kind_and_none_connects_to_anything() {
         let mut endings = Vec::new();
         let (mut well_formed, mut malformed, mut starved) = (0, 0, 0);
         for number in 0..50_000 {
-            let input = Input::generate(2, number);
-            if !endings.contains(&input.ending) {
-                endings.push(input.ending);
+            let handshake = generate(2, number);
+            if !endings.contains(&handshake.ending) {
+                endings.push(handshake.ending);
             }
             let mut decoder = Decoder::default();
-            decoder.push(&input.pieces.concat());
+            decoder.push(&handshake.pieces.concat());
             loop {
                 match decoder.instruction() {
                     Ok(Some(instruction)) => {

@@ -1,0 +1,98 @@
+//! The C programs and libraries of `tests/it/c`: how they are compiled, run, and preloaded into guacd.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use tempfile::TempDir;
+
+use super::guacd::Guacd;
+use super::{built, root};
+
+/// What a program prints that is compiled with the installed headers, and linked with a variant's libguac.
+pub fn run_c(name: &str, variant: &str) -> Result<String> {
+    compile_and_run(name, variant, &["-Wall", "-Werror"].map(OsString::from), &[])
+}
+
+/// The same for a program that needs upstream's own sources and headers, and has arguments.
+pub fn run_c_with_sources(name: &str, variant: &str, arguments: &[&Path]) -> Result<String> {
+    let build = built(variant)?.with_file_name("build");
+    // The warnings are upstream's.
+    let mut flags: Vec<OsString> = vec!["-w".into()];
+    for include in ["", "src/libguac", "src/common", "src/common-ssh", "src/terminal", "src/protocols/rdp"] {
+        flags.extend([OsString::from("-I"), build.join(include).into_os_string()]);
+    }
+    if name == "drive" {
+        flags.push("-l:libguac-client-rdp.so".into());
+        let makefile = fs::read_to_string(build.join("src/protocols/rdp/Makefile"))?;
+        for line in makefile.lines() {
+            if let Some(("RDP_CFLAGS" | "RDP_LIBS", words)) = line.split_once(" = ") {
+                flags.extend(words.split_whitespace().map(OsString::from));
+            }
+        }
+    }
+    compile_and_run(name, variant, &flags, arguments)
+}
+
+fn compile_and_run(name: &str, variant: &str, flags: &[OsString], arguments: &[&Path]) -> Result<String> {
+    let dir = TempDir::new()?;
+    let (program, prefix) = (dir.path().join(name), built(variant)?);
+    let mut cc = Command::new("cc");
+    cc.arg("-o").arg(&program).arg(source(name)).args(flags);
+    cc.arg("-I").arg(prefix.join("include")).arg("-L").arg(prefix.join("lib")).args(["-lguac", "-pthread"]);
+    compile(cc)?;
+    let ran = Command::new(program).args(arguments).env("LD_LIBRARY_PATH", prefix.join("lib")).output()?;
+    let (said, error) = (String::from_utf8(ran.stdout)?, String::from_utf8_lossy(&ran.stderr));
+    ensure!(ran.status.success(), "{name} with {variant}: {}\n{said}{error}", ran.status);
+    Ok(said)
+}
+
+fn source(name: &str) -> PathBuf {
+    root().join("tests/it/c").join(name).with_extension("c")
+}
+
+fn compile(mut cc: Command) -> Result<()> {
+    let compiled = cc.output()?;
+    ensure!(compiled.status.success(), "{cc:?} failed: {}", String::from_utf8_lossy(&compiled.stderr));
+    Ok(())
+}
+
+/// A library that changes what guacd does. It finds its directory in the variable that has its name in capitals; files there
+/// control it, and it writes some itself.
+pub struct Preloaded {
+    name: &'static str,
+    dir: TempDir,
+}
+
+impl Preloaded {
+    pub fn compile(name: &'static str) -> Result<Preloaded> {
+        let dir = TempDir::new()?;
+        let mut cc = Command::new("cc");
+        cc.args(["-Wall", "-Werror", "-shared", "-fPIC", "-o"]).arg(dir.path().join(format!("{name}.so")));
+        cc.arg(source(name));
+        compile(cc)?;
+        Ok(Preloaded { name, dir })
+    }
+
+    /// The shell command that comes before guacd.
+    pub fn shell(&self) -> String {
+        let (variable, name, dir) = (self.name.to_uppercase(), self.name, self.dir.path().display());
+        format!("export {variable}={dir} LD_PRELOAD={dir}/{name}.so")
+    }
+
+    /// Starts a guacd with it.
+    pub fn start(&self, variant: &str) -> Result<Guacd> {
+        Guacd::start_with(variant, &self.shell(), "")
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A file in its directory.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}
