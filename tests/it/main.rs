@@ -57,10 +57,33 @@ enum Needs {
     Minutes,
 }
 
+/// These run one at a time: they share the build and load the machine, or look at all processes that this one has started.
+const ALONE: &[&[Test]] = &[
+    project::TESTS,
+    releases::TESTS,
+    docs::TESTS,
+    fetch::TESTS,
+    build::TESTS,
+    abi::TESTS,
+    musl::TESTS,
+    bench::TESTS,
+    image::TESTS,
+    preload::TESTS,
+    hardening::TESTS,
+    nix::TESTS,
+    reproduce::TESTS,
+    stress::TESTS,
+];
+
+/// Each of these has its own guacd, and waits for it most of the time.
+const TOGETHER: &[&[Test]] =
+    &[guacd::TESTS, files::TESTS, daemon::TESTS, ends::TESTS, answers::TESTS, input::TESTS, terminal::TESTS];
+
+/// How many of [`TOGETHER`] run at once.
+const TOGETHER_THREADS: usize = 4;
+
 fn main() -> Result<ExitCode> {
     let mut arguments = Arguments::from_args();
-    // One at a time: they share the build, and load the machine.
-    arguments.test_threads = Some(1);
     support::processes::adopt_orphans()?;
     support::compile_xtask()?;
     let has_source = support::has_source();
@@ -88,44 +111,28 @@ fn main() -> Result<ExitCode> {
     if !has_sshd {
         eprintln!("NO SSHD: THE TESTS WITH IT ARE IGNORED (apt-get install openssh-server)");
     }
-    let tests = [
-        project::TESTS,
-        releases::TESTS,
-        docs::TESTS,
-        fetch::TESTS,
-        build::TESTS,
-        abi::TESTS,
-        musl::TESTS,
-        bench::TESTS,
-        guacd::TESTS,
-        files::TESTS,
-        daemon::TESTS,
-        ends::TESTS,
-        answers::TESTS,
-        image::TESTS,
-        input::TESTS,
-        preload::TESTS,
-        hardening::TESTS,
-        nix::TESTS,
-        reproduce::TESTS,
-        stress::TESTS,
-        terminal::TESTS,
-    ]
-    .concat();
-    let trials = tests.into_iter().map(|test| {
-        let ignored = match test.needs {
-            Needs::Nothing => false,
-            Needs::Source => !has_source,
-            Needs::Tarball => !has_tarball,
-            Needs::SourceAndMount => !has_source || !can_mount,
-            Needs::SourceAndServers => !has_source || !has_servers,
-            Needs::SourceAndSshd => !has_source || !has_sshd,
-            Needs::Minutes => true,
+    let trials = |tests: &[&[Test]]| -> Vec<Trial> {
+        let trial = |test: Test| {
+            let ignored = match test.needs {
+                Needs::Nothing => false,
+                Needs::Source => !has_source,
+                Needs::Tarball => !has_tarball,
+                Needs::SourceAndMount => !has_source || !can_mount,
+                Needs::SourceAndServers => !has_source || !has_servers,
+                Needs::SourceAndSshd => !has_source || !has_sshd,
+                Needs::Minutes => true,
+            };
+            Trial::test(test.name, move || (test.run)().map_err(|error| format!("{error:#}").into()))
+                .with_ignored_flag(ignored)
         };
-        Trial::test(test.name, move || (test.run)().map_err(|error| format!("{error:#}").into()))
-            .with_ignored_flag(ignored)
-    });
-    Ok(libtest_mimic::run(&arguments, trials.collect()).exit_code())
+        tests.concat().into_iter().map(trial).collect()
+    };
+    let mut failed = false;
+    for (threads, tests) in [(1, ALONE), (TOGETHER_THREADS, TOGETHER)] {
+        arguments.test_threads = Some(threads);
+        failed |= libtest_mimic::run(&arguments, trials(tests)).has_failed();
+    }
+    Ok(if failed { ExitCode::from(101) } else { ExitCode::SUCCESS })
 }
 
 /// The names and functions of a module's tests, so that each is written down once.

@@ -91,29 +91,35 @@ impl Stress {
 }
 
 fn stock_carries_58_sessions_of_128_keys_and_patched_all_300() -> Result<()> {
-    both_under_128_keys("embedded")
-}
-
-fn the_same_holds_with_openssh_behind_it() -> Result<()> {
-    both_under_128_keys("openssh")
-}
-
-fn both_under_128_keys(target: &str) -> Result<()> {
-    let arguments = ["--count", "300", "--key-limit", "128", "--variant", "both", "--target", target];
+    let arguments = ["--count", "300", "--key-limit", "128", "--variant", "both"];
     let report = Stress::new()?.run(0, &arguments)?;
     let [stock, patched] = &report.runs[..] else {
         anyhow::bail!("{} runs", report.runs.len());
     };
-    ensure!(stock.variant == "stock" && (56..=60).contains(&stock.proven), "stock proved {}", stock.proven);
-    let says_why =
-        |failure: &Failure| failure.log.as_ref().is_some_and(|log| log.contains("'pthread_key_create'"));
-    ensure!(stock.failures.iter().any(says_why), "GLib's line is missing: {:#?}", stock.failures);
+    stops_at_its_last_key(stock)?;
     ensure!(patched.variant == "patched", "the second is {}", patched.variant);
     all_proved(patched, 300)
 }
 
+fn the_same_holds_with_openssh_behind_it() -> Result<()> {
+    let load = ["--key-limit", "128", "--target", "openssh"];
+    let stock = Stress::new()?.run(5, &[&load[..], &["--variant", "stock", "--count", "80"]].concat())?;
+    stops_at_its_last_key(&stock.runs[0])?;
+    // A patched guacd takes new sessions faster than the default rate, which is for stock.
+    let patched = Stress::new()?.run(0, &[&load[..], &["--count", "300", "--rate", "20"]].concat())?;
+    all_proved(&patched.runs[0], 300)
+}
+
+fn stops_at_its_last_key(stock: &Run) -> Result<()> {
+    ensure!(stock.variant == "stock" && (56..=60).contains(&stock.proven), "stock proved {}", stock.proven);
+    let says_why =
+        |failure: &Failure| failure.log.as_ref().is_some_and(|log| log.contains("'pthread_key_create'"));
+    ensure!(stock.failures.iter().any(says_why), "GLib's line is missing: {:#?}", stock.failures);
+    Ok(())
+}
+
 fn patched_carries_300_sessions() -> Result<()> {
-    let report = Stress::new()?.run(0, &["--count", "300"])?;
+    let report = Stress::new()?.run(0, &["--count", "300", "--rate", "20"])?;
     all_proved(&report.runs[0], 300)
 }
 

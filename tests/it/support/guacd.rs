@@ -2,7 +2,9 @@
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -156,8 +158,19 @@ pub fn wait_until_it_listens(port: u16) -> Result<()> {
     wait_until("guacd listens", SOON, || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok())
 }
 
+/// A port that nobody uses. It is none of those that the kernel gives to other tests' servers and clients meanwhile.
 pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    const PORTS: Range<u32> = 10_000..32_000;
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    for _ in PORTS {
+        // Another run of the tests begins elsewhere.
+        let number = std::process::id().wrapping_mul(101).wrapping_add(COUNT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(PORTS.start + number % (PORTS.end - PORTS.start))?;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no port from {PORTS:?} is free")
 }
 
 /// The living processes of the guacd that listens on a port: all of them have its command line.
