@@ -38,6 +38,10 @@ struct Inner {
     parent: i32,
     /// The most telling line of each process.
     telling: HashMap<i32, Line>,
+    /// How many processes crashed.
+    crashes: u32,
+    /// Processes whose end was reported. If one of them writes a line, it is another process with the same id.
+    dead: HashSet<i32>,
     /// Processes with a telling line and without a session, in the order of those lines.
     unclaimed: VecDeque<i32>,
     /// The process of each session, by the session's id.
@@ -102,7 +106,7 @@ impl LogBook {
     /// How many processes crashed: their last line says that they abort or that their memory is corrupt, or the signal that
     /// ended them does.
     pub fn crashes(&self) -> u32 {
-        self.lock().telling.values().filter(|line| line.weight == Weight::LastWords).count() as u32
+        self.lock().crashes
     }
 
     /// guacd's last lines.
@@ -123,7 +127,14 @@ impl LogBook {
     fn line(&self, pid: i32, line: &str) {
         let mut inner = self.lock();
         let (weight, text) = weigh(line);
-        let (pid, weight, text) = obituary(text).unwrap_or((pid, weight, text));
+        if inner.dead.remove(&pid) {
+            inner.telling.remove(&pid);
+        }
+        let obituary = obituary(text);
+        let (pid, weight, text) = obituary.unwrap_or((pid, weight, text));
+        if obituary.is_some() {
+            inner.dead.insert(pid);
+        }
         if inner.last.len() == LAST_LINES {
             inner.last.pop_front();
         }
@@ -131,7 +142,9 @@ impl LogBook {
         if line.contains("Listening on host") {
             inner.listening = true;
         }
-        if weight > inner.telling.get(&pid).map_or(Weight::Nothing, |line| line.weight) {
+        let before = inner.telling.get(&pid).map_or(Weight::Nothing, |line| line.weight);
+        if weight > before {
+            inner.crashes += u32::from(weight == Weight::LastWords);
             let first = inner.telling.insert(pid, Line { weight, text: without_ids(text) }).is_none();
             if first && pid != inner.parent && !inner.process.values().any(|&process| process == pid) {
                 inner.unclaimed.push_back(pid);
@@ -327,6 +340,16 @@ mod tests {
         book.line(2, "guacd[2]: ERROR:\tConnection process 8 was ended by signal 11 (Segmentation fault).");
         assert_eq!(book.crashes(), 1);
         assert_eq!(book.telling(Some("$a")).unwrap(), "ended by signal 11 (Segmentation fault).");
+    }
+
+    #[test]
+    fn a_process_with_the_id_of_one_that_crashed_is_another() {
+        let book = LogBook::default();
+        for crashes in 1..=3 {
+            book.line(8, GLIB);
+            book.line(2, "guacd[2]: ERROR:\tConnection process 8 was ended by signal 6 (Aborted).");
+            assert_eq!(book.crashes(), crashes);
+        }
     }
 
     #[test]
