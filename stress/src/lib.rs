@@ -16,6 +16,7 @@ pub mod plan;
 pub mod report;
 pub mod scenario;
 pub mod values;
+pub mod wire;
 
 #[cfg(feature = "engine")]
 pub mod machine;
@@ -27,5 +28,3 @@ pub mod program;
 pub mod reaper;
 #[cfg(feature = "engine")]
 pub mod target;
-#[cfg(feature = "engine")]
-pub mod wire;

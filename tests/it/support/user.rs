@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use guac_stress::wire::codec::Decoder;
 
 use super::SOON;
 
@@ -136,29 +137,17 @@ pub fn instruction(parts: &[&str]) -> String {
 
 /// Takes a stream apart into instructions, and finds those that are torn.
 #[derive(Default)]
-pub struct Instructions(Vec<u8>);
+pub struct Instructions(Decoder);
 
 impl Instructions {
     pub fn take(&mut self, bytes: &[u8]) -> Result<Vec<Vec<String>>> {
-        self.0.extend_from_slice(bytes);
+        self.0.push(bytes);
         let mut instructions = Vec::new();
-        let (mut parts, mut at, mut done) = (Vec::new(), 0, 0);
-        while let Some(dot) = self.0[at..].iter().position(|byte| !byte.is_ascii_digit()) {
-            let torn = || format!("torn: {}", String::from_utf8_lossy(&self.0[done..]));
-            ensure!(self.0[at + dot] == b'.', torn());
-            let length: usize = std::str::from_utf8(&self.0[at..at + dot])?.parse().with_context(torn)?;
-            let (start, end) = (at + dot + 1, at + dot + 1 + length);
-            let Some(last) = self.0.get(end) else { break };
-            parts.push(String::from_utf8(self.0[start..end].to_vec())?);
-            ensure!(matches!(last, b',' | b';'), torn());
-            ensure!(parts[0].bytes().all(|byte| byte.is_ascii_lowercase()), torn());
-            at = end + 1;
-            if *last == b';' {
-                instructions.push(std::mem::take(&mut parts));
-                done = at;
-            }
+        while let Some(instruction) = self.0.instruction()? {
+            let opcode = instruction.opcode();
+            ensure!(opcode.bytes().all(|byte| byte.is_ascii_lowercase()), "torn: {opcode:?} is no opcode");
+            instructions.push([&[opcode.to_owned()], instruction.args()].concat());
         }
-        self.0.drain(..done);
         Ok(instructions)
     }
 }
