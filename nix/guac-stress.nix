@@ -22,7 +22,7 @@ rustPlatform.buildRustPackage {
   # `cargo xtask test` runs the tests: they need a guacd and an sshd.
   doCheck = false;
 
-  # It looks for its preload library in its own directory.
+  # It looks for the key-limit library in its own directory.
   postInstall = ''
     ln -s ../lib/libkey_limit.so $out/bin
   '';

@@ -39,6 +39,6 @@ fn a_date_that_a_patch_plants_is_found() -> Result<()> {
     let library =
         differences.iter().find(|one| one["path"].as_str().is_some_and(|path| path.contains(".so.")));
     let what = library.and_then(|library| library["what"].as_str()).context("not the library")?;
-    ensure!(what.contains("bytes, which part at byte"), "{what}");
+    ensure!(what.contains("bytes, which differ from byte"), "{what}");
     Ok(())
 }
