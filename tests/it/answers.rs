@@ -1,10 +1,10 @@
 //! Do users learn why their session fails, and is it logged? Most tests also show the fault of stock.
 
-use std::net::Shutdown;
+use std::net::{Ipv4Addr, Shutdown, TcpListener};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::support::guacd::Guacd;
 use crate::support::sshd::{ED25519, Sshd};
@@ -18,6 +18,9 @@ crate::tests! {
         users_are_told_why_a_session_fails_however_soon,
         a_connection_that_is_ending_cannot_be_joined,
         a_failure_to_wake_the_target_is_reported_at_once,
+        an_unknown_protocol_is_reported,
+        an_ssh_server_that_says_nothing_is_reported,
+        a_user_who_leaves_at_the_prompt_is_not_logged_in,
         stocks_lines_of_a_telnet_session_are_all_logged;
     SourceAndSshd:
         an_rsa_key_that_needs_sha_1_is_explained,
@@ -158,6 +161,78 @@ fn a_failure_to_wake_the_target_is_reported_at_once() -> Result<()> {
     Ok(())
 }
 
+fn an_unknown_protocol_is_reported() -> Result<()> {
+    let received = |variant| -> Result<String> {
+        let guacd = Guacd::start(variant)?;
+        let mut user = User::connect(guacd.port)?;
+        user.send(&["select", "gopher"])?;
+        guacd.expect_in_log("removed.")?;
+        user.hear()?;
+        Ok(user.heard)
+    };
+    let (stock, patched) = (received("stock")?, received("patched")?);
+    ensure!(stock.is_empty(), "stock: {stock}");
+    ensure!(patched.starts_with("5.error,") && patched.ends_with("3.512;"), "patched: {patched:?}");
+    Ok(())
+}
+
+fn an_ssh_server_that_says_nothing_is_reported() -> Result<()> {
+    let status = |variant: &str| -> Result<String> {
+        let guacd = Guacd::start(variant)?;
+        let port = a_target_that_says_nothing()?;
+        let mut user = guacd.user("ssh")?;
+        user.handshake_with(&[
+            ("hostname", "127.0.0.1"),
+            ("port", &port),
+            ("username", "nobody"),
+            ("password", "none"),
+            ("timeout", "1"),
+        ])?;
+        user.expect_id()?;
+        error_status(&mut user)
+    };
+    let patched = status("patched")?;
+    ensure!(patched == "514", "{patched}");
+    let stock = status("stock");
+    ensure!(stock.is_err(), "stock: {stock:?}");
+    Ok(())
+}
+
+fn a_user_who_leaves_at_the_prompt_is_not_logged_in() -> Result<()> {
+    let connects = |variant: &str| -> Result<bool> {
+        let guacd = Guacd::start(variant)?;
+        let target = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        target.set_nonblocking(true)?;
+        let port = target.local_addr()?.port().to_string();
+        let mut user = guacd.user("ssh")?;
+        user.handshake_with(&[("hostname", "127.0.0.1"), ("port", &port)])?;
+        user.expect_id()?;
+        // The terminal draws the prompt.
+        user.expect("3.img,")?;
+        user.send(&["key", "120", "1"])?;
+        user.send(&["disconnect"])?;
+        let deadline = Instant::now() + SOON;
+        loop {
+            if target.accept().is_ok() {
+                return Ok(true);
+            }
+            if guacd.connections().is_empty() {
+                return Ok(target.accept().is_ok());
+            }
+            ensure!(Instant::now() < deadline, "the session does not end");
+            sleep(Duration::from_millis(10));
+        }
+    };
+    ensure!(!connects("patched")?, "guacd connects for a user who has left");
+    // Stock's process sometimes ends before it connects.
+    for _ in 0..20 {
+        if connects("stock")? {
+            return Ok(());
+        }
+    }
+    bail!("stock does not connect for a user who has left")
+}
+
 fn stocks_lines_of_a_telnet_session_are_all_logged() -> Result<()> {
     let lines = |variant| -> Result<Vec<String>> {
         let guacd = Guacd::start(variant)?;
@@ -239,7 +314,7 @@ fn an_rsa_key_that_needs_sha_1_is_explained() -> Result<()> {
         let guacd = Guacd::start(variant)?;
         for (key, _) in keys {
             let mut user = guacd.user("ssh")?;
-            log_in(&sshd, &mut user, &sshd.key(key)?)?;
+            sshd.log_in(&mut user, &sshd.key(key)?, &[])?;
             let end = user.expect_one_of(&["5.error,", "7.argv,"])?;
             // A libssh2 that signs with SHA-2 can use the key.
             if end == 1 && user.expect_one_of(&["5.error,"]).is_err() {
@@ -254,7 +329,7 @@ fn an_rsa_key_that_needs_sha_1_is_explained() -> Result<()> {
     // SHA-1 is not named where something else is wrong with the key.
     let guacd = Guacd::start("patched")?;
     let mut user = guacd.user("ssh")?;
-    log_in(&sshd, &mut user, &sshd.make_unknown_key("stranger")?)?;
+    sshd.log_in(&mut user, &sshd.make_unknown_key("stranger")?, &[])?;
     ensure!(error_status(&mut user)? == "769", "{}", user.heard);
     let log = guacd.log()?;
     ensure!(log.contains("Public key authentication failed") && !log.contains("SHA-1"), "{log}");
@@ -266,20 +341,10 @@ fn stocks_lines_of_an_ssh_session_are_all_logged() -> Result<()> {
     let lines = |variant| -> Result<Vec<String>> {
         let guacd = Guacd::start(variant)?;
         let mut owner = guacd.user("ssh")?;
-        log_in(&sshd, &mut owner, &sshd.key("key")?)?;
+        sshd.log_in(&mut owner, &sshd.key("key")?, &[])?;
         let id = owner.expect_id()?;
         join_and_leave(&guacd, owner, &id, "SSH connection successful")?;
         logged_lines(&guacd)
     };
     compare_lines(&lines("stock")?, &lines("patched")?)
-}
-
-/// Finishes a user's handshake, such that they log in with a private key.
-fn log_in(sshd: &Sshd, user: &mut User, key: &str) -> Result<()> {
-    user.handshake_with(&[
-        ("hostname", "127.0.0.1"),
-        ("port", &sshd.port.to_string()),
-        ("username", &sshd.user),
-        ("private-key", key),
-    ])
 }

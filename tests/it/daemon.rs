@@ -17,7 +17,8 @@ use rustix::process::{Resource, Rlimit, Signal, geteuid, getrlimit, setrlimit};
 use crate::support::c::Preloaded;
 use crate::support::guacd::{Guacd, left_on};
 use crate::support::processes::{children, is_alive, kill};
-use crate::support::target::target;
+use crate::support::target::{a_target_that_floods, target};
+use crate::support::tcp::connections;
 use crate::support::tls::{Certificate, Encrypted};
 use crate::support::user::User;
 use crate::support::{SOON, wait_until};
@@ -384,32 +385,9 @@ fn handshakes_that_are_not_completed_delay_nobody_and_end() -> Result<()> {
     Ok(())
 }
 
-/// A telnet server that sends as much as it can.
-fn a_target_that_floods() -> Result<String> {
-    target(|mut stream| {
-        for number in 0_u64.. {
-            // Each letter has another colour than the one before, which makes for large pictures.
-            for column in 0..40 {
-                write!(stream, "\x1b[3{};4{}mguacd {number}", (number + column) % 8, (number * column) % 7)?;
-            }
-        }
-        Ok(())
-    })
-}
-
 /// How many bytes guacd has sent to its clients that they have not taken in.
 fn unread_bytes(port: u16) -> Result<usize> {
-    let ours = format!(":{port:04X}");
-    let mut unread = 0;
-    for line in fs::read_to_string("/proc/net/tcp")?.lines().skip(1) {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let is_connected = fields[3] == "01";
-        if fields[1].ends_with(&ours) && is_connected {
-            let (sending, _) = fields[4].split_once(':').context("no queue")?;
-            unread += usize::from_str_radix(sending, 16)?;
-        }
-    }
-    Ok(unread)
+    Ok(connections()?.iter().filter(|end| end.local == port).map(|end| end.unsent).sum())
 }
 
 fn an_encrypted_user_who_does_not_read_keeps_nothing_of_a_killed_process() -> Result<()> {

@@ -11,10 +11,10 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use crate::guacd::Watcher;
-use crate::support::c::{Preloaded, run_c};
+use crate::support::c::{Preloaded, compile_plugin, run_c};
 use crate::support::guacd::Guacd;
 use crate::support::processes::{descriptors, is_alive, kill, left_of};
-use crate::support::target::{a_target_that_never_rests, a_target_that_says_nothing};
+use crate::support::target::{a_target_that_floods, a_target_that_never_rests, a_target_that_says_nothing};
 use crate::support::tls::start_encrypted;
 use crate::support::user::User;
 use crate::support::{SOON, wait_until};
@@ -29,7 +29,11 @@ crate::tests! {
         a_stopped_guacd_ends_users_at_every_stage,
         a_hundred_users_who_come_and_go_receive_whole_instructions,
         a_hundred_encrypted_users_who_come_and_go_receive_whole_instructions,
-        one_thread_keeps_a_socket_alive_in_time;
+        one_thread_keeps_a_socket_alive_in_time,
+        a_guest_who_does_not_read_is_disconnected,
+        an_encrypted_guest_who_does_not_read_is_disconnected,
+        a_session_whose_owner_does_not_read_ends,
+        a_session_ends_even_if_the_threads_of_its_users_do_not;
 }
 
 /// Makes glibc overwrite memory that is freed, so that a process that still uses it crashes.
@@ -273,6 +277,100 @@ fn one_thread_keeps_a_socket_alive_in_time() -> Result<()> {
     let stock = stock.join().ok().context("panicked")??;
     ensure!(patched == "threads: 1\nsilent for 5 s\nthreads left: 0\n", "patched: {patched}");
     ensure!(stock == "threads: 2\nsilent for 10 s\nthreads left: 1\n", "stock: {stock}");
+    Ok(())
+}
+
+/// Sends `nop` once a second for a user who reads nothing, until that fails.
+fn only_send_nop(user: &User) -> Result<()> {
+    let mut stream = user.stream.try_clone()?;
+    thread::spawn(move || {
+        while std::io::Write::write_all(&mut stream, b"3.nop;").is_ok() {
+            sleep(Duration::from_secs(1));
+        }
+    });
+    Ok(())
+}
+
+/// Whether the owner of a session still receives frames in time, although a guest reads nothing.
+fn outlives_a_guest_who_does_not_read(guacd: &Guacd, port: u16) -> Result<bool> {
+    let mut owner = User::select(port, "telnet")?;
+    owner.handshake(&["127.0.0.1", &a_target_that_floods()?])?;
+    let id = owner.expect_id()?;
+    let owner = Watcher::start(owner);
+    let mut guest = User::select(port, &id)?;
+    guest.handshake(&[])?;
+    only_send_nop(&guest)?;
+    let (mut last, begun) = (Instant::now(), Instant::now());
+    // Clients disconnect after 15 s in which they receive nothing.
+    while last.elapsed() < Duration::from_secs(15) {
+        ensure!(begun.elapsed() < 12 * SOON, "the guest neither freezes the session nor is disconnected");
+        if owner.sees(1).is_ok() {
+            last = Instant::now();
+            if guacd.log()?.contains("disconnected (1 users remain)") {
+                // Each wait has its own time, as the frames are large.
+                for _ in 0..4 {
+                    owner.sees(5).context("the owner, once the guest is disconnected")?;
+                }
+                guest.read_to_end(2 * SOON).context("the guest")?;
+                owner.leave()?;
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn a_guest_who_does_not_read_is_disconnected() -> Result<()> {
+    let stock = Guacd::start("stock")?;
+    let stock = thread::spawn(move || outlives_a_guest_who_does_not_read(&stock, stock.port));
+    let patched = Guacd::start("patched")?;
+    ensure!(outlives_a_guest_who_does_not_read(&patched, patched.port)?, "the owner is frozen");
+    has_nothing_left(&patched)?;
+    let stock = stock.join().ok().context("panicked")??;
+    ensure!(!stock, "stock: the owner is served");
+    Ok(())
+}
+
+fn an_encrypted_guest_who_does_not_read_is_disconnected() -> Result<()> {
+    let (guacd, _certificate) = start_encrypted()?;
+    let port = tls_tunnel_to(guacd.port)?;
+    ensure!(outlives_a_guest_who_does_not_read(&guacd, port)?, "the owner is frozen");
+    has_nothing_left(&guacd)
+}
+
+fn a_session_whose_owner_does_not_read_ends() -> Result<()> {
+    let (patched, stock) = (Guacd::start("patched")?, Guacd::start("stock")?);
+    let mut owners = Vec::new();
+    for guacd in [&stock, &patched] {
+        let (owner, _) = guacd.telnet(&a_target_that_floods()?)?;
+        only_send_nop(&owner)?;
+        owners.push(owner);
+    }
+    patched.wait_for_the_end_of_connections(10 * SOON)?;
+    ensure!(!stock.connections().is_empty(), "stock: the session ends");
+    // Stock's session does not end either once its owner sends nothing more.
+    owners[0].stream.shutdown(Shutdown::Write)?;
+    let ends = stock.wait_for_the_end_of_connections(SOON).is_ok();
+    ensure!(!ends, "stock: the session ends with its owner");
+    Ok(())
+}
+
+fn a_session_ends_even_if_the_threads_of_its_users_do_not() -> Result<()> {
+    let start = |variant: &str| -> Result<Guacd> {
+        let plugin = compile_plugin("stuck", variant)?;
+        let path = format!("export LD_LIBRARY_PATH={}:$LD_LIBRARY_PATH", plugin.path().display());
+        let guacd = Guacd::start_with(variant, &path, "")?;
+        let mut user = guacd.user("stuck")?;
+        user.handshake(&[])?;
+        user.expect_id()?;
+        guacd.expect_in_log("(1 users now present)")?;
+        user.send(&["key", "97", "1"])?;
+        Ok(guacd)
+    };
+    let (stock, patched) = (start("stock")?, start("patched")?);
+    patched.wait_for_the_end_of_connections(8 * SOON)?;
+    ensure!(patched.log()?.contains("but it does not end by itself"), "{}", patched.log()?);
+    ensure!(!stock.connections().is_empty(), "stock: the session ends");
     Ok(())
 }
 

@@ -3,23 +3,29 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::Instant;
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::c::run_c_with_sources;
 use crate::support::guacd::Guacd;
+use crate::support::processes::{descriptors, kill};
 use crate::support::sshd::{ED25519, Sshd};
 use crate::support::target::{a_target_that_never_rests, stay_silent, target};
-use crate::support::user::{Instructions, User};
+use crate::support::user::{Instructions, User, instruction};
 use crate::support::{SOON, wait_until};
 
 crate::tests! {
@@ -33,7 +39,14 @@ crate::tests! {
         a_long_name_of_a_recording_ends_no_session,
         without_room_a_recording_ends_and_its_session_goes_on,
         at_the_limit_of_files_a_recording_ends_and_its_session_goes_on,
-        a_drive_is_listed_and_closed_as_it_should_be;
+        fifos_in_place_of_recordings_block_no_session,
+        a_drive_is_listed_and_closed_as_it_should_be,
+        users_who_join_receive_the_color_scheme_as_it_was_set;
+    SourceAndSshd:
+        two_users_can_upload_at_once,
+        a_cancelled_download_leaves_no_open_file;
+    Minutes:
+        a_user_who_waits_for_a_silent_sftp_server_can_leave;
 }
 
 fn a_listing_over_sftp_is_json_whatever_the_names_are() -> Result<()> {
@@ -53,17 +66,7 @@ fn a_listing_over_sftp_is_json_whatever_the_names_are() -> Result<()> {
     let sshd = Sshd::start(&[("key", ED25519)])?;
     let listing = |variant| -> Result<String> {
         let guacd = Guacd::start(variant)?;
-        let mut user = Session::start(
-            &guacd,
-            "ssh",
-            &[
-                ("hostname", "127.0.0.1"),
-                ("port", &sshd.port.to_string()),
-                ("username", &sshd.user),
-                ("private-key", &sshd.key("key")?),
-                ("enable-sftp", "true"),
-            ],
-        )?;
+        let mut user = Session::ssh(&guacd, &sshd, &[])?;
         let object = user.expect("filesystem")?[1].clone();
         user.user.send(&["get", &object, &dir.path().to_string_lossy()])?;
         let stream = user.expect("body")?[2].clone();
@@ -121,7 +124,7 @@ fn a_title_in_any_encoding_is_sent_as_utf8() -> Result<()> {
         loop {
             ensure!(Instant::now() < deadline, "no title: {}", String::from_utf8_lossy(&heard));
             let mut buffer = [0; 4096];
-            let length = std::io::Read::read(&mut user.stream, &mut buffer).unwrap_or_default();
+            let length = user.stream.read(&mut buffer).unwrap_or_default();
             heard.extend_from_slice(&buffer[..length]);
             let start = heard.windows(7).position(|bytes| bytes == b"4.name,");
             let rest = start.map(|start| &heard[start + 7..]).unwrap_or_default();
@@ -269,6 +272,32 @@ fn at_the_limit_of_files_a_recording_ends_and_its_session_goes_on() -> Result<()
     Ok(())
 }
 
+fn fifos_in_place_of_recordings_block_no_session() -> Result<()> {
+    // Nobody has opened the FIFOs, or a reader has that does not read.
+    let is_served = |variant, has_reader: bool| -> Result<bool> {
+        let dir = TempDir::new()?;
+        let mut readers = Vec::new();
+        for name in ["recording", "typescript", "typescript.timing"] {
+            let path = dir.path().join(name);
+            let made = Command::new("mkfifo").arg(&path).status()?;
+            ensure!(made.success(), "mkfifo {}", path.display());
+            if has_reader {
+                // Opening a FIFO for reading only waits for a writer.
+                readers.push(fs::File::options().read(true).write(true).open(&path)?);
+            }
+        }
+        let guacd = Guacd::start(variant)?;
+        let mut user = recorded_session(&guacd, dir.path())?;
+        // More than a FIFO holds.
+        Ok(user.frames(if has_reader { 100 } else { 10 }).is_ok())
+    };
+    for has_reader in [false, true] {
+        ensure!(is_served("patched", has_reader)?, "with a reader: {has_reader}");
+        ensure!(!is_served("stock", has_reader)?, "stock, with a reader: {has_reader}");
+    }
+    Ok(())
+}
+
 fn a_drive_is_listed_and_closed_as_it_should_be() -> Result<()> {
     let dir = TempDir::new()?;
     let said = run_c_with_sources("drive", "patched", &[dir.path()])?;
@@ -280,6 +309,175 @@ fn a_drive_is_listed_and_closed_as_it_should_be() -> Result<()> {
     for line in expected.lines() {
         ensure!(!said.contains(&format!("{line}\n")), "stock: {said}");
     }
+    Ok(())
+}
+
+fn users_who_join_receive_the_color_scheme_as_it_was_set() -> Result<()> {
+    const LENGTH: usize = 16_000;
+    // The owner sets a color scheme of `A` and one of `B` in turn. Returns the first that a guest receives which is neither.
+    let corrupt = |variant: &str, time: Duration| -> Result<Option<String>> {
+        let guacd = Guacd::start(variant)?;
+        // Opens a pipe, by which its user sees that the terminal is there.
+        let port = target(|mut stream| {
+            stream.write_all(b"\x1b]482202;1;ready\x07")?;
+            stay_silent(stream)
+        })?;
+        let mut owner = Session::telnet(&guacd, &port, &[])?;
+        owner.expect("pipe")?;
+        let schemes = ["A", "B"].map(|letter| {
+            let blobs = letter.repeat(LENGTH).into_bytes();
+            let blobs = blobs.chunks(6000).map(|chunk| instruction(&["blob", "1", &STANDARD.encode(chunk)]));
+            let blobs: String = blobs.collect();
+            let argv = instruction(&["argv", "1", "text/plain", "color-scheme"]);
+            format!("{argv}{blobs}{}", instruction(&["end", "1"]))
+        });
+        owner.user.stream.write_all(schemes[0].as_bytes())?;
+        owner.expect_any(&["argv"], |parts| parts[3] == "color-scheme")?;
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut from = &owner.user.stream;
+                // `read` waits for 50 ms at most.
+                while !done.load(Relaxed) {
+                    let _ = from.read(&mut [0; 65536]);
+                }
+            });
+            scope.spawn(|| {
+                let mut to = &owner.user.stream;
+                for scheme in schemes.iter().cycle() {
+                    if done.load(Relaxed) || to.write_all(scheme.as_bytes()).is_err() {
+                        break;
+                    }
+                }
+            });
+            let join = || -> Result<Option<String>> {
+                let deadline = Instant::now() + time;
+                while Instant::now() < deadline {
+                    let mut guest = Session::start(&guacd, &owner.id, &[])?;
+                    let stream = guest.expect_any(&["argv"], |parts| parts[3] == "color-scheme")?[1].clone();
+                    let mut value = Vec::new();
+                    while let parts = guest.expect_any(&["blob", "end"], |parts| parts[1] == stream)?
+                        && parts[0] == "blob"
+                    {
+                        value.extend(STANDARD.decode(&parts[2])?);
+                    }
+                    if value.len() != LENGTH || value.iter().any(|byte| *byte != value[LENGTH - 1]) {
+                        let start = &value[..value.len().min(40)];
+                        return Ok(Some(format!("{} bytes: {}...", value.len(), start.escape_ascii())));
+                    }
+                }
+                Ok(None)
+            };
+            let corrupt = join();
+            done.store(true, Relaxed);
+            corrupt
+        })
+    };
+    let patched = corrupt("patched", SOON)?;
+    ensure!(patched.is_none(), "{patched:?}");
+    // Stock's process may also crash, which is an error here.
+    let stock = corrupt("stock", 12 * SOON);
+    ensure!(!matches!(stock, Ok(None)), "stock: every guest received what was set");
+    Ok(())
+}
+
+/// Uploads files over SFTP, one after another. Their names are `name` and a number, and each has `content` twice.
+fn upload(user: &mut Session, name: &str, count: usize, content: &str) -> Result<()> {
+    for i in 0..count {
+        let name = format!("{name}{i}");
+        let instructions: [&[&str]; 4] = [
+            &["file", "1", "text/plain", &name],
+            &["blob", "1", content],
+            &["blob", "1", content],
+            &["end", "1"],
+        ];
+        for instruction in instructions {
+            user.user.send(instruction)?;
+            let ack = user.expect("ack")?;
+            ensure!(ack[3] == "0", "{name}: {ack:?} after {}", instruction[0]);
+        }
+    }
+    Ok(())
+}
+
+fn two_users_can_upload_at_once() -> Result<()> {
+    let sshd = Sshd::start(&[("key", ED25519)])?;
+    let content = "x".repeat(6000);
+    let encoded = STANDARD.encode(&content);
+    let uploaded = |variant: &str| -> Result<()> {
+        let (dir, guacd) = (TempDir::new()?, Guacd::start(variant)?);
+        // Makes this the directory for uploads, and then opens a pipe.
+        let command = format!(
+            "printf '\\033]482201;{}\\007\\033]482202;0;ready\\007'; exec sleep 60",
+            dir.path().display()
+        );
+        let mut owner = Session::ssh(&guacd, &sshd, &[("command", &command)])?;
+        owner.expect("pipe")?;
+        let mut guest = Session::start(&guacd, &owner.id, &[("enable-sftp", "true")])?;
+        let count = 100;
+        thread::scope(|scope| -> Result<()> {
+            let guest = scope.spawn(|| upload(&mut guest, "guest", count, &encoded));
+            let owner = upload(&mut owner, "owner", count, &encoded);
+            let guest = guest.join().ok().context("panicked")?;
+            owner.context("the owner")?;
+            guest.context("the guest")
+        })?;
+        for name in ["owner", "guest"] {
+            for i in 0..count {
+                let file = fs::read_to_string(dir.path().join(format!("{name}{i}")))?;
+                ensure!(file == content.repeat(2), "{name}{i} has {} bytes", file.len());
+            }
+        }
+        Ok(())
+    };
+    uploaded("patched")?;
+    ensure!(uploaded("stock").is_err(), "stock: all files arrived");
+    Ok(())
+}
+
+fn a_cancelled_download_leaves_no_open_file() -> Result<()> {
+    let sshd = Sshd::start(&[("key", ED25519)])?;
+    let file = tempfile::NamedTempFile::new()?;
+    let path = file.path().to_string_lossy().into_owned();
+    // How often sshd has the file open after three cancelled downloads, while another one has begun.
+    let open = |variant: &str| -> Result<usize> {
+        let guacd = Guacd::start(variant)?;
+        let mut user = Session::ssh(&guacd, &sshd, &[])?;
+        let object = user.expect("filesystem")?[1].clone();
+        for _ in 0..3 {
+            user.user.send(&["get", &object, &path])?;
+            let stream = user.expect("body")?[2].clone();
+            // With a status of 256 or more, clients cancel a download.
+            user.user.send(&["ack", &stream, "Cancelled", "256"])?;
+        }
+        user.user.send(&["get", &object, &path])?;
+        user.expect("body")?;
+        let descriptors = sshd.processes().into_iter().flat_map(descriptors);
+        Ok(descriptors.filter(|open| *open == path).count())
+    };
+    let (patched, stock) = (open("patched")?, open("stock")?);
+    ensure!(patched == 1, "{patched} files are open");
+    ensure!(stock == 4, "stock: {stock} files are open");
+    Ok(())
+}
+
+fn a_user_who_waits_for_a_silent_sftp_server_can_leave() -> Result<()> {
+    let ends = |variant: &str| -> Result<bool> {
+        let (guacd, sshd) = (Guacd::start(variant)?, Sshd::start(&[("key", ED25519)])?);
+        let mut user = Session::ssh(&guacd, &sshd, &[])?;
+        let object = user.expect("filesystem")?[1].clone();
+        // Before the shell runs, the terminal also waits for the server.
+        user.frames(3)?;
+        let servers = sshd.processes();
+        servers.iter().for_each(|pid| kill(*pid, Signal::STOP));
+        user.user.send(&["get", &object, "/etc/passwd"])?;
+        drop(user);
+        let ends = guacd.wait_for_the_end_of_connections(9 * SOON).is_ok();
+        servers.iter().for_each(|pid| kill(*pid, Signal::KILL));
+        Ok(ends)
+    };
+    ensure!(ends("patched")?, "the session does not end");
+    ensure!(!ends("stock")?, "stock: the session ends");
     Ok(())
 }
 
@@ -308,6 +506,8 @@ fn recorded(file: &Path) -> Result<String> {
 /// A user's session, whose frames are answered.
 struct Session {
     user: User,
+    /// The ID of the connection.
+    id: String,
     instructions: Instructions,
     heard: Vec<Vec<String>>,
 }
@@ -317,8 +517,21 @@ impl Session {
     fn start(guacd: &Guacd, protocol: &str, arguments: &[(&str, &str)]) -> Result<Session> {
         let mut user = guacd.user(protocol)?;
         user.handshake_with(arguments)?;
-        let mut session = Session { user, instructions: Instructions::default(), heard: Vec::new() };
-        session.expect("ready")?;
+        Session::ready(user)
+    }
+
+    /// Starts a session over SSH, with SFTP and with more arguments.
+    fn ssh(guacd: &Guacd, sshd: &Sshd, more: &[(&str, &str)]) -> Result<Session> {
+        let mut user = guacd.user("ssh")?;
+        sshd.log_in(&mut user, &sshd.key("key")?, &[&[("enable-sftp", "true")], more].concat())?;
+        Session::ready(user)
+    }
+
+    /// Waits until a user who has finished the handshake is in the session.
+    fn ready(user: User) -> Result<Session> {
+        let mut session =
+            Session { user, id: String::new(), instructions: Instructions::default(), heard: Vec::new() };
+        session.id = session.expect("ready")?[1].clone();
         Ok(session)
     }
 

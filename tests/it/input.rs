@@ -5,14 +5,18 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::support::c::run_c;
 use crate::support::guacd::Guacd;
 use crate::support::target::{a_target_that_says_nothing, stay_silent, target};
 use crate::support::user::User;
 use crate::support::{self, SOON};
+use crate::terminal::{Outcome, PROOF, Session};
+use crate::vnc;
 
 crate::tests! {
     Source:
@@ -23,8 +27,12 @@ crate::tests! {
         input_before_there_is_a_target_ends_no_session,
         formats_of_sound_end_no_session,
         desktops_of_absurd_size_are_refused,
+        users_who_join_receive_the_last_frame_and_nothing_deadlocks,
         text_may_end_within_a_character,
-        a_user_who_leaves_with_an_open_stream_silences_nobody;
+        a_user_who_leaves_with_an_open_stream_silences_nobody,
+        a_key_while_prompts_are_searched_for_ends_no_session,
+        sizes_and_breaks_reach_a_telnet_server,
+        names_of_pods_are_not_used_as_paths;
 }
 
 /// Asks for an answer that needs no target. A connection that has ended cannot be written to.
@@ -33,7 +41,7 @@ fn ask(user: &mut User) {
 }
 
 /// Whether the session's process answers its user. Otherwise it has ended.
-fn is_served(guacd: &Guacd, user: &mut User) -> Result<bool> {
+pub fn is_served(guacd: &Guacd, user: &mut User) -> Result<bool> {
     ask(user);
     let deadline = Instant::now() + SOON;
     loop {
@@ -268,28 +276,14 @@ fn formats_of_sound_end_no_session() -> Result<()> {
 
 /// A VNC server without a password, with a desktop of one size and then, if there is one, of another.
 fn vnc(mut stream: TcpStream, size: [u16; 2], then: Option<[u16; 2]>) -> std::io::Result<()> {
-    let read = |stream: &mut TcpStream, length| {
-        let mut bytes = vec![0; length];
-        stream.read_exact(&mut bytes)
-    };
-    stream.write_all(b"RFB 003.008\n")?;
-    read(&mut stream, 12)?;
-    // One security type, 1: none.
-    stream.write_all(&[1, 1])?;
-    read(&mut stream, 1)?;
-    stream.write_all(&[0; 4])?;
-    read(&mut stream, 1)?;
-    let mut hello = size.map(u16::to_be_bytes).concat();
-    hello.extend([32, 24, 0, 1, 0, 255, 0, 255, 0, 255, 16, 8, 0, 0, 0, 0]);
-    hello.extend([0, 0, 0, 1, b'x']);
-    stream.write_all(&hello)?;
+    vnc::greet(&mut stream, size)?;
     if let Some(size) = then {
         // FramebufferUpdate with one rectangle of the pseudo-encoding DesktopSize.
         let mut update = vec![0, 0, 0, 1, 0, 0, 0, 0];
         update.extend(size.map(u16::to_be_bytes).concat());
         update.extend((-223_i32).to_be_bytes());
-        // And another update with a pixel at 0,0, as guacd shows nothing before.
-        update.extend([0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
+        // And another update, as guacd shows nothing before.
+        update.extend(vnc::PIXEL);
         stream.write_all(&update)?;
     }
     stay_silent(stream)
@@ -358,6 +352,14 @@ fn desktops_of_absurd_size_are_refused() -> Result<()> {
     bail!("stock refuses a desktop of {larger:?}")
 }
 
+fn users_who_join_receive_the_last_frame_and_nothing_deadlocks() -> Result<()> {
+    let (stock, patched) = (run_c("display_join", "stock")?, run_c("display_join", "patched")?);
+    let sent = "the last frame is 64x64, and the user is sent";
+    ensure!(patched == format!("{sent} that\njoins\n"), "patched: {patched}");
+    ensure!(stock == format!("{sent} 64x128\ndeadlocks\n"), "stock: {stock}");
+    Ok(())
+}
+
 fn text_may_end_within_a_character() -> Result<()> {
     let pasted = |variant| -> Result<Vec<u8>> {
         let guacd = Guacd::start(variant)?;
@@ -401,5 +403,95 @@ fn a_user_who_leaves_with_an_open_stream_silences_nobody() -> Result<()> {
     };
     ensure!(is_heard("patched")?, "what the owner types is ignored");
     ensure!(!is_heard("stock")?, "stock ends the streams of those who leave");
+    Ok(())
+}
+
+fn a_key_while_prompts_are_searched_for_ends_no_session() -> Result<()> {
+    let outcome = |variant: &str| -> Result<Outcome> {
+        let (typed, is_typed) = channel::<()>();
+        let target = move |mut stream: TcpStream| {
+            stream.write_all(b"\x1b]482202;1;ready\x07\n")?;
+            // The search in these takes a second or more.
+            stream.write_all(&[b'a'; 100])?;
+            let _ = is_typed.recv();
+            stream.write_all(b"\n")?;
+            stream.write_all(PROOF)?;
+            stay_silent(stream)
+        };
+        let arguments = [("username", "user"), ("username-regex", r"(a*)(a*)\2\1b")];
+        let mut session = Session::start_with(variant, &arguments, target)?;
+        session.user.expect("4.pipe,")?;
+        // Until the search has begun.
+        thread::sleep(Duration::from_millis(200));
+        session.user.send(&["key", "120", "1"])?;
+        drop(typed);
+        session.outcome()
+    };
+    let patched = outcome("patched")?;
+    ensure!(patched == Outcome::Proven, "{patched:?}");
+    let stock = outcome("stock")?;
+    ensure!(stock == Outcome::Ended, "stock: {stock:?}");
+    Ok(())
+}
+
+fn sizes_and_breaks_reach_a_telnet_server() -> Result<()> {
+    const DO_NAWS: &[u8] = &[255, 253, 31];
+    let received = |variant: &str| -> Result<Vec<u8>> {
+        let guacd = Guacd::start(variant)?;
+        let (to, received) = channel();
+        let port = target(move |mut stream| {
+            stream.write_all(DO_NAWS)?;
+            stream.write_all(b"\x1b]482202;1;ready\x07")?;
+            let mut byte = [0];
+            while stream.read(&mut byte)? > 0 && to.send(byte[0]).is_ok() {}
+            Ok(())
+        })?;
+        let mut user = guacd.user("telnet")?;
+        user.handshake_with(&[("hostname", "127.0.0.1"), ("port", &port)])?;
+        user.expect("4.pipe,")?;
+        let mut all = Vec::new();
+        // Each is sent once the bytes that end the one before have arrived. guacd sends the first size by itself.
+        let sent: [(&[&str], &[u8]); 5] = [
+            (&["nop"], &[255, 240]),
+            (&["size", "640", "480"], &[255, 240]),
+            (&["key", "120", "1"], b"x"),
+            (&["key", "65387", "1"], &[255, 243]),
+            (&["key", "121", "1"], b"y"),
+        ];
+        for (parts, end) in sent {
+            user.send(parts)?;
+            loop {
+                all.push(received.recv_timeout(SOON).with_context(|| format!("{parts:?} after {all:?}"))?);
+                if all.ends_with(end) {
+                    break;
+                }
+            }
+        }
+        Ok(all)
+    };
+    let (patched, stock) = (received("patched")?, received("stock")?);
+    ensure!(patched == stock, "{patched:?} instead of {stock:?}");
+    Ok(())
+}
+
+fn names_of_pods_are_not_used_as_paths() -> Result<()> {
+    let requested = |variant: &str| -> Result<Option<String>> {
+        let guacd = Guacd::start(variant)?;
+        let (to, request) = channel();
+        let port = target(move |mut stream| {
+            let mut buffer = [0; 1024];
+            let length = stream.read(&mut buffer)?;
+            let _ = to.send(String::from_utf8_lossy(&buffer[..length]).into_owned());
+            Ok(())
+        })?;
+        let mut user = guacd.user("kubernetes")?;
+        user.handshake_with(&[("hostname", "127.0.0.1"), ("port", &port), ("pod", "..")])?;
+        user.expect("5.error,")?;
+        Ok(request.try_recv().ok())
+    };
+    let patched = requested("patched")?;
+    ensure!(patched.is_none(), "{patched:?}");
+    let stock = requested("stock")?.context("stock: requested nothing")?;
+    ensure!(stock.starts_with("GET /api/v1/namespaces/default/pods/../attach"), "stock: {stock}");
     Ok(())
 }

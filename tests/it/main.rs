@@ -27,6 +27,8 @@ mod reproduce;
 mod stress;
 mod support;
 mod terminal;
+mod unread;
+mod vnc;
 
 use std::process::ExitCode;
 
@@ -76,8 +78,17 @@ const ALONE: &[&[Test]] = &[
 ];
 
 /// Each of these has its own guacd, and waits for it most of the time.
-const TOGETHER: &[&[Test]] =
-    &[guacd::TESTS, files::TESTS, daemon::TESTS, ends::TESTS, answers::TESTS, input::TESTS, terminal::TESTS];
+const TOGETHER: &[&[Test]] = &[
+    guacd::TESTS,
+    files::TESTS,
+    daemon::TESTS,
+    ends::TESTS,
+    answers::TESTS,
+    input::TESTS,
+    terminal::TESTS,
+    unread::TESTS,
+    vnc::TESTS,
+];
 
 /// How many of [`TOGETHER`] run at once.
 const TOGETHER_THREADS: usize = 4;

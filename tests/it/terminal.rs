@@ -1,7 +1,7 @@
 //! What can a program that runs in a terminal do to its session by what it prints? Each test also shows the fault of stock.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,8 @@ use crate::support::SOON;
 use crate::support::c::run_c;
 use crate::support::guacd::Guacd;
 use crate::support::processes::cpu_time;
-use crate::support::target::stay_silent;
+use crate::support::sshd::{ED25519, Sshd};
+use crate::support::target::{stay_silent, target_with_a_small_buffer};
 use crate::support::user::User;
 
 crate::tests! {
@@ -22,25 +23,27 @@ crate::tests! {
         a_title_goes_to_its_end_and_is_utf_8,
         queries_of_a_program_that_does_not_read_freeze_nothing,
         a_user_without_streams_is_sent_nothing_that_needs_one;
+    SourceAndSshd:
+        a_path_for_uploads_without_sftp_ends_no_session;
 }
 
 /// What the target prints last: it opens a pipe, writes a word into it, and closes it.
-const PROOF: &[u8] = b"\x18\x1b]482202;0;proof\x07alive\x1b]482203;\x07";
+pub const PROOF: &[u8] = b"\x18\x1b]482202;0;proof\x07alive\x1b]482203;\x07";
 
 /// The word as users receive it.
 const PROVEN: &[u8] = b"8.YWxpdmU=;";
 
 /// A session over telnet with a target that the test plays.
-struct Session {
+pub struct Session {
     guacd: Guacd,
-    user: User,
+    pub user: User,
     /// What the user has received since the handshake.
     received: Vec<u8>,
 }
 
 /// What becomes of a session.
 #[derive(Debug, PartialEq, Eq)]
-enum Outcome {
+pub enum Outcome {
     /// The word arrived.
     Proven,
     /// The session's process has ended.
@@ -51,17 +54,26 @@ enum Outcome {
 
 impl Session {
     /// Connects a user to a telnet server which does what `target` says.
-    fn start(
+    pub fn start(
         variant: &str,
         target: impl FnOnce(TcpStream) -> std::io::Result<()> + Send + 'static,
     ) -> Result<Session> {
+        Session::start_with(variant, &[], target)
+    }
+
+    /// The same, where the user has more arguments.
+    pub fn start_with(
+        variant: &str,
+        arguments: &[(&str, &str)],
+        target: impl FnOnce(TcpStream) -> std::io::Result<()> + Send + 'static,
+    ) -> Result<Session> {
         let guacd = Guacd::start_with(variant, "export LC_ALL=C.UTF-8", "")?;
-        let user = connect(&guacd, target)?;
+        let user = connect(&guacd, arguments, target)?;
         Ok(Session { guacd, user, received: Vec::new() })
     }
 
     /// Waits for the word, for the end of the session, or until neither can come any more.
-    fn outcome(&mut self) -> Result<Outcome> {
+    pub fn outcome(&mut self) -> Result<Outcome> {
         let mut busy = (Duration::MAX, Instant::now());
         let deadline = Instant::now() + 12 * SOON;
         let mut sent = Instant::now();
@@ -95,20 +107,16 @@ impl Session {
 /// Connects a user to a telnet server which does what `target` says with its first connection.
 fn connect(
     guacd: &Guacd,
+    arguments: &[(&str, &str)],
     target: impl FnOnce(TcpStream) -> std::io::Result<()> + Send + 'static,
 ) -> Result<User> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    // With little buffered in between, guacd soon has to wait for a target that does not read.
-    rustix::net::sockopt::set_socket_recv_buffer_size(&listener, 4096)?;
-    let port = listener.local_addr()?.port();
-    thread::spawn(move || {
-        let mut stream = listener.accept()?.0;
+    let port = target_with_a_small_buffer(|mut stream| {
         // IAC WILL ECHO. Otherwise guacd would print what is typed itself, its own answers to queries included.
         stream.write_all(&[255, 251, 1])?;
         target(stream)
-    });
+    })?;
     let mut user = guacd.user("telnet")?;
-    user.handshake(&["127.0.0.1", &port.to_string()])?;
+    user.handshake_with(&[&[("hostname", "127.0.0.1"), ("port", &port)], arguments].concat())?;
     user.expect_id()?;
     Ok(user)
 }
@@ -291,5 +299,25 @@ fn a_user_without_streams_is_sent_nothing_that_needs_one() -> Result<()> {
     // Stock crashes. The error has what was printed before.
     let Err(crash) = run_c("streams", "stock") else { bail!("stock went on") };
     ensure!(crash.to_string().contains("streams of the user"), "stock: {crash:#}");
+    Ok(())
+}
+
+fn a_path_for_uploads_without_sftp_ends_no_session() -> Result<()> {
+    let sshd = Sshd::start(&[("key", ED25519)])?;
+    let octal: String = PROOF.iter().map(|byte| format!("\\{byte:03o}")).collect();
+    let command = format!("printf '\\033]482201;/x\\007{octal}'; exec sleep 60");
+    let outcome = |variant: &str| -> Result<Outcome> {
+        let guacd = Guacd::start(variant)?;
+        let mut user = guacd.user("ssh")?;
+        // The path of the root is not absolute, so there is no filesystem.
+        let more = [("command", &*command), ("enable-sftp", "true"), ("sftp-root-directory", "none")];
+        sshd.log_in(&mut user, &sshd.key("key")?, &more)?;
+        user.expect_id()?;
+        Session { guacd, user, received: Vec::new() }.outcome()
+    };
+    let patched = outcome("patched")?;
+    ensure!(patched == Outcome::Proven, "{patched:?}");
+    let stock = outcome("stock")?;
+    ensure!(stock == Outcome::Ended, "stock: {stock:?}");
     Ok(())
 }

@@ -49,6 +49,17 @@ fn compile_and_run(name: &str, variant: &str, flags: &[OsString], arguments: &[&
     Ok(said)
 }
 
+/// Compiles a plugin for guacd, which is the protocol of its name. Returns the directory of its library.
+pub fn compile_plugin(name: &str, variant: &str) -> Result<TempDir> {
+    let dir = TempDir::new()?;
+    let mut cc = Command::new("cc");
+    cc.args(["-Wall", "-Werror", "-shared", "-fPIC", "-o"]);
+    cc.arg(dir.path().join(format!("libguac-client-{name}.so"))).arg(source(name));
+    cc.arg("-I").arg(built(variant)?.join("include"));
+    compile(cc)?;
+    Ok(dir)
+}
+
 fn source(name: &str) -> PathBuf {
     root().join("tests/it/c").join(name).with_extension("c")
 }

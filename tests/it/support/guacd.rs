@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::processes::{children, is_alive, kill};
+use super::processes::{children, descendants_of, is_alive, kill};
+use super::tcp::connections;
 use super::user::User;
 use super::{SOON, built, wait_until};
 
@@ -86,12 +87,7 @@ impl Guacd {
 
     /// All processes that it started, and those that they started.
     pub fn processes(&self) -> Vec<i32> {
-        let mut all = children(self.pid());
-        for i in 0.. {
-            let Some(&pid) = all.get(i) else { break };
-            all.extend(children(pid));
-        }
-        all
+        descendants_of(self.pid())
     }
 
     /// The processes of connections.
@@ -100,6 +96,12 @@ impl Guacd {
             fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("libguac-client-"))
         };
         self.processes().into_iter().filter(has_plugin).collect()
+    }
+
+    /// Waits until no process of a connection is left.
+    pub fn wait_for_the_end_of_connections(&self, timeout: Duration) -> Result<()> {
+        wait_until("all connections end", timeout, || self.connections().is_empty())
+            .with_context(|| self.log().unwrap_or_default())
     }
 
     /// The process that forks the connection processes.
@@ -111,15 +113,9 @@ impl Guacd {
 
     /// The number of the socket at guacd's end of a user's connection.
     pub fn inode(&self, user: &User) -> Result<String> {
-        let (ours, theirs) =
-            (format!(":{:04X}", self.port), format!(":{:04X}", user.stream.local_addr()?.port()));
-        for line in fs::read_to_string("/proc/net/tcp")?.lines() {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            if fields.len() > 9 && fields[1].ends_with(&ours) && fields[2].ends_with(&theirs) {
-                return Ok(fields[9].to_owned());
-            }
-        }
-        bail!("no such connection")
+        let theirs = user.stream.local_addr()?.port();
+        let ours = connections()?.into_iter().find(|end| end.local == self.port && end.remote == theirs);
+        Ok(ours.context("no such connection")?.inode)
     }
 
     pub fn wait(&mut self, timeout: Duration) -> Result<()> {

@@ -6,6 +6,7 @@ pub mod guacd;
 pub mod processes;
 pub mod sshd;
 pub mod target;
+pub mod tcp;
 pub mod tls;
 pub mod user;
 

@@ -87,6 +87,16 @@ pub fn children(pid: i32) -> Vec<i32> {
         .collect()
 }
 
+/// The children of a process, their children, and so on.
+pub fn descendants_of(pid: i32) -> Vec<i32> {
+    let mut all = children(pid);
+    for i in 0.. {
+        let Some(&pid) = all.get(i) else { break };
+        all.extend(children(pid));
+    }
+    all
+}
+
 /// What a process has open: `socket:[123]`, or a path.
 pub fn descriptors(pid: i32) -> Vec<String> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();

@@ -12,6 +12,8 @@ use tempfile::TempDir;
 
 use super::SOON;
 use super::guacd::free_port;
+use super::processes::descendants_of;
+use super::user::User;
 
 /// The program, which wants to be started by its full path.
 const SSHD: &str = "/usr/sbin/sshd";
@@ -79,6 +81,19 @@ impl Sshd {
     /// A private key by its name.
     pub fn key(&self, name: &str) -> Result<String> {
         Ok(fs::read_to_string(self.dir.path().join(name))?)
+    }
+
+    /// Finishes a user's handshake, such that they log in with a private key. The session has more arguments.
+    pub fn log_in(&self, user: &mut User, key: &str, more: &[(&str, &str)]) -> Result<()> {
+        let port = self.port.to_string();
+        let arguments =
+            [("hostname", "127.0.0.1"), ("port", &port), ("username", &self.user), ("private-key", key)];
+        user.handshake_with(&[&arguments[..], more].concat())
+    }
+
+    /// The processes that serve its connections.
+    pub fn processes(&self) -> Vec<i32> {
+        descendants_of(self.child.id() as i32)
     }
 
     /// Makes a key that does not log in.

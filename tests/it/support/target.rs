@@ -23,6 +23,17 @@ pub fn target(serve: impl Fn(TcpStream) -> IoResult<()> + Send + Sync + 'static)
     Ok(port.to_string())
 }
 
+/// The same for one connection, of which the kernel buffers little: guacd soon has to wait if the server does not read.
+pub fn target_with_a_small_buffer(
+    serve: impl FnOnce(TcpStream) -> IoResult<()> + Send + 'static,
+) -> Result<String> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    rustix::net::sockopt::set_socket_recv_buffer_size(&listener, 4096)?;
+    let port = listener.local_addr()?.port();
+    thread::spawn(move || serve(listener.accept()?.0));
+    Ok(port.to_string())
+}
+
 /// Reads, and says nothing, until the other end closes the connection.
 pub fn stay_silent(mut stream: TcpStream) -> IoResult<()> {
     while stream.read(&mut [0; 4096])? > 0 {}
@@ -43,5 +54,22 @@ pub fn a_target_that_never_rests() -> Result<String> {
             sleep(Duration::from_micros(500));
         }
         Ok(())
+    })
+}
+
+/// A telnet server that sends as much as it can. All characters and colors are random, so that no image format makes the frames
+/// small.
+pub fn a_target_that_floods() -> Result<String> {
+    target(|mut stream| {
+        let mut random = 1_u32;
+        loop {
+            let mut screen = String::from("\x1b[H");
+            for _ in 0..24 * 80 {
+                random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let (color, character) = (random >> 24, char::from(33 + (random >> 16) as u8 % 94));
+                screen += &format!("\x1b[38;5;{color}m\x1b[48;5;{}m{character}", 255 - color);
+            }
+            stream.write_all(screen.as_bytes())?;
+        }
     })
 }

@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use guac_stress::wire::codec::Decoder;
 
 use super::SOON;
@@ -133,6 +135,18 @@ impl User {
 pub fn instruction(parts: &[&str]) -> String {
     let parts: Vec<String> = parts.iter().map(|part| format!("{}.{part}", part.chars().count())).collect();
     format!("{};", parts.join(","))
+}
+
+/// The instructions that send so many `x` on stream 1. Each blob has 6,000 of them, as many as clients put into one.
+pub fn blobs(length: usize) -> Vec<String> {
+    let text = vec![b'x'; length];
+    text.chunks(6000).map(|part| instruction(&["blob", "1", &STANDARD.encode(part)])).collect()
+}
+
+/// The instructions that put so many `x` into the clipboard.
+pub fn clipboard(length: usize) -> String {
+    let blobs = blobs(length).concat();
+    format!("{}{blobs}{}", instruction(&["clipboard", "1", "text/plain"]), instruction(&["end", "1"]))
 }
 
 /// Takes a stream apart into instructions, and finds those that are torn.
