@@ -9,6 +9,7 @@ mod abi;
 mod answers;
 mod bench;
 mod build;
+mod cost;
 mod daemon;
 mod docs;
 mod ends;
@@ -79,6 +80,7 @@ const ALONE: &[&[Test]] = &[
 
 /// Each of these has its own guacd, and waits for it most of the time.
 const TOGETHER: &[&[Test]] = &[
+    cost::TESTS,
     guacd::TESTS,
     files::TESTS,
     daemon::TESTS,
