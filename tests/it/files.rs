@@ -245,7 +245,7 @@ fn without_room_a_recording_ends_and_its_session_goes_on() -> Result<()> {
 
 fn at_the_limit_of_files_a_recording_ends_and_its_session_goes_on() -> Result<()> {
     // The shell counts in blocks of 512 bytes.
-    let (limit, bytes) = ("ulimit -f 64", 64 * 512);
+    let (limit, bytes) = ("ulimit -f 256", 256 * 512);
     let dir = TempDir::new()?;
     let guacd = Guacd::start_with("patched", limit, "")?;
     let mut user = recorded_session(&guacd, dir.path())?;
