@@ -112,10 +112,13 @@ fn the_layout_of_a_rwlock_is_that_of_stock() -> Result<()> {
 
 fn the_owner_is_known_while_it_joins() -> Result<()> {
     let stock = run_c("owner", "stock")?;
-    ensure!(stock == "while joining: nobody; after: the owner; after a failure: nobody\n", "stock: {stock}");
+    ensure!(
+        stock == "while joining: nobody, who receives nothing; after: the owner; after a failure: nobody\n",
+        "stock: {stock}"
+    );
     let patched = run_c("owner", "patched")?;
     ensure!(
-        patched == "while joining: the owner; after: the owner; after a failure: nobody\n",
+        patched == "while joining: the owner, who receives it; after: the owner; after a failure: nobody\n",
         "patched: {patched}"
     );
     Ok(())
