@@ -91,7 +91,7 @@ impl Stress {
 }
 
 fn stock_carries_58_sessions_of_128_keys_and_patched_all_300() -> Result<()> {
-    let arguments = ["--count", "300", "--key-limit", "128", "--variant", "both"];
+    let arguments = ["--count", "300", "--rate", "20", "--key-limit", "128", "--variant", "both"];
     let report = Stress::new()?.run(0, &arguments)?;
     let [stock, patched] = &report.runs[..] else {
         anyhow::bail!("{} runs", report.runs.len());
