@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, error::ErrorKind};
-use guac_stress::{cli::Cli, plan::Plan, program, reaper, report::console};
+use guac_stress::{cli::Cli, guacd::pid_max::RaisedPidMax, plan::Plan, program, reaper, report::console};
 
 fn main() -> ExitCode {
     let plan = Cli::parse().into_plan();
@@ -21,6 +21,11 @@ fn read_plan() -> Result<Plan> {
 fn run(plan: Plan) -> Result<ExitCode> {
     if let Err(wrong) = plan.check() {
         Cli::command().error(ErrorKind::ArgumentConflict, wrong).exit();
+    }
+    // The reaper and the worker put it back, whichever of them ends last.
+    let raised = RaisedPidMax::for_plan(&plan);
+    if let Some(raised) = &raised {
+        console::raised(raised);
     }
     reaper::run(|scratch| program::run(&plan, scratch))
 }

@@ -7,6 +7,8 @@ pub mod keys;
 #[cfg(feature = "engine")]
 pub mod log;
 #[cfg(feature = "engine")]
+pub mod pid_max;
+#[cfg(feature = "engine")]
 pub mod preload;
 #[cfg(feature = "engine")]
 pub mod processes;

@@ -16,6 +16,7 @@ use super::{
     table,
     text::{BAD, FAINT, Section},
 };
+use crate::guacd::pid_max::RaisedPidMax;
 
 /// How often progress is shown where there is no terminal to draw on.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
@@ -23,6 +24,12 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 /// Prints an error.
 pub fn error(error: &anyhow::Error) {
     eprintln!("{BAD}error{BAD:#}: {error:#}");
+}
+
+/// Prints that this machine may have more tasks for the time of a run.
+pub fn raised(pid_max: &RaisedPidMax) {
+    let RaisedPidMax { before, now, .. } = pid_max;
+    eprintln!("{FAINT}kernel.pid_max is {now} until this run has ended, and {before} then{FAINT:#}");
 }
 
 /// Prints how many sessions this machine can carry, and warns where that is less than what is asked for.
