@@ -246,10 +246,10 @@ fn a_vnc_server_receives_whole_messages() -> Result<()> {
         let (mut session, signal) = Session::start(variant, move |mut stream, signals| {
             // One rectangle of the pseudo-encoding ExtendedDesktopSize, with one screen.
             let mut update = vec![0, 0, 0, 1, 0, 0, 0, 0];
-            update.extend([800, 600].map(u16::to_be_bytes).concat());
+            update.extend([801, 600].map(u16::to_be_bytes).concat());
             update.extend((-308_i32).to_be_bytes());
             update.extend([1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]);
-            update.extend([800, 600].map(u16::to_be_bytes).concat());
+            update.extend([801, 600].map(u16::to_be_bytes).concat());
             update.extend([0; 4]);
             // guacd asks for another update after each of them.
             update.extend(PIXEL.repeat(20));
@@ -266,6 +266,8 @@ fn a_vnc_server_receives_whole_messages() -> Result<()> {
             Ok(())
         })?;
         signal.send(())?;
+        // Then guacd knows that the server takes sizes.
+        session.owner.expect("4.size,1.0,3.801,3.600;")?;
         for user in [&session.owner, &session.guest] {
             let mut stream = user.stream.try_clone()?;
             stream.set_read_timeout(None)?;
