@@ -43,7 +43,8 @@ crate::tests! {
         a_user_who_keeps_sending_is_told_the_reason,
         without_descriptors_users_are_told_and_then_served,
         without_threads_users_are_told_and_then_served,
-        without_processes_users_are_told_and_then_served;
+        without_processes_users_are_told_and_then_served,
+        sessions_that_the_kernel_does_not_watch_end_as_well;
 }
 
 fn a_connection_is_tried_at_every_address_and_with_any_descriptor() -> Result<()> {
@@ -137,7 +138,7 @@ fn a_killed_guacd_leaves_nothing_behind() -> Result<()> {
 }
 
 fn a_stopped_guacd_ends_all_connections_together() -> Result<()> {
-    let stopped = |variant, hangs: bool| -> Result<(Duration, usize)> {
+    let stopped = |variant, hangs: bool| -> Result<(Duration, usize, usize)> {
         let mut guacd = Guacd::start(variant)?;
         let _users: Vec<User> = (0..8).map(|_| guacd.user("ssh")).collect::<Result<_>>()?;
         let processes = guacd.processes();
@@ -151,13 +152,14 @@ fn a_stopped_guacd_ends_all_connections_together() -> Result<()> {
         for pid in &left {
             kill(*pid, Signal::KILL);
         }
-        Ok((since.elapsed(), left.len()))
+        Ok((since.elapsed(), left.len(), guacd.log()?.matches("removed.").count()))
     };
-    let (took, left) = stopped("patched", false)?;
+    let (took, left, removed) = stopped("patched", false)?;
     ensure!(left == 0 && took < Duration::from_secs(3), "{left} left after {took:?}");
-    let (took, left) = stopped("patched", true)?;
+    ensure!(removed == 8, "the end of {removed} of 8 is logged");
+    let (took, left, _) = stopped("patched", true)?;
     ensure!(left == 0 && took < SOON + Duration::from_secs(1), "one hangs: {left} left after {took:?}");
-    let (_, left) = stopped("stock", true)?;
+    let (_, left, _) = stopped("stock", true)?;
     ensure!(left > 0, "stock waits for one after the other, but none was left");
     Ok(())
 }
@@ -510,4 +512,20 @@ fn without_processes_users_are_told_and_then_served() -> Result<()> {
     guacd.user("ssh")?.finish_handshake()?;
     before.finish_handshake()?;
     Ok(())
+}
+
+fn sessions_that_the_kernel_does_not_watch_end_as_well() -> Result<()> {
+    let shortage = Preloaded::compile("shortage")?;
+    let mut guacd = shortage.start("patched")?;
+    fs::write(shortage.file(&format!("watches-{}", guacd.pid())), "")?;
+    let threads = || fs::read_dir(format!("/proc/{}/task", guacd.pid())).into_iter().flatten().count();
+    let before = threads();
+    let user = guacd.user("ssh")?;
+    wait_until("a thread waits for its end", SOON, || threads() == before + 1)?;
+    drop(user);
+    guacd.expect_in_log("removed.")?;
+    wait_until("the thread ends", SOON, || threads() == before)?;
+    let _user = guacd.user("ssh")?;
+    kill(guacd.pid(), Signal::TERM);
+    guacd.wait(SOON)
 }

@@ -1,7 +1,8 @@
-/* A library to preload into guacd: threads, processes and sockets of libguac cannot be had while a file exists.
+/* A library to preload into guacd: threads, processes, sockets of libguac and what epoll watches cannot be had while a file
+ * exists.
  *
- * $SHORTAGE/threads-PID and $SHORTAGE/forks-PID are for the process with that ID. $SHORTAGE/threads-below-PID and
- * $SHORTAGE/sockets-below-PID are for its children. */
+ * $SHORTAGE/threads-PID, $SHORTAGE/forks-PID and $SHORTAGE/watches-PID are for the process with that ID.
+ * $SHORTAGE/threads-below-PID and $SHORTAGE/sockets-below-PID are for its children. */
 
 #define _GNU_SOURCE
 
@@ -10,6 +11,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/epoll.h>
 #include <unistd.h>
 
 static int is_short_of(const char* what, pid_t pid) {
@@ -37,4 +39,13 @@ pid_t fork(void) {
         return -1;
     }
     return libcs();
+}
+
+int epoll_ctl(int epfd, int operation, int fd, struct epoll_event* event) {
+    int (*libcs)(int, int, int, struct epoll_event*) = dlsym(RTLD_NEXT, "epoll_ctl");
+    if (operation == EPOLL_CTL_ADD && is_short_of("watches", getpid())) {
+        errno = ENOSPC;
+        return -1;
+    }
+    return libcs(epfd, operation, fd, event);
 }
