@@ -21,6 +21,7 @@ mod image;
 mod input;
 mod musl;
 mod nix;
+mod plugins;
 mod preload;
 mod project;
 mod releases;
@@ -87,6 +88,7 @@ const TOGETHER: &[&[Test]] = &[
     ends::TESTS,
     answers::TESTS,
     input::TESTS,
+    plugins::TESTS,
     terminal::TESTS,
     unread::TESTS,
     vnc::TESTS,

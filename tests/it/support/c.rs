@@ -52,12 +52,16 @@ fn compile_and_run(name: &str, variant: &str, flags: &[OsString], arguments: &[&
 /// Compiles a plugin for guacd, which is the protocol of its name. Returns the directory of its library.
 pub fn compile_plugin(name: &str, variant: &str) -> Result<TempDir> {
     let dir = TempDir::new()?;
-    let mut cc = Command::new("cc");
-    cc.args(["-Wall", "-Werror", "-shared", "-fPIC", "-o"]);
-    cc.arg(dir.path().join(format!("libguac-client-{name}.so"))).arg(source(name));
-    cc.arg("-I").arg(built(variant)?.join("include"));
-    compile(cc)?;
+    compile_plugin_to(&dir.path().join(format!("libguac-client-{name}.so")), name, variant, &[])?;
     Ok(dir)
+}
+
+/// Compiles a plugin with these flags to a file, whatever its name.
+pub fn compile_plugin_to(file: &Path, name: &str, variant: &str, flags: &[&str]) -> Result<()> {
+    let mut cc = Command::new("cc");
+    cc.args(["-Wall", "-Werror", "-shared", "-fPIC", "-o"]).arg(file).args(flags).arg(source(name));
+    cc.arg("-I").arg(built(variant)?.join("include"));
+    compile(cc)
 }
 
 fn source(name: &str) -> PathBuf {

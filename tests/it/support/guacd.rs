@@ -1,5 +1,6 @@
 //! A guacd that a test starts, and that ends with the test.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::ops::Range;
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, getpgid};
 use tempfile::TempDir;
 
 use super::processes::{children, descendants_of, is_alive, kill};
@@ -90,12 +91,10 @@ impl Guacd {
         descendants_of(self.pid())
     }
 
-    /// The processes of connections.
+    /// The processes of connections. Each leads its own process group, and has a plugin. The fork server has plugins, too.
     pub fn connections(&self) -> Vec<i32> {
-        let has_plugin = |pid: &i32| {
-            fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("libguac-client-"))
-        };
-        self.processes().into_iter().filter(has_plugin).collect()
+        let leads = |pid: &i32| Pid::from_raw(*pid).is_some_and(|pid| getpgid(Some(pid)) == Ok(pid));
+        self.processes().into_iter().filter(|pid| leads(pid) && !plugins(*pid).is_empty()).collect()
     }
 
     /// Waits until no process of a connection is left.
@@ -135,6 +134,13 @@ impl Drop for Guacd {
             kill(pid, Signal::KILL);
         }
     }
+}
+
+/// The names of the plugins that a process has loaded.
+pub fn plugins(pid: i32) -> BTreeSet<String> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let name = |line: &str| Some(line.split_once("/libguac-client-")?.1.split_once(".so")?.0.to_owned());
+    maps.lines().filter_map(name).collect()
 }
 
 /// A guacd that went to the background. What is left of it ends with this.

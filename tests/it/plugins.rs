@@ -1,0 +1,227 @@
+//! Does a patched guacd load the plugins of protocols before it forks connections, and is it safe to do so?
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use crate::support::c::compile_plugin_to;
+use crate::support::guacd::{Guacd, plugins};
+use crate::support::processes::{descriptors, is_alive};
+use crate::support::user::User;
+use crate::support::{SOON, built};
+
+crate::tests! {
+    Source:
+        the_fork_server_loads_plugins_and_keeps_one_thread_and_its_descriptors,
+        a_session_begins_with_less_to_do_than_with_stock,
+        a_plugin_that_is_replaced_is_used_by_the_next_session,
+        fonts_that_are_installed_are_known_to_the_next_session,
+        a_plugin_that_cannot_be_prepared_is_loaded_by_its_sessions,
+        a_plugin_that_crashes_as_it_is_loaded_disturbs_nobody;
+}
+
+/// A directory for plugins, which guacd searches first.
+struct Plugins(TempDir);
+
+impl Plugins {
+    fn new() -> Result<Plugins> {
+        Ok(Plugins(TempDir::new()?))
+    }
+
+    /// Compiles `c/prepared.c` to the plugin of a protocol, which replaces the one before.
+    fn add(&self, protocol: &str, flags: &[&str]) -> Result<()> {
+        let (new, file) = (self.0.path().join("new"), self.file(protocol));
+        compile_plugin_to(&new, "prepared", "patched", flags)?;
+        Ok(fs::rename(new, file)?)
+    }
+
+    fn file(&self, protocol: &str) -> PathBuf {
+        self.0.path().join(format!("libguac-client-{protocol}.so"))
+    }
+
+    fn start(&self) -> Result<Guacd> {
+        let path = format!("export LD_LIBRARY_PATH={}:$LD_LIBRARY_PATH", self.0.path().display());
+        Guacd::start_with("patched", &path, "")
+    }
+}
+
+fn fork_server(guacd: &Guacd) -> Result<i32> {
+    guacd.fork_server().context("no fork server")
+}
+
+fn threads(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().count()
+}
+
+fn the_fork_server_loads_plugins_and_keeps_one_thread_and_its_descriptors() -> Result<()> {
+    let guacd = Guacd::start("patched")?;
+    let server = fork_server(&guacd)?;
+    let before = descriptors(server);
+    ensure!(plugins(server).is_empty(), "at its start, it has loaded {:?}", plugins(server));
+    let mut expected = BTreeSet::new();
+    for protocol in ["ssh", "telnet", "vnc", "kubernetes", "rdp"] {
+        if !built("patched")?.join(format!("lib/libguac-client-{protocol}.so")).exists() {
+            continue;
+        }
+        expected.insert(protocol.to_owned());
+        let mut users = Vec::new();
+        for _ in 0..2 {
+            let mut user = guacd.user(protocol)?;
+            user.handshake(&["127.0.0.1"])?;
+            user.expect_id()?;
+            users.push(user);
+        }
+        ensure!(plugins(server) == expected, "after {protocol}: {:?}", plugins(server));
+        ensure!(threads(server) == 1, "after {protocol}: {} threads", threads(server));
+        let after = descriptors(server);
+        ensure!(after == before, "after {protocol}: {after:?} instead of {before:?}");
+    }
+    ensure!(expected.len() > 1, "only {expected:?}");
+    ensure!(guacd.fork_server() == Some(server), "another fork server was started");
+    // The fork server looks for the plugin of a protocol that does not exist, too.
+    let mut user = User::connect(guacd.port)?;
+    user.send(&["select", "nothing"])?;
+    user.expect("3.512;")?;
+    guacd.expect_in_log("Support for protocol \"nothing\" is not installed")?;
+    ensure!(descriptors(server) == before && threads(server) == 1, "{:?}", descriptors(server));
+    guacd.user("ssh")?.finish_handshake()?;
+    ensure!(guacd.fork_server() == Some(server), "another fork server was started");
+    Ok(())
+}
+
+/// The median of how long connection processes run until the user knows the arguments of the protocol, without the time that they
+/// wait for a processor.
+fn time_to_select(variant: &str) -> Result<Duration> {
+    let guacd = Guacd::start(variant)?;
+    let mut users = Vec::new();
+    for _ in 0..15 {
+        users.push(guacd.user("ssh")?);
+    }
+    let mut times = Vec::new();
+    for pid in guacd.connections() {
+        let mut time = 0;
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let schedstat = fs::read_to_string(task?.path().join("schedstat"))?;
+            time += schedstat.split(' ').next().context("no time")?.parse::<u64>()?;
+        }
+        times.push(Duration::from_nanos(time));
+    }
+    times.sort();
+    ensure!(times.len() == users.len(), "{} processes", times.len());
+    Ok(times[times.len() / 2])
+}
+
+fn a_session_begins_with_less_to_do_than_with_stock() -> Result<()> {
+    let (stock, patched) = (time_to_select("stock")?, time_to_select("patched")?);
+    ensure!(3 * patched < stock, "{patched:?}, and {stock:?} with stock");
+    Ok(())
+}
+
+fn a_plugin_that_is_replaced_is_used_by_the_next_session() -> Result<()> {
+    let dir = Plugins::new()?;
+    dir.add("prepared", &["-DPREPARE=succeed", "-DARGUMENT=\"first\""])?;
+    let guacd = dir.start()?;
+    let first = guacd.user("prepared")?;
+    ensure!(first.names == ["first"], "{:?}", first.names);
+    ensure!(guacd.user("prepared")?.names == ["first"], "another plugin");
+    let server = fork_server(&guacd)?;
+    ensure!(plugins(server).contains("prepared"), "{:?}", plugins(server));
+    let sessions = guacd.connections();
+
+    dir.add("prepared", &["-DPREPARE=succeed", "-DARGUMENT=\"second\""])?;
+    // It is noticed whatever the protocol is that is asked for next.
+    guacd.user("ssh")?.finish_handshake()?;
+    let second = guacd.user("prepared")?;
+    ensure!(second.names == ["second"], "{:?}", second.names);
+    ensure!(!is_alive(server), "the fork server goes on");
+    guacd.expect_in_log("has ended, as what it had loaded has changed. Starting another.")?;
+    ensure!(sessions.iter().any(|pid| is_alive(*pid)), "the session before has ended");
+
+    // One that is removed is gone.
+    fs::remove_file(dir.file("prepared"))?;
+    let mut user = User::connect(guacd.port)?;
+    user.send(&["select", "prepared"])?;
+    user.expect("3.512;")?;
+    let log = guacd.log()?;
+    ensure!(log.matches("Starting another").count() == 2 && !log.contains("by signal"), "{log}");
+    drop(first);
+    Ok(())
+}
+
+fn fonts_that_are_installed_are_known_to_the_next_session() -> Result<()> {
+    let dir = TempDir::new()?;
+    let (fonts, config) = (dir.path().join("fonts"), dir.path().join("fonts.conf"));
+    fs::create_dir(&fonts)?;
+    let dirs = format!("<dir>/usr/share/fonts</dir><dir>{}</dir>", fonts.display());
+    let cache = dir.path().join("cache").display().to_string();
+    fs::write(&config, format!("<fontconfig>{dirs}<cachedir>{cache}</cachedir></fontconfig>"))?;
+    let shell = format!("export FONTCONFIG_FILE={}", config.display());
+    let guacd = Guacd::start_with("patched", &shell, "")?;
+    guacd.user("ssh")?.finish_handshake()?;
+    let server = fork_server(&guacd)?;
+    // Times of files are compared in seconds.
+    sleep(Duration::from_millis(1100));
+    guacd.user("telnet")?;
+    ensure!(guacd.fork_server() == Some(server), "another fork server was started: {}", guacd.log()?);
+    fs::write(fonts.join("new.ttf"), "no font")?;
+    guacd.user("ssh")?.finish_handshake()?;
+    ensure!(!is_alive(server), "the fork server goes on");
+    sleep(Duration::from_millis(1100));
+    guacd.user("ssh")?.finish_handshake()?;
+    let server = fork_server(&guacd)?;
+    guacd.user("ssh")?.finish_handshake()?;
+    guacd.user("telnet")?;
+    ensure!(guacd.fork_server() == Some(server), "another fork server was started: {}", guacd.log()?);
+    Ok(())
+}
+
+fn a_plugin_that_cannot_be_prepared_is_loaded_by_its_sessions() -> Result<()> {
+    let dir = Plugins::new()?;
+    let ways = ["none", "fail", "crash", "hang", "start_a_thread", "succeed"];
+    for way in ways {
+        let flag = format!("-DPREPARE={way}");
+        let flags = [flag.as_str()];
+        dir.add(way, if way == "none" { &[] } else { &flags })?;
+    }
+    let guacd = dir.start()?;
+    let server = fork_server(&guacd)?;
+    for way in ways {
+        for round in 1..=2 {
+            let since = Instant::now();
+            let user = guacd.user(way).with_context(|| format!("{way}, session {round}"))?;
+            ensure!(user.names == ["argument"], "{way}: {:?}", user.names);
+            let expected = if way == "hang" && round == 1 { SOON } else { Duration::from_secs(1) };
+            ensure!(since.elapsed() < expected, "{way}, session {round}: {:?}", since.elapsed());
+        }
+    }
+    ensure!(plugins(server) == BTreeSet::from(["succeed".to_owned()]), "{:?}", plugins(server));
+    ensure!(guacd.fork_server() == Some(server) && threads(server) == 1, "{} threads", threads(server));
+    let log = guacd.log()?;
+    let warnings = log.matches("ahead of its connections").count();
+    ensure!(warnings == 2 && !log.contains("by signal"), "{log}");
+    Ok(())
+}
+
+fn a_plugin_that_crashes_as_it_is_loaded_disturbs_nobody() -> Result<()> {
+    let dir = Plugins::new()?;
+    dir.add("crashes", &["-DCRASHES", "-DPREPARE=succeed"])?;
+    let guacd = dir.start()?;
+    let server = fork_server(&guacd)?;
+    for _ in 0..3 {
+        let mut user = User::connect(guacd.port)?;
+        user.send(&["select", "crashes"])?;
+        user.read_to_end(SOON)?;
+        guacd.user("ssh")?.finish_handshake()?;
+    }
+    ensure!(guacd.fork_server() == Some(server), "another fork server was started");
+    let log = guacd.log()?;
+    let tried = log.matches("ahead of its connections failed").count();
+    let crashed = log.matches("was ended by signal 6").count();
+    ensure!(tried == 1 && crashed == 3, "{log}");
+    Ok(())
+}
