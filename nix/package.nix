@@ -30,6 +30,7 @@
   pkg-config,
   runCommand,
   tls-rs,
+  zlib,
 
   release ? (import ./upstream.nix { inherit lib; }).default,
   variant ? "patched",
@@ -95,6 +96,7 @@ stdenv.mkDerivation (finalAttrs: {
     libwebsockets
     openssl
     pango
+    zlib
   ];
 
   env.NIX_CFLAGS_COMPILE = toString [

@@ -185,4 +185,5 @@ in
   libwebsockets = library "libwebsockets" [ "libwebsockets" ];
   openssl = library "openssl" [ "openssl" ];
   pango = library "pango" [ "pangocairo" ];
+  zlib = library "zlib" [ "zlib" ];
 }

@@ -48,7 +48,7 @@ fn without_a_library_it_says_what_to_install() -> Result<()> {
         .env("PKG_CONFIG_LIBDIR", "/nowhere")
         .env("PKG_CONFIG_PATH", "")
         .env("CARGO_TARGET_DIR", target.path());
-    build.run()?.expect(3, &["missing here: cairo, libjpeg, libpng, uuid", "libcairo2-dev"])?;
+    build.run()?.expect(3, &["missing here: cairo, libjpeg, libpng, zlib, uuid", "libcairo2-dev"])?;
     ensure!(is_empty(target.path())?, "something was built");
     let doctor = xtask(["doctor"]).env("PKG_CONFIG_LIBDIR", "/nowhere").env("PKG_CONFIG_PATH", "");
     doctor.run()?.expect(3, &["guacd cannot be built here without cairo"])

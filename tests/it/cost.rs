@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::mpsc::channel;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rustix::process::Signal;
 
 use crate::support::c::Preloaded;
@@ -21,6 +23,9 @@ use crate::support::{SOON, wait_until};
 crate::tests! {
     Source:
         an_idle_session_takes_five_threads_and_rarely_wakes,
+        an_idle_terminal_gives_back_its_memory,
+        a_terminal_is_drawn_on_properly_after_it_was_idle,
+        scrollback_is_kept_as_it_was_printed,
         what_is_typed_is_sent_at_once,
         a_session_takes_no_thread_and_little_memory_of_guacd_itself,
         an_encrypted_session_takes_one_thread_of_guacd_itself,
@@ -122,7 +127,8 @@ fn what_is_typed_is_sent_at_once() -> Result<()> {
 /// The memory in KiB that a process shares with no other, and has written to.
 fn private_memory(pid: i32) -> Result<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).context("no private memory")?;
+    let line =
+        rollup.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).context("no private memory")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
@@ -212,5 +218,215 @@ fn the_fork_server_looks_for_ended_sessions_only_if_there_are_any() -> Result<()
         wait_until("the session is reaped", SOON, || children(fork_server).len() == left)?;
     }
     ensure!(looks() <= 40, "it has looked {} times for 10 sessions", looks());
+    Ok(())
+}
+
+/// Lines of text of different lengths and colors.
+fn lines(count: usize) -> String {
+    let text = "the quick brown fox jumps over the lazy dog ".repeat(2);
+    (0..count).map(|i| format!("\x1b[3{}m{i:5}\x1b[m {}\r\n", i % 8, &text[..10 + i * 7 % 70])).collect()
+}
+
+/// A session over telnet in which a program has printed something, and prints more when a `d` is typed.
+struct Terminal {
+    guacd: Guacd,
+    user: User,
+    id: String,
+}
+
+impl Terminal {
+    fn start(variant: &str, size: [&'static str; 2], output: &str, more: &str) -> Result<Terminal> {
+        let (output, more) = (output.to_owned(), more.to_owned());
+        let port = target(move |mut stream: TcpStream| {
+            // IAC WILL ECHO: guacd does not print what is typed.
+            stream.write_all(&[255, 251, 1])?;
+            stream.write_all(output.as_bytes())?;
+            let mut byte = [0];
+            while stream.read(&mut byte)? == 1 {
+                if byte[0] == b'd' {
+                    stream.write_all(more.as_bytes())?;
+                }
+            }
+            Ok(())
+        })?;
+        let guacd = Guacd::start_with(variant, "export LC_ALL=C.UTF-8", "")?;
+        let mut user = guacd.user("telnet")?;
+        user.size = size;
+        user.handshake(&["127.0.0.1", &port])?;
+        let id = user.expect_id()?;
+        user.expect("3.img,")?;
+        let mut terminal = Terminal { guacd, user, id };
+        terminal.settle()?;
+        Ok(terminal)
+    }
+
+    /// The memory that only the session's process has, in KiB, and that of its page tables.
+    fn memory(&self) -> Result<u64> {
+        let process = *self.guacd.connections().first().context("no session")?;
+        let sum = |file: &str, name: &str| -> Result<u64> {
+            let text = fs::read_to_string(format!("/proc/{process}/{file}"))?;
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).context("no such line")?;
+            Ok(line.trim().trim_end_matches(" kB").parse()?)
+        };
+        Ok(sum("smaps_rollup", "Private_Dirty:")? + sum("status", "VmPTE:")?)
+    }
+
+    /// Waits until the session takes no more than so many KiB.
+    fn wait_until_idle(&mut self, most: u64) -> Result<()> {
+        let deadline = Instant::now() + 8 * SOON;
+        while self.memory()? > most {
+            ensure!(Instant::now() < deadline, "{} KiB", self.memory()?);
+            self.user.listen(Duration::from_millis(500))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing is drawn any more.
+    fn settle(&mut self) -> Result<()> {
+        let mut images = usize::MAX;
+        while images != self.user.heard.matches("3.img,").count() {
+            images = self.user.heard.matches("3.img,").count();
+            self.user.listen(Duration::from_secs(1))?;
+        }
+        Ok(())
+    }
+
+    fn type_key(&mut self, keysym: &str) -> Result<()> {
+        self.user.send(&["key", keysym, "1"])?;
+        self.user.send(&["key", keysym, "0"])
+    }
+
+    /// The images that a user who joins is sent: the cursor and all of the screen.
+    fn picture(&self) -> Result<Vec<String>> {
+        let mut guest = self.guacd.user(&self.id)?;
+        guest.handshake(&[])?;
+        guest.expect_id()?;
+        let mut blobs = Vec::new();
+        wait_until("the guest is sent the screen", 2 * SOON, || {
+            let before = blobs.len();
+            let _ = guest.listen(Duration::from_secs(1));
+            let instructions = guest.instructions().unwrap_or_default();
+            blobs = instructions
+                .into_iter()
+                .filter(|words| words[0] == "blob")
+                .map(|mut words| words.remove(2))
+                .collect();
+            before > 0 && blobs.len() == before
+        })?;
+        Ok(blobs)
+    }
+
+    /// Selects the text from the left upper corner of the screen to the right lower one, and returns it.
+    fn copy(&mut self, size: [u32; 2]) -> Result<String> {
+        self.user.heard.clear();
+        let [x, y] = size.map(|pixels| (pixels - 30).to_string());
+        for (x, y, mask) in [("12", "12", "0"), ("12", "12", "1"), (&*x, &*y, "1"), (&*x, &*y, "0")] {
+            self.user.send(&["mouse", x, y, mask])?;
+        }
+        let mut text = Vec::new();
+        wait_until("the text is sent", SOON, || {
+            let _ = self.user.hear();
+            let instructions = self.user.instructions().unwrap_or_default();
+            let mut words = instructions.iter().skip_while(|words| words[0] != "clipboard");
+            let Some(stream) = words.next().map(|words| &words[1]) else { return false };
+            let mut of_stream = words.filter(|words| words.get(1) == Some(stream));
+            let blobs: Vec<_> = of_stream.by_ref().take_while(|words| words[0] == "blob").collect();
+            text = blobs.iter().flat_map(|words| STANDARD.decode(&words[2]).unwrap_or_default()).collect();
+            !blobs.is_empty() && instructions.iter().any(|words| words[0] == "end" && &words[1] == stream)
+        })?;
+        Ok(String::from_utf8(text)?)
+    }
+}
+
+/// What an idle session of 800x600 takes at most, in KiB.
+const IDLE: u64 = 2_800;
+
+fn an_idle_terminal_gives_back_its_memory() -> Result<()> {
+    for (size, output, most) in
+        [(["800", "600"], "$ ".to_owned(), IDLE), (["1920", "1080"], lines(1_500), 5_000)]
+    {
+        let mut patched = Terminal::start("patched", size, &output, "")?;
+        patched.wait_until_idle(most).with_context(|| format!("{size:?}"))?;
+        let stock = Terminal::start("stock", size, &output, "")?.memory()?;
+        ensure!(stock > 3 * most, "{size:?}, stock: {stock} KiB");
+    }
+    Ok(())
+}
+
+fn a_terminal_is_drawn_on_properly_after_it_was_idle() -> Result<()> {
+    // The cursor is shown at the end only: it may stay where it is when a frame ends in the middle of the output.
+    let output = "\x1b[?25l".to_owned() + &lines(50);
+    let more = "\x1b[5;10H\x1b[44mmore\x1b[m\x1b[20;1H\x1b[3M\x1b[36;1H\r\nlast\x1b[?25h";
+    let draw = |terminal: &mut Terminal| -> Result<Vec<String>> {
+        terminal.user.heard.clear();
+        terminal.type_key("100")?;
+        terminal.user.expect("3.img,").context("the owner")?;
+        terminal.settle()?;
+        terminal.picture()
+    };
+    let resize = |terminal: &mut Terminal| -> Result<Vec<String>> {
+        for size in [["700", "500"], ["900", "700"]] {
+            terminal.user.send(&["size", size[0], size[1]])?;
+            terminal.user.listen(Duration::from_secs(1))?;
+        }
+        terminal.settle()?;
+        terminal.picture()
+    };
+    // One that is never idle for long.
+    let mut busy = Terminal::start("patched", ["800", "600"], &output, more)?;
+    let (before, after, resized) = (busy.picture()?, draw(&mut busy)?, resize(&mut busy)?);
+    ensure!(before != after && after != resized, "nothing was drawn");
+
+    let mut idle = Terminal::start("patched", ["800", "600"], &output, more)?;
+    ensure!(idle.memory()? > IDLE, "a session that is not idle takes only {} KiB", idle.memory()?);
+    idle.wait_until_idle(IDLE)?;
+    ensure!(idle.picture()? == before, "a user who joins an idle session is sent another picture");
+    idle.wait_until_idle(IDLE)?;
+    ensure!(draw(&mut idle)? == after, "what is drawn on an idle session gives another picture");
+    idle.wait_until_idle(IDLE)?;
+    ensure!(resize(&mut idle)? == resized, "an idle session that is resized gives another picture");
+    Ok(())
+}
+
+fn scrollback_is_kept_as_it_was_printed() -> Result<()> {
+    // Text with spaces, colors and wide characters at its end, lines that wrap, and lines with nothing.
+    // No cursor is shown, as it may stay where it is when a frame ends in the middle of the output.
+    let rows = (0..300).map(|i| match i % 7 {
+        0 => format!("{i} spaces   \r\n"),
+        1 => format!("{i} \x1b[4{}mto the end\x1b[K\x1b[m\r\n", i % 8),
+        2 => format!("\x1b[38;5;{i}m{i} \x1b[7m in reverse  \r\n\x1b[m"),
+        3 => format!("{i} \u{6f22}\u{5b57}\r\n"),
+        4 => format!("{i} {}\r\n", "wrapped ".repeat(2 + i % 20)),
+        5 => "\r\n".to_owned(),
+        _ => format!("{i}\ttab\x1b[{}Gbehind a gap\r\n", 20 + i % 60),
+    });
+    let output = "\x1b[?25l".to_owned() + &rows.collect::<String>();
+    let look = |variant: &str| -> Result<Vec<(String, Vec<String>)>> {
+        let mut terminal = Terminal::start(variant, ["800", "600"], &output, "")?;
+        let mut seen = Vec::new();
+        for page in 0..4 {
+            if page > 0 {
+                // Shift and Page Up.
+                terminal.user.send(&["key", "65505", "1"])?;
+                terminal.type_key("65365")?;
+                terminal.user.send(&["key", "65505", "0"])?;
+                terminal.settle()?;
+            }
+            let picture = terminal.picture()?;
+            seen.push((terminal.copy([800, 600])?, picture));
+        }
+        // Rows come back when the terminal grows.
+        terminal.user.send(&["size", "1000", "900"])?;
+        terminal.settle()?;
+        let picture = terminal.picture()?;
+        seen.push((terminal.copy([1000, 900])?, picture));
+        Ok(seen)
+    };
+    let (patched, stock) = (look("patched")?, look("stock")?);
+    for (page, (patched, stock)) in patched.iter().zip(&stock).enumerate() {
+        ensure!(patched.0.lines().count() > 20, "page {page}: {:?}", patched.0);
+        ensure!(patched.0 == stock.0, "page {page}: {:?}\nstock: {:?}", patched.0, stock.0);
+        ensure!(patched.1 == stock.1, "page {page} looks different, with {:?}", patched.0);
+    }
     Ok(())
 }

@@ -19,6 +19,8 @@ pub struct User {
     pub arguments: usize,
     /// Their names, in order, without the version.
     pub names: Vec<String>,
+    /// The width and the height of their screen, as they name it in the handshake.
+    pub size: [&'static str; 2],
 }
 
 impl User {
@@ -27,7 +29,7 @@ impl User {
         stream.set_read_timeout(Some(Duration::from_millis(50)))?;
         // The instructions of a handshake are small, and sent one by one.
         stream.set_nodelay(true)?;
-        Ok(User { stream, heard: String::new(), arguments: 0, names: Vec::new() })
+        Ok(User { stream, heard: String::new(), arguments: 0, names: Vec::new(), size: ["800", "600"] })
     }
 
     /// A user who has selected a protocol or a connection, and got its arguments.
@@ -71,7 +73,7 @@ impl User {
     pub fn handshake(&mut self, arguments: &[&str]) -> Result<()> {
         let mut connect = [&["connect", "VERSION_1_5_0"], arguments].concat();
         connect.resize(self.arguments + 1, "");
-        self.send(&["size", "800", "600", "96"])?;
+        self.send(&["size", self.size[0], self.size[1], "96"])?;
         self.send(&["audio"])?;
         self.send(&["video"])?;
         self.send(&["image", "image/png"])?;
@@ -115,6 +117,25 @@ impl User {
             ensure!(Instant::now() < deadline, "the connection is still open");
         }
         Ok(())
+    }
+
+    /// Reads for a while, and tells guacd now and then that the user is there.
+    pub fn listen(&mut self, time: Duration) -> Result<()> {
+        let since = Instant::now();
+        let mut told = Duration::ZERO;
+        while since.elapsed() < time {
+            ensure!(self.hear()?, "the connection ended");
+            if since.elapsed() >= told {
+                self.send(&["nop"])?;
+                told += Duration::from_secs(4);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what was heard apart into instructions.
+    pub fn instructions(&self) -> Result<Vec<Vec<String>>> {
+        Instructions::default().take(self.heard.as_bytes())
     }
 
     /// Reads what is there, and returns whether there can be more.

@@ -92,6 +92,7 @@ const ITEMS: &[Item] = &[
     library("cairo", &["cairo"], Need::Build, "drawing", &["libcairo2-dev"]),
     library("libjpeg", &["libjpeg"], Need::Build, "JPEG images", &["libjpeg-dev"]),
     library("libpng", &["libpng"], Need::Build, "PNG images", &["libpng-dev"]),
+    library("zlib", &["zlib"], Need::Build, "packing idle terminals", &["zlib1g-dev"]),
     library("uuid", &["uuid", "ossp-uuid"], Need::Build, "connection ids", &["uuid-dev"]),
     library("libssh2", &["libssh2"], Need::Ssh, "SSH, SFTP", &["libssh2-1-dev"]),
     library("openssl", &["openssl"], Need::Ssh, "SSH, TLS, Kubernetes", &["libssl-dev"]),
