@@ -301,18 +301,18 @@ impl Terminal {
         let mut guest = self.guacd.user(&self.id)?;
         guest.handshake(&[])?;
         guest.expect_id()?;
-        let mut blobs = Vec::new();
-        wait_until("the guest is sent the screen", 2 * SOON, || {
-            let before = blobs.len();
+        let mut last = 0;
+        wait_until("the guest is sent the screen", 4 * SOON, || {
             let _ = guest.listen(Duration::from_secs(1));
-            let instructions = guest.instructions().unwrap_or_default();
-            blobs = instructions
-                .into_iter()
-                .filter(|words| words[0] == "blob")
-                .map(|mut words| words.remove(2))
-                .collect();
-            before > 0 && blobs.len() == before
+            let count = |words| guest.heard.matches(words).count();
+            // All images are complete, and there are no others since the last time.
+            let is_complete = last > 0 && count("3.img,") == last && count("3.end,") == last;
+            last = count("3.img,");
+            is_complete
         })?;
+        let instructions = guest.instructions()?.into_iter();
+        let blobs =
+            instructions.filter(|words| words[0] == "blob").map(|mut words| words.remove(2)).collect();
         Ok(blobs)
     }
 
