@@ -19,6 +19,7 @@ crate::tests! {
         a_connection_that_is_ending_cannot_be_joined,
         a_failure_to_wake_the_target_is_reported_at_once,
         an_unknown_protocol_is_reported,
+        a_wrong_number_of_arguments_is_reported,
         an_ssh_server_that_says_nothing_is_reported,
         a_user_who_leaves_at_the_prompt_is_not_logged_in,
         stocks_lines_of_a_telnet_session_are_all_logged;
@@ -173,6 +174,29 @@ fn an_unknown_protocol_is_reported() -> Result<()> {
     let (stock, patched) = (received("stock")?, received("patched")?);
     ensure!(stock.is_empty(), "stock: {stock}");
     ensure!(patched.starts_with("5.error,") && patched.ends_with("3.512;"), "patched: {patched:?}");
+    Ok(())
+}
+
+fn a_wrong_number_of_arguments_is_reported() -> Result<()> {
+    let guacd = Guacd::start("patched")?;
+    let mut owner = guacd.user("telnet")?;
+    owner.arguments += 1;
+    owner.handshake(&["127.0.0.1", "1"])?;
+    ensure!(error_status(&mut owner)? == "768", "the owner");
+
+    let (_owner, id) = guacd.telnet(&a_target_that_says_nothing()?)?;
+    let mut guest = guacd.user(&id)?;
+    guest.arguments -= 1;
+    guest.handshake(&[])?;
+    ensure!(error_status(&mut guest)? == "768", "the guest");
+
+    let stock = Guacd::start("stock")?;
+    let mut owner = stock.user("telnet")?;
+    owner.arguments += 1;
+    owner.handshake(&["127.0.0.1", "1"])?;
+    owner.expect_id()?;
+    let _ = owner.read_to_end(SOON);
+    ensure!(!owner.heard.contains("5.error,"), "stock: {}", owner.heard);
     Ok(())
 }
 

@@ -57,10 +57,15 @@ pub fn a_target_that_never_rests() -> Result<String> {
     })
 }
 
-/// A telnet server that sends as much as it can. All characters and colors are random, so that no image format makes the frames
-/// small.
+/// A telnet server that sends as much as it can.
 pub fn a_target_that_floods() -> Result<String> {
-    target(|mut stream| {
+    a_target_that_fills_the_screen_every(Duration::ZERO)
+}
+
+/// A telnet server that fills the screen, over and over. All characters and colors are random, so that no image format makes
+/// the frames small.
+pub fn a_target_that_fills_the_screen_every(pause: Duration) -> Result<String> {
+    target(move |mut stream| {
         let mut random = 1_u32;
         loop {
             let mut screen = String::from("\x1b[H");
@@ -70,6 +75,7 @@ pub fn a_target_that_floods() -> Result<String> {
                 screen += &format!("\x1b[38;5;{color}m\x1b[48;5;{}m{character}", 255 - color);
             }
             stream.write_all(screen.as_bytes())?;
+            sleep(pause);
         }
     })
 }
