@@ -389,7 +389,7 @@ fn guests_who_do_not_read_hold_up_nobody() -> Result<()> {
         guest.sees(1).with_context(|| format!("the guest, after {:?}", begun.elapsed()))?;
         longest = longest.max(since.elapsed());
     }
-    ensure!(longest < Duration::from_secs(2), "there was no frame for {longest:?}");
+    ensure!(longest < Duration::from_secs(4), "there was no frame for {longest:?}");
     let behind = guacd.log()?.matches("too slow to receive everything").count();
     ensure!(behind >= 5, "{behind} of 5 guests are known to be slow");
     guest.leave().context("the guest")?;
@@ -421,7 +421,7 @@ fn reads_slowly_and_catches_up(mut user: User, rate: usize, time: Duration) -> R
     read_slowly(&mut user, 100_000_000, Duration::from_secs(2))?;
     read_slowly(&mut user, rate, time)?;
     let (mut whole, mut first, mut frame, mut resumed) = (Instructions::default(), None, 0, 0);
-    let deadline = Instant::now() + 2 * SOON;
+    let deadline = Instant::now() + 6 * SOON;
     loop {
         for instruction in whole.take(std::mem::take(&mut user.heard).as_bytes())? {
             match instruction[0].as_str() {
