@@ -18,6 +18,7 @@ crate::tests! {
         users_are_told_why_a_session_fails_however_soon,
         a_connection_that_is_ending_cannot_be_joined,
         a_failure_to_wake_the_target_is_reported_at_once,
+        a_target_that_is_awake_need_not_be_woken,
         an_unknown_protocol_is_reported,
         an_ssh_server_that_says_nothing_is_reported,
         a_user_who_leaves_at_the_prompt_is_not_logged_in,
@@ -158,6 +159,48 @@ fn a_failure_to_wake_the_target_is_reported_at_once() -> Result<()> {
     user.handshake_with(&arguments("no address", ""))?;
     user.expect_id()?;
     ensure!(error_status(&mut user).is_err(), "stock: the user receives an error");
+    Ok(())
+}
+
+fn a_target_that_is_awake_need_not_be_woken() -> Result<()> {
+    let connects = |variant: &str, protocol: &str| -> Result<bool> {
+        let guacd = Guacd::start(variant)?;
+        let target = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        target.set_nonblocking(true)?;
+        let port = target.local_addr()?.port().to_string();
+        let mut arguments = vec![
+            ("hostname", "127.0.0.1"),
+            ("port", &*port),
+            ("wol-send-packet", "true"),
+            ("wol-mac-addr", "02:00:00:00:00:01"),
+            ("wol-broadcast-addr", "127.255.255.255"),
+            // Nothing can be sent to this port.
+            ("wol-udp-port", "0"),
+        ];
+        if protocol != "vnc" {
+            arguments.extend([("username", "nobody"), ("password", "none")]);
+        }
+        let mut user = guacd.user(protocol)?;
+        user.handshake_with(&arguments)?;
+        let mut is_refused = false;
+        wait_until("guacd connects or refuses", SOON, || {
+            is_refused = !user.hear().unwrap_or_default() || user.heard.contains("5.error,");
+            is_refused || target.accept().is_ok()
+        })?;
+        let log = guacd.log()?;
+        ensure!(
+            is_refused || variant == "stock" || log.contains("Failed to send WOL packet: Invalid"),
+            "{log}"
+        );
+        Ok(!is_refused)
+    };
+    for protocol in ["ssh", "telnet", "vnc", "rdp"] {
+        ensure!(connects("patched", protocol)?, "{protocol}: a target that is awake is not connected to");
+        ensure!(
+            connects("stock", protocol)?,
+            "stock, {protocol}: a target that is awake is not connected to"
+        );
+    }
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
-use std::thread;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -44,7 +44,9 @@ crate::tests! {
         users_who_join_receive_the_color_scheme_as_it_was_set;
     SourceAndSshd:
         two_users_can_upload_at_once,
-        a_cancelled_download_leaves_no_open_file;
+        a_cancelled_download_leaves_no_open_file,
+        a_download_freezes_nothing_while_the_sftp_server_is_silent,
+        with_keep_alives_slow_answers_over_sftp_are_waited_for;
     Minutes:
         a_user_who_waits_for_a_silent_sftp_server_can_leave;
 }
@@ -302,7 +304,7 @@ fn a_drive_is_listed_and_closed_as_it_should_be() -> Result<()> {
     let dir = TempDir::new()?;
     let said = run_c_with_sources("drive", "patched", &[dir.path()])?;
     let expected = "listed: 300\nclosed twice: 0\nwritten to another file: 0\ncharacters of a name of 200: 200\n\
-                    behind the buffer: ---\ndownloaded: 200\n";
+                    behind the buffer: ---\ndownloaded: 200\na FIFO is listed: 0, opening it: -6\n";
     ensure!(said == expected, "patched: {said}");
     let dir = TempDir::new()?;
     let said = run_c_with_sources("drive", "stock", &[dir.path()])?;
@@ -458,6 +460,51 @@ fn a_cancelled_download_leaves_no_open_file() -> Result<()> {
     let (patched, stock) = (open("patched")?, open("stock")?);
     ensure!(patched == 1, "{patched} files are open");
     ensure!(stock == 4, "stock: {stock} files are open");
+    Ok(())
+}
+
+fn a_download_freezes_nothing_while_the_sftp_server_is_silent() -> Result<()> {
+    let sshd = Sshd::start(&[("key", ED25519)])?;
+    // Once the user has typed Enter, requests a download, sets the directory for uploads while that is waited for, and opens a
+    // pipe.
+    let command = "printf '\\033]482202;0;ready\\007'; read line; printf '\\033]482200;/etc/passwd\\007'; sleep 1; \
+                   printf '\\033]482201;/tmp\\007\\033]482202;0;shown\\007'; exec sleep 60";
+    let is_shown = |variant: &str| -> Result<bool> {
+        let guacd = Guacd::start(variant)?;
+        let mut user = Session::ssh(&guacd, &sshd, &[("command", command)])?;
+        user.expect("pipe")?;
+        let servers = sshd.sftp_servers();
+        servers.iter().for_each(|pid| kill(*pid, Signal::STOP));
+        user.user.send(&["key", "65293", "1"])?;
+        let is_shown = user.expect_any(&["pipe"], |parts| parts[3] == "shown").is_ok();
+        servers.iter().for_each(|pid| kill(*pid, Signal::CONT));
+        if is_shown {
+            let file = user.expect("file")?;
+            ensure!(file[3] == "passwd", "{file:?}");
+        }
+        Ok(is_shown)
+    };
+    ensure!(is_shown("patched")?, "nothing is shown until the SFTP server answers");
+    ensure!(!is_shown("stock")?, "stock: something is shown before the SFTP server answers");
+    Ok(())
+}
+
+fn with_keep_alives_slow_answers_over_sftp_are_waited_for() -> Result<()> {
+    let sshd = Sshd::start(&[("key", ED25519)])?;
+    let is_answered = |variant: &str| -> Result<bool> {
+        let guacd = Guacd::start(variant)?;
+        let mut user = Session::ssh(&guacd, &sshd, &[("server-alive-interval", "2")])?;
+        let object = user.expect("filesystem")?[1].clone();
+        let servers = sshd.sftp_servers();
+        ensure!(!servers.is_empty(), "no process serves SFTP");
+        servers.iter().for_each(|pid| kill(*pid, Signal::STOP));
+        user.user.send(&["get", &object, "/etc/passwd"])?;
+        sleep(Duration::from_secs(4));
+        servers.iter().for_each(|pid| kill(*pid, Signal::CONT));
+        Ok(user.expect("body").is_ok())
+    };
+    ensure!(is_answered("patched")?, "the answer was not waited for");
+    ensure!(!is_answered("stock")?, "stock: the answer was waited for");
     Ok(())
 }
 

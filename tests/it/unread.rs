@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use tempfile::TempDir;
@@ -27,7 +27,8 @@ crate::tests! {
         text_pasted_into_a_target_that_does_not_read_freezes_nothing,
         a_stream_to_a_target_that_does_not_read_freezes_nothing,
         a_break_for_a_target_that_does_not_read_blocks_nobody,
-        text_pasted_into_a_pod_arrives_completely;
+        text_pasted_into_a_pod_arrives_completely,
+        a_pod_that_reads_late_learns_the_last_size;
     SourceAndSshd:
         a_stream_to_a_slow_target_arrives_completely,
         a_user_who_pastes_into_a_target_that_does_not_read_can_leave;
@@ -284,6 +285,59 @@ fn text_pasted_into_a_pod_arrives_completely() -> Result<()> {
     let stock = arrived("stock")?;
     ensure!(stock < 240_000, "stock: {stock} bytes arrived");
     Ok(())
+}
+
+/// The last size of the terminal that a pod receives, which either reads at once, or only after all sizes were sent.
+fn last_size(variant: &str, reads_late: bool) -> Result<String> {
+    let guacd = Guacd::start(variant)?;
+    let (to, received) = channel();
+    let (sent, is_sent) = channel::<()>();
+    let port = target_with_a_small_buffer(move |mut stream| {
+        accept_websocket(&mut stream).map_err(std::io::Error::other)?;
+        let _ = is_sent.recv();
+        loop {
+            to.send(read_message(&mut stream)?).map_err(std::io::Error::other)?;
+        }
+    })?;
+    let mut user = guacd.user("kubernetes")?;
+    user.handshake_with(&[("hostname", "127.0.0.1"), ("port", &port), ("pod", "pod")])?;
+    user.expect("4.pipe,")?;
+    if reads_late {
+        user.stream.write_all(clipboard(30_000).as_bytes())?;
+        user.send(&["key", "65507", "1"])?;
+        // Pastes until the sockets are full.
+        let paste = instruction(&["key", "86", "1"]);
+        let port = port.parse()?;
+        while grows(port, &mut user, &paste, 30_000)? {}
+    } else {
+        sent.send(())?;
+    }
+    for width in ["300", "400", "500", "600", "700"] {
+        user.send(&["size", width, "500"])?;
+        ensure!(is_served(&guacd, &mut user)?, "{variant}: the session ended");
+    }
+    drop(sent);
+    let mut size = None;
+    while let Ok(message) = received.recv_timeout(SOON / 5) {
+        // Channel 4 is for sizes.
+        if message.first() == Some(&4) {
+            size = Some(message);
+        }
+    }
+    Ok(String::from_utf8(size.context("no size arrived")?)?)
+}
+
+fn a_pod_that_reads_late_learns_the_last_size() -> Result<()> {
+    let size = last_size("patched", false)?;
+    let patched = last_size("patched", true)?;
+    ensure!(patched == size, "{patched:?} instead of {size:?}");
+    // On a busy machine, the sockets to stock may not be full yet.
+    for _ in 0..5 {
+        if last_size("stock", true)? != size {
+            return Ok(());
+        }
+    }
+    bail!("stock: the last size arrives")
 }
 
 /// Streams 9 MB to a program that starts to read after a second. Returns how many bytes of them it receives.

@@ -24,7 +24,8 @@ crate::tests! {
         users_are_served_even_if_a_vnc_server_does_not_read,
         a_session_ends_even_if_its_vnc_server_floods,
         a_vnc_server_receives_whole_messages,
-        a_vnc_login_works_without_credentials;
+        a_vnc_login_works_without_credentials,
+        a_user_who_leaves_when_asked_for_a_password_is_not_logged_in_over_vnc;
 }
 
 /// A FramebufferUpdate with a pixel at 0,0. guacd shows nothing before the first one.
@@ -302,21 +303,26 @@ fn a_vnc_server_receives_whole_messages() -> Result<()> {
     bail!("stock sends only whole messages")
 }
 
+/// Greets a client as a VNC server that wants a name and a password, and returns whether they come.
+fn receive_credentials(stream: &mut TcpStream) -> IoResult<bool> {
+    stream.write_all(b"RFB 003.008\n")?;
+    skip(stream, 12)?;
+    // One security type, 30: Apple Remote Desktop. Its generator, the length of its prime, and its key.
+    stream.write_all(&[1, 30])?;
+    skip(stream, 1)?;
+    stream.write_all(&[0, 5, 0, 16])?;
+    stream.write_all(&[0xFF; 16])?;
+    stream.write_all(&[0x11; 16])?;
+    // The encrypted credentials, and the client's key.
+    Ok(skip(stream, 128 + 16).is_ok())
+}
+
 fn a_vnc_login_works_without_credentials() -> Result<()> {
     let logs_in = |variant| -> Result<bool> {
         let guacd = Guacd::start(variant)?;
         let (to, answered) = channel();
         let port = target(move |mut stream| {
-            stream.write_all(b"RFB 003.008\n")?;
-            skip(&mut stream, 12)?;
-            // One security type, 30: Apple Remote Desktop. Its generator, the length of its prime, and its key.
-            stream.write_all(&[1, 30])?;
-            skip(&mut stream, 1)?;
-            stream.write_all(&[0, 5, 0, 16])?;
-            stream.write_all(&[0xFF; 16])?;
-            stream.write_all(&[0x11; 16])?;
-            // The encrypted credentials, and the client's key.
-            let _ = to.send(skip(&mut stream, 128 + 16));
+            let _ = to.send(receive_credentials(&mut stream)?);
             stay_silent(stream)
         })?;
         let mut user = guacd.user("vnc")?;
@@ -329,9 +335,25 @@ fn a_vnc_login_works_without_credentials() -> Result<()> {
             _ => "",
         }));
         user.stream.write_all(instruction(&connect).as_bytes())?;
-        Ok(answered.recv_timeout(2 * SOON)?.is_ok())
+        Ok(answered.recv_timeout(2 * SOON)?)
     };
     ensure!(logs_in("patched")?, "guacd does not log in");
     ensure!(!logs_in("stock")?, "stock logs in");
+    Ok(())
+}
+
+fn a_user_who_leaves_when_asked_for_a_password_is_not_logged_in_over_vnc() -> Result<()> {
+    // Stock crashes in the same place.
+    let guacd = Guacd::start("patched")?;
+    let (to, answered) = channel();
+    let port = target(move |mut stream| {
+        let _ = to.send(receive_credentials(&mut stream)?);
+        stay_silent(stream)
+    })?;
+    let mut user = guacd.user("vnc")?;
+    user.handshake_with(&[("hostname", "127.0.0.1"), ("port", &port), ("username", "user")])?;
+    user.expect("8.required,8.password;")?;
+    user.send(&["disconnect"])?;
+    ensure!(!answered.recv_timeout(2 * SOON)?, "guacd logs in for a user who has left");
     Ok(())
 }

@@ -20,9 +20,11 @@
 #include <winpr/stream.h>
 
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -86,6 +88,11 @@ static int receive(guac_user* user, guac_object* object, char* name) {
     return 1;
 }
 
+static void give_up(int signal) {
+    (void) signal;
+    _exit(0);
+}
+
 int main(int argc, char** argv) {
 
     (void) argc;
@@ -146,6 +153,17 @@ int main(int argc, char** argv) {
     for (int i = 0; i < DOWNLOADS; i++)
         downloaded += receive(user, object, "/a-file-with-a-name-as-files-have-them-1");
     printf("downloaded: %i\n", downloaded);
+
+    /* A user lists a directory with a FIFO, and a server opens it. */
+    fflush(stdout);
+    signal(SIGALRM, give_up);
+    alarm(2);
+    mkfifo("fifo", 0600);
+    receive(user, object, "/");
+    received[received_length] = '\0';
+    int is_listed = strstr(received, "fifo") != NULL;
+    id = guac_rdp_fs_open(fs, "/fifo", GENERIC_READ, 0, FILE_OPEN, 0);
+    printf("a FIFO is listed: %i, opening it: %i\n", is_listed, id);
 
     return 0;
 

@@ -96,6 +96,12 @@ impl Sshd {
         descendants_of(self.child.id() as i32)
     }
 
+    /// Those of them that serve SFTP.
+    pub fn sftp_servers(&self) -> Vec<i32> {
+        let title = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        self.processes().into_iter().filter(|pid| title(pid).contains("internal-sftp")).collect()
+    }
+
     /// Makes a key that does not log in.
     pub fn make_unknown_key(&self, name: &str) -> Result<String> {
         make_key(self.dir.path(), name, ED25519)?;
