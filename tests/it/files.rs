@@ -304,7 +304,7 @@ fn a_drive_is_listed_and_closed_as_it_should_be() -> Result<()> {
     let dir = TempDir::new()?;
     let said = run_c_with_sources("drive", "patched", &[dir.path()])?;
     let expected = "listed: 300\nclosed twice: 0\nwritten to another file: 0\ncharacters of a name of 200: 200\n\
-                    behind the buffer: ---\ndownloaded: 200\nthe listing has a FIFO: 0\nopening a FIFO: -6\n";
+                    behind the buffer: ---\ndownloaded: 200\na FIFO is listed: 0, opening it: -6\n";
     ensure!(said == expected, "patched: {said}");
     let dir = TempDir::new()?;
     let said = run_c_with_sources("drive", "stock", &[dir.path()])?;

@@ -161,9 +161,9 @@ int main(int argc, char** argv) {
     mkfifo("fifo", 0600);
     receive(user, object, "/");
     received[received_length] = '\0';
-    printf("the listing has a FIFO: %i\n", strstr(received, "fifo") != NULL);
+    int is_listed = strstr(received, "fifo") != NULL;
     id = guac_rdp_fs_open(fs, "/fifo", GENERIC_READ, 0, FILE_OPEN, 0);
-    printf("opening a FIFO: %i\n", id);
+    printf("a FIFO is listed: %i, opening it: %i\n", is_listed, id);
 
     return 0;
 
