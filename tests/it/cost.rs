@@ -122,7 +122,8 @@ fn what_is_typed_is_sent_at_once() -> Result<()> {
 /// The memory in KiB that a process shares with no other, and has written to.
 fn private_memory(pid: i32) -> Result<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).context("no private memory")?;
+    let line =
+        rollup.lines().find_map(|line| line.strip_prefix("Private_Dirty:")).context("no private memory")?;
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
