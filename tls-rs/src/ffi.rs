@@ -11,7 +11,7 @@ use crate::sys::{EINVAL, Errno};
 pub type Key = usize;
 
 /// `guac_thread_local_destructor_t`; `None` is NULL.
-pub type Destructor = Option<unsafe extern "C" fn(*mut c_void)>;
+pub type Destructor = Option<unsafe extern "C-unwind" fn(*mut c_void)>;
 
 /// Creates a key, as `pthread_key_create` does. `EAGAIN`, `ENOMEM`, or `EINVAL` if `key` is NULL.
 ///

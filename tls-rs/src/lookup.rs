@@ -62,6 +62,7 @@ fn set_slow(key: usize, value: *mut c_void) -> Result<(), Errno> {
     let Some(cell) = cell_for(root, key, value)? else { return Ok(()) };
     let table = if table.has_place_for(key) { table } else { rebuild(root, table, key)? };
     table.add(key, value, cell);
+    exit::queue(root, key);
     Ok(())
 }
 
@@ -75,6 +76,7 @@ fn set_first(key: usize, value: *mut c_void) -> Result<(), Errno> {
     slot.fill(key, value, cell);
     inline.note_used(slot);
     Root::exchange_table(inline);
+    exit::queue(root, key);
     Ok(())
 }
 
@@ -120,7 +122,7 @@ fn rebuild(root: &Root, old: Table, key: usize) -> Result<Table, Errno> {
     }
 
     let inline = root.inline();
-    if slots == INLINE_SLOTS && !root.is_walked(inline) {
+    if slots == INLINE_SLOTS {
         let mut copy = MaybeUninit::uninit();
         let mut from = old;
         if old == inline {
@@ -133,6 +135,7 @@ fn rebuild(root: &Root, old: Table, key: usize) -> Result<Table, Errno> {
         if old != inline {
             root.release(old);
         }
+        exit::queue_all(root);
         return Ok(inline);
     }
 
@@ -143,6 +146,7 @@ fn rebuild(root: &Root, old: Table, key: usize) -> Result<Table, Errno> {
             kept(old).for_each(|(key, value, cell)| new.add(key, value, cell));
             Root::exchange_table(new);
             root.release(old);
+            exit::queue_all(root);
             Ok(new)
         }
         Err(_) if old.used() + 1 < old.len() => Ok(old), // slower; a search still ends at the one empty slot

@@ -20,5 +20,5 @@ pub(crate) const PTHREAD_DESTRUCTOR_ITERATIONS: usize = 4;
 #[allow(non_camel_case_types)]
 pub(crate) type pthread_key_t = c_uint;
 
-/// A destructor, called at thread exit with the thread's value.
-pub(crate) type Destructor = unsafe extern "C" fn(*mut c_void);
+/// A destructor, called at thread exit with the thread's value. It may end the thread, which unwinds its callers.
+pub(crate) type Destructor = unsafe extern "C-unwind" fn(*mut c_void);

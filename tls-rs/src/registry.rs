@@ -138,6 +138,12 @@ impl Registry {
         Ok((key::generation(dead) < key::LAST_GENERATION).then_some(FreeCell(cell)))
     }
 
+    /// An index above those of all keys that the calling thread knows of.
+    #[cfg(not(all(test, loom)))]
+    pub(crate) fn end(&self) -> u32 {
+        self.fresh.load(Relaxed)
+    }
+
     /// The cell of `key`, if the key is alive.
     pub(crate) fn live_cell(&'static self, key: usize) -> Option<&'static KeyCell> {
         // Acquire: however the thread has learned of the key, it sees the key's destructor from now on.
@@ -361,7 +367,7 @@ mod tests {
 
     #[test]
     fn a_key_has_its_own_destructor_and_not_that_of_a_later_one() {
-        unsafe extern "C" fn set_to_one(value: *mut core::ffi::c_void) {
+        unsafe extern "C-unwind" fn set_to_one(value: *mut core::ffi::c_void) {
             // SAFETY: the test passes a number.
             unsafe { value.cast::<u32>().write(1) };
         }

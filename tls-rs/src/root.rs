@@ -19,16 +19,31 @@ use crate::table::{Header, InlineTable, Table};
 /// `get` between any two instructions of that thread. On these architectures, relaxed atomics cost nothing.
 #[repr(C, align(64))]
 pub(crate) struct Root {
-    /// The table that thread exit walks over, if it does. It must not be freed or cleared.
-    walked: Cell<Option<Table>>,
     /// Whether the native key for thread exit has a value in this thread.
     armed: Cell<bool>,
     /// Whether thread exit has run. It may not run again.
     ended: Cell<bool>,
+    /// How far thread exit is.
+    pub(crate) progress: Progress,
     /// The cell of a key that the thread has deleted, for the next key that it creates.
     spare: Cell<Option<&'static KeyCell>>,
     /// The first table, so that a thread with few values allocates nothing.
     inline: InlineTable,
+}
+
+/// How far thread exit is: `exit.rs` explains it. All zero when it does not run.
+#[repr(C)]
+pub(crate) struct Progress {
+    /// Whether this round has called a destructor.
+    pub(crate) called: Cell<bool>,
+    /// How many rounds have begun.
+    pub(crate) rounds: Cell<u8>,
+    /// The index of the key whose turn it was last in this round, or 0.
+    pub(crate) last: Cell<u32>,
+    /// The round has keys with lower indices than this.
+    pub(crate) end: Cell<u32>,
+    /// How many keys are in the table's queue.
+    pub(crate) queued: Cell<usize>,
 }
 
 impl Root {
@@ -59,19 +74,9 @@ impl Root {
         self.inline.table()
     }
 
-    /// Whether thread exit walks over `table`.
-    pub(crate) fn is_walked(&self, table: Table) -> bool {
-        self.walked.get() == Some(table)
-    }
-
-    /// Records which table thread exit walks over.
-    pub(crate) fn set_walked(&self, table: Option<Table>) {
-        self.walked.set(table);
-    }
-
-    /// Frees `table`, which the thread no longer uses, unless it is inline or thread exit still walks over it.
+    /// Frees `table`, which the thread no longer uses, unless it is inline.
     pub(crate) fn release(&self, table: Table) {
-        if table != Table::none() && table != self.inline() && !self.is_walked(table) {
+        if table != Table::none() && table != self.inline() {
             // SAFETY: all other tables come from `Table::allocate`, and nothing refers to this one any more.
             unsafe { table.free() };
         }

@@ -16,6 +16,7 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering::{Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, compiler_fence};
 
+use crate::key;
 use crate::registry::{KeyCell, NO_KEY};
 use crate::sys::{self, Destructor};
 
@@ -56,7 +57,7 @@ pub(crate) static NO_TABLE: NoTable = NoTable(
         key: AtomicUsize::new(EMPTY),
         value: AtomicPtr::new(ptr::null_mut()),
         cell: AtomicPtr::new((&raw const NO_KEY).cast_mut()),
-        _padding: 0,
+        queued: Cell::new(0),
     },
 );
 
@@ -97,7 +98,8 @@ pub(crate) struct Slot {
     key: AtomicUsize,
     value: AtomicPtr<c_void>,
     cell: AtomicPtr<KeyCell>,
-    _padding: usize,
+    /// Room for one key of the queue, see `Table::push`. It has nothing to do with the entry.
+    queued: Cell<usize>,
 }
 
 impl Slot {
@@ -179,7 +181,7 @@ impl InlineTable {
                     key: AtomicUsize::new(slot.key.load(Relaxed)),
                     value: AtomicPtr::new(slot.value.load(Relaxed)),
                     cell: AtomicPtr::new(slot.cell.load(Relaxed)),
-                    _padding: 0,
+                    queued: Cell::new(0),
                 });
             }
         }
@@ -284,6 +286,45 @@ impl Table {
         (slot.key.load(Relaxed) == key && slot.is_live(key)).then_some(slot)
     }
 
+    /// Adds a key to the queue, which has `count` keys, fewer than there are slots. The slots have room for it, so that
+    /// thread exit needs no memory. It is a binary heap.
+    pub(crate) fn push(self, count: usize, key: usize) {
+        let mut at = count;
+        while at > 0 {
+            let above = self.queued((at - 1) / 2).get();
+            if key::index(above) <= key::index(key) {
+                break;
+            }
+            self.queued(at).set(above);
+            at = (at - 1) / 2;
+        }
+        self.queued(at).set(key);
+    }
+
+    /// Removes the key with the lowest index from the queue, which has `left` more keys.
+    pub(crate) fn pop(self, left: usize) -> usize {
+        let lowest = self.queued(0).get();
+        let last = self.queued(left).get();
+        let mut at = 0;
+        while 2 * at + 1 < left {
+            let index = |at| key::index(self.queued(at).get());
+            let (first, second) = (2 * at + 1, 2 * at + 2);
+            let below = if second < left && index(second) < index(first) { second } else { first };
+            if key::index(last) <= index(below) {
+                break;
+            }
+            self.queued(at).set(self.queued(below).get());
+            at = below;
+        }
+        self.queued(at).set(last);
+        lowest
+    }
+
+    /// The place in the queue, of which there are as many as slots.
+    fn queued(self, at: usize) -> &'static Cell<usize> {
+        &self.slot(at * size_of::<Slot>()).queued
+    }
+
     /// Takes the value of `key` out of the table, with the destructor that waits for it, if there is one.
     pub(crate) fn take(self, key: usize) -> Option<(*mut c_void, Destructor)> {
         let slot = self.find(key)?;
@@ -341,8 +382,7 @@ impl Table {
         self.len() <= usize::BITS as usize
     }
 
-    /// The slots that are not empty, in the order of their positions, those included that are filled ahead of the
-    /// iteration while it runs.
+    /// The slots that are not empty.
     fn used_slots(self) -> impl Iterator<Item = &'static Slot> {
         let slot_at = move |i: usize| self.slot(i * size_of::<Slot>());
         let mut next = 0;
@@ -369,7 +409,7 @@ impl Table {
         }
     }
 
-    /// The keys that have a slot, those included that get one ahead of the iteration while it runs.
+    /// The keys that have a slot.
     pub(crate) fn keys(self) -> impl Iterator<Item = usize> {
         self.used_slots().map(|slot| slot.key.load(Relaxed))
     }

@@ -78,7 +78,7 @@ pub enum Side {
     Native,
 }
 
-pub type Destructor = Option<unsafe extern "C" fn(*mut c_void)>;
+pub type Destructor = Option<unsafe extern "C-unwind" fn(*mut c_void)>;
 
 impl Side {
     pub fn create(self, destructor: Destructor) -> Result<usize, c_int> {
@@ -137,7 +137,7 @@ struct Value {
 }
 
 /// The destructor of all keys.
-unsafe extern "C" fn destroy(value: *mut c_void) {
+unsafe extern "C-unwind" fn destroy(value: *mut c_void) {
     // SAFETY: values point to a `Value` that is alive while its program runs.
     let value = unsafe { &*value.cast::<Value>() };
     let side = value.side;
