@@ -84,20 +84,31 @@ fn hook() -> Option<pthread_key_t> {
 /// the hook again, and libc calls this again in its next round. Memory for values that are set in libc's last round is
 /// lost.
 extern "C" fn begin() {
-    Root::current().set_armed(false); // libc has set the hook's value to NULL before it called this
+    let root = Root::current();
+    root.set_armed(false); // libc has set the hook's value to NULL before it called this
+    root.set_changing(false); // asynchronous cancellation may have ended `set`
 }
 
 /// The destructor to be called next. Writes its value to `value`. If there is none, resets the thread's storage to what it
 /// was at the start.
 extern "C" fn next(value: &mut *mut c_void) -> Option<Destructor> {
     let root = Root::current();
+    root.set_changing(true);
+    let next = next_of(root);
+    root.set_changing(false);
+    let (taken, destructor) = next?;
+    *value = taken;
+    Some(destructor)
+}
+
+/// The same, with the value.
+fn next_of(root: &Root) -> Option<(*mut c_void, Destructor)> {
     loop {
         while let Some(key) = next_key(root) {
-            let Some((taken, destructor)) = Root::current_table().take(key) else { continue };
+            let Some(taken) = Root::current_table().take(key) else { continue };
             let _ = arm(root); // if it fails, the destructor must not end the thread
             root.progress.called.set(true);
-            *value = taken;
-            return Some(destructor);
+            return Some(taken);
         }
         if !begin_round(root) {
             break;
@@ -131,7 +142,7 @@ fn next_key(root: &Root) -> Option<usize> {
     let progress = &root.progress;
     let left = progress.queued.get().checked_sub(1)?;
     progress.queued.set(left);
-    let key = Root::current_table().pop(left);
+    let key = Root::current_table().pop(left as usize);
     progress.last.set(key::index(key));
     Some(key)
 }
@@ -147,10 +158,10 @@ fn is_due(root: &Root, key: usize) -> bool {
 pub(crate) fn queue(root: &Root, key: usize) {
     if is_due(root, key) {
         let (table, queued) = (Root::current_table(), root.progress.queued.get());
-        if queued == table.len() {
+        if queued as usize == table.len() {
             return queue_all(root); // many are dead
         }
-        table.push(queued, key);
+        table.push(queued as usize, key);
         root.progress.queued.set(queued + 1);
     }
 }
@@ -160,7 +171,7 @@ pub(crate) fn queue_all(root: &Root) {
     let table = Root::current_table();
     let mut queued = 0;
     for key in table.keys().filter(|key| is_due(root, *key)) {
-        table.push(queued, key);
+        table.push(queued as usize, key);
         queued += 1;
     }
     root.progress.queued.set(queued);
@@ -244,7 +255,9 @@ mod hook {
     }
 }
 
-/// On other architectures there is `std`, whose personality routine lets `pthread_exit` and cancellation pass.
+/// The same in Rust, for other architectures and for Miri. The destructor is called as one that does not unwind: otherwise
+/// rustc adds code to this function that aborts when `pthread_exit` or cancellation unwinds it. The function has nothing to
+/// drop. So unwinding it does no harm in practice, but Rust does not promise that.
 #[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
 mod hook {
     use super::{begin, c_void, next, ptr};
@@ -253,6 +266,10 @@ mod hook {
         begin();
         let mut value = ptr::null_mut();
         while let Some(destructor) = next(&mut value) {
+            // Miri knows the types of functions, and calls no destructor that ends the thread.
+            #[cfg(not(miri))]
+            // SAFETY: the types differ in what rustc makes of a call only.
+            let destructor: unsafe extern "C" fn(*mut c_void) = unsafe { core::mem::transmute(destructor) };
             // SAFETY: POSIX's contract between the code that created the key and the code that set the value.
             unsafe { destructor(value) };
         }

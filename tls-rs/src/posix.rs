@@ -16,6 +16,9 @@ pub(crate) const EINVAL: Errno = Errno::new(22).unwrap();
 /// POSIX requires at least this many rounds of destructors. glibc and musl make 4 as well.
 pub(crate) const PTHREAD_DESTRUCTOR_ITERATIONS: usize = 4;
 
+/// For `pthread_setcanceltype`.
+pub(crate) const PTHREAD_CANCEL_DEFERRED: c_int = 0;
+
 /// A native key.
 #[allow(non_camel_case_types)]
 pub(crate) type pthread_key_t = c_uint;

@@ -239,16 +239,22 @@ impl Registry {
     fn add_bucket(&'static self, index: u32) -> Result<&'static KeyCell, Errno> {
         let place = Place::of(index);
         let bucket = self.buckets.get(place.bucket).ok_or(EAGAIN)?;
-        let cells = sync::allocate_zeroed::<KeyCell>(1 << place.bits);
+        sync::uncancelled(|| Self::allocate_bucket(bucket, place.bits))?;
+        self.cell(index).ok_or(ENOMEM)
+    }
+
+    /// Allocates a bucket of `1 << bits` cells, unless another thread is faster.
+    fn allocate_bucket(bucket: &AtomicPtr<KeyCell>, bits: u32) -> Result<(), Errno> {
+        let cells = sync::allocate_zeroed::<KeyCell>(1 << bits);
         if cells.is_null() {
             return Err(ENOMEM);
         }
         // Release: the zeroes that calloc wrote are published as well.
         if bucket.compare_exchange(ptr::null_mut(), cells, AcqRel, Acquire).is_err() {
             // SAFETY: another thread was faster, so no other thread knows of this bucket.
-            unsafe { sync::free(cells, 1 << place.bits) };
+            unsafe { sync::free(cells, 1 << bits) };
         }
-        self.cell(index).ok_or(ENOMEM)
+        Ok(())
     }
 }
 

@@ -7,8 +7,8 @@
 //! room for those that are loaded later.)
 
 use core::cell::Cell;
-use core::sync::atomic::Ordering::{Relaxed, Release};
-use core::sync::atomic::{AtomicPtr, compiler_fence};
+use core::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicPtr, compiler_fence};
 
 use crate::registry::{FreeCell, KeyCell};
 use crate::table::{Header, InlineTable, Table};
@@ -19,12 +19,16 @@ use crate::table::{Header, InlineTable, Table};
 /// `get` between any two instructions of that thread. On these architectures, relaxed atomics cost nothing.
 #[repr(C, align(64))]
 pub(crate) struct Root {
+    /// How far thread exit is.
+    pub(crate) progress: Progress,
     /// Whether the native key for thread exit has a value in this thread.
     armed: Cell<bool>,
     /// Whether thread exit has run. It may not run again.
     ended: Cell<bool>,
-    /// How far thread exit is.
-    pub(crate) progress: Progress,
+    /// Whether the thread is changing its table. A signal handler that interrupts it must not.
+    changing: AtomicBool,
+    /// The table that is being replaced. Meanwhile, the thread has none.
+    replaced: Cell<Option<Table>>,
     /// The cell of a key that the thread has deleted, for the next key that it creates.
     spare: Cell<Option<&'static KeyCell>>,
     /// The first table, so that a thread with few values allocates nothing.
@@ -43,7 +47,7 @@ pub(crate) struct Progress {
     /// The round has keys with lower indices than this.
     pub(crate) end: Cell<u32>,
     /// How many keys are in the table's queue.
-    pub(crate) queued: Cell<usize>,
+    pub(crate) queued: Cell<u32>,
 }
 
 impl Root {
@@ -69,6 +73,36 @@ impl Root {
         compiler_fence(Release);
     }
 
+    /// The table that has the thread's values, also while it is being replaced.
+    pub(crate) fn table(&self) -> Table {
+        let table = Self::current_table();
+        if table.is_none() { self.replaced.get().unwrap_or(table) } else { table }
+    }
+
+    /// Makes `new` this thread's table, in place of `old`, whose values `copy` puts into it. Between two steps of that, a
+    /// signal handler finds values in `old`, and may set some there. Then they are copied again.
+    pub(crate) fn replace_table(&self, old: Table, new: Table, copy: impl FnOnce()) {
+        self.replaced.set(Some(old));
+        Self::exchange_table(Table::none());
+        copy();
+        // SAFETY: the variable lives as long as the thread that asks.
+        let current = unsafe { &*variable::table_address() };
+        let none = Table::none().into_raw();
+        while current.compare_exchange(none, new.into_raw(), Release, Relaxed).is_err() {
+            Self::exchange_table(Table::none());
+            new.copy_values(old);
+        }
+        compiler_fence(SeqCst);
+        self.replaced.set(None);
+    }
+
+    /// Records that a signal handler has set a value, which must be copied if the thread's table is being replaced.
+    pub(crate) fn set_outdated(&self) {
+        if Self::current_table().is_none() && self.replaced.get().is_some() {
+            Self::exchange_table(Table::outdated());
+        }
+    }
+
     /// The inline table.
     pub(crate) fn inline(&self) -> Table {
         self.inline.table()
@@ -80,6 +114,18 @@ impl Root {
             // SAFETY: all other tables come from `Table::allocate`, and nothing refers to this one any more.
             unsafe { table.free() };
         }
+    }
+
+    /// Whether the thread is changing its table.
+    pub(crate) fn is_changing(&self) -> bool {
+        self.changing.load(Relaxed)
+    }
+
+    /// Records whether it is.
+    pub(crate) fn set_changing(&self, changing: bool) {
+        compiler_fence(SeqCst); // a signal handler sees the steps of the thread that it interrupts in order
+        self.changing.store(changing, Relaxed);
+        compiler_fence(SeqCst);
     }
 
     /// Whether libc will call `exit::thread_exit` when this thread ends.

@@ -50,19 +50,33 @@ const SHIFT: u32 = usize::BITS / 2 - size_of::<Slot>().ilog2();
 /// The `key` of a slot that was never used. Ends a search.
 const EMPTY: usize = 0;
 
-/// The table of a thread without values: one slot, which stays empty.
-pub(crate) static NO_TABLE: NoTable = NoTable(
-    Header { multiplier: Cell::new(0), mask: Cell::new(0), used: Cell::new(0), used_bits: Cell::new(0) },
-    Slot {
-        key: AtomicUsize::new(EMPTY),
-        value: AtomicPtr::new(ptr::null_mut()),
-        cell: AtomicPtr::new((&raw const NO_KEY).cast_mut()),
-        queued: Cell::new(0),
-    },
-);
+/// The table of a thread without values: one slot, which stays empty. Also that of a thread whose table is being replaced.
+pub(crate) static NO_TABLE: NoTable = NoTable::new();
+
+/// The table of a thread whose table is being replaced, and in which a signal handler has set a value meanwhile.
+static OUTDATED: NoTable = NoTable::new();
 
 #[repr(C, align(32))]
 pub(crate) struct NoTable(Header, Slot);
+
+impl NoTable {
+    const fn new() -> NoTable {
+        NoTable(
+            Header {
+                multiplier: Cell::new(0),
+                mask: Cell::new(0),
+                used: Cell::new(0),
+                used_bits: Cell::new(0),
+            },
+            Slot {
+                key: AtomicUsize::new(EMPTY),
+                value: AtomicPtr::new(ptr::null_mut()),
+                cell: AtomicPtr::new((&raw const NO_KEY).cast_mut()),
+                queued: Cell::new(0),
+            },
+        )
+    }
+}
 
 // SAFETY: nobody writes to it.
 unsafe impl Sync for NoTable {}
@@ -219,6 +233,16 @@ impl Table {
     /// The table of a thread without values.
     pub(crate) fn none() -> Table {
         Table(NonNull::from(&NO_TABLE).cast())
+    }
+
+    /// In place of a table that is being replaced, if a signal handler has set a value in it meanwhile.
+    pub(crate) fn outdated() -> Table {
+        Table(NonNull::from(&OUTDATED).cast())
+    }
+
+    /// Whether this is `none` or `outdated`.
+    pub(crate) fn is_none(self) -> bool {
+        self.len() == 1
     }
 
     /// # Safety
@@ -406,6 +430,17 @@ impl Table {
                 self.note_used(slot);
             }
             slot.fill(key, value, cell);
+        }
+    }
+
+    /// Sets the values of the table `from`, most of which have an entry here.
+    pub(crate) fn copy_values(self, from: Table) {
+        for (key, value, cell) in from.live() {
+            match self.find(key) {
+                Some(slot) => slot.set_value(value),
+                None if value.is_null() => {}
+                None => self.add(key, value, cell),
+            }
         }
     }
 

@@ -221,7 +221,17 @@ fn a_shared_library_needs_libc_alone() {
     needed.retain(|symbol| !symbol.ends_with("getauxval"));
     needed.sort_unstable();
     // No abort: the panic handler would call it, so nothing that may panic has been linked in.
-    assert_eq!(needed, ["calloc", "free", "pthread_key_create", "pthread_key_delete", "pthread_setspecific"]);
+    assert_eq!(
+        needed,
+        [
+            "calloc",
+            "free",
+            "pthread_key_create",
+            "pthread_key_delete",
+            "pthread_setcanceltype",
+            "pthread_setspecific",
+        ]
+    );
 }
 
 /// How programs are compiled and run.

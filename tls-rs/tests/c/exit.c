@@ -48,6 +48,11 @@ static void* set_key(void* data) {
     return data;
 }
 
+static void add_one(void* value) {
+    CHECK(value == VALUE(1));
+    calls++;
+}
+
 static int reached;
 
 static void* use_keys_while_cancelled(void* data) {
@@ -69,6 +74,45 @@ static void no_function_is_a_cancellation_point(void) {
     CHECK(run(use_keys_while_cancelled) == PTHREAD_CANCELED);
     CHECK(reached);
     delete_keys();
+}
+
+static volatile int started;
+
+static void* use_keys_until_cancelled(void* data) {
+
+    guac_thread_local_key_t mine[KEYS];
+    int count = *(int*) data;
+
+    CHECK(pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL) == 0);
+    started = 1;
+    for (;;) {
+        for (int i = 0; i < count; i++) {
+            CHECK(guac_thread_local_key_create(&mine[i], add_one) == 0);
+            CHECK(guac_thread_local_setspecific(mine[i], VALUE(1)) == 0);
+        }
+        for (int i = 0; i < count; i++)
+            CHECK(guac_thread_local_key_delete(mine[i]) == 0);
+    }
+
+}
+
+/* POSIX leaves this undefined. Keys may be lost, but no memory is corrupted */
+static void a_thread_may_be_cancelled_at_any_time(int threads) {
+    int counts[] = { 1, 3, 12, KEYS };
+    for (int i = 0; i < threads; i++) {
+        pthread_t thread;
+        void* result;
+        started = calls = 0;
+        CHECK(pthread_create(&thread, NULL, use_keys_until_cancelled, &counts[i % 4]) == 0);
+        while (!started)
+            ;
+        for (volatile int spins = i * 7919 % 20000; spins > 0; spins--)
+            ;
+        CHECK(pthread_cancel(thread) == 0);
+        CHECK(pthread_join(thread, &result) == 0);
+        CHECK(result == PTHREAD_CANCELED);
+        CHECK(calls <= counts[i % 4]);
+    }
 }
 
 /* A thread that blocks when it is cancelled, as those that libguac cancels */
@@ -420,6 +464,7 @@ int main(int argc, char** argv) {
 #endif
     no_function_is_a_cancellation_point();
     destructors_run_to_their_end_in_a_cancelled_thread();
+    a_thread_may_be_cancelled_at_any_time(quick ? 100 : 4000);
     a_destructor_may_outgrow_the_table();
     a_destructor_may_outgrow_the_table_in_the_main_thread();
     destructors_run_by_the_index_of_their_keys();
