@@ -86,16 +86,16 @@ fn hook() -> Option<pthread_key_t> {
 extern "C" fn begin() {
     let root = Root::current();
     root.set_armed(false); // libc has set the hook's value to NULL before it called this
-    root.set_changing(false); // asynchronous cancellation may have ended `set`
+    root.set_changing(None); // asynchronous cancellation may have ended `set`
 }
 
 /// The destructor to be called next. Writes its value to `value`. If there is none, resets the thread's storage to what it
 /// was at the start.
 extern "C" fn next(value: &mut *mut c_void) -> Option<Destructor> {
     let root = Root::current();
-    root.set_changing(true);
+    root.set_changing(Some(Root::current_table()));
     let next = next_of(root);
-    root.set_changing(false);
+    root.set_changing(None);
     let (taken, destructor) = next?;
     *value = taken;
     Some(destructor)

@@ -68,6 +68,13 @@ pub extern "C" fn guac_thread_local_getspecific(key: Key) -> *mut c_void {
     lookup::get(key)
 }
 
+/// The location of this thread's value, to be read and written until the thread sets a value of another key. NULL if the
+/// thread has set none, or `key` is not alive.
+#[unsafe(no_mangle)]
+pub extern "C" fn guac_thread_local_slot(key: Key) -> *mut *mut c_void {
+    lookup::slot(key)
+}
+
 fn status(result: Result<(), Errno>) -> c_int {
     result.map_or_else(Errno::get, |()| 0)
 }

@@ -34,6 +34,24 @@ fn get_slow(key: usize) -> *mut c_void {
     Root::current().table().find(key).map_or(ptr::null_mut(), Slot::value)
 }
 
+/// The location of this thread's value of `key`, until the thread sets a value of another key. NULL if the thread has set
+/// none, or the key is not alive.
+#[inline]
+#[allow(dead_code)] // not part of the preload library
+pub(crate) fn slot(key: usize) -> *mut *mut c_void {
+    match Root::current_table().at_home(key) {
+        Some(slot) => slot.location(),
+        None => slot_slow(key),
+    }
+}
+
+/// The location of the value of a key that is not in its home slot.
+#[cold]
+#[inline(never)]
+fn slot_slow(key: usize) -> *mut *mut c_void {
+    Root::current_table().find(key).map_or(ptr::null_mut(), Slot::location)
+}
+
 /// Sets the value of `key` in this thread. Fails with `EINVAL` if the key is not alive, and with `ENOMEM`. No value has
 /// changed then.
 #[inline]
@@ -55,9 +73,9 @@ fn set_slow(key: usize, value: *mut c_void) -> Result<(), Errno> {
     if root.is_changing() {
         return set_within_change(root, key, value);
     }
-    root.set_changing(true);
+    root.set_changing(Some(Root::current_table()));
     let result = change(root, key, value);
-    root.set_changing(false);
+    root.set_changing(None);
     result
 }
 

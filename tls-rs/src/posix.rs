@@ -17,6 +17,7 @@ pub(crate) const EINVAL: Errno = Errno::new(22).unwrap();
 pub(crate) const PTHREAD_DESTRUCTOR_ITERATIONS: usize = 4;
 
 /// For `pthread_setcanceltype`.
+#[cfg(not(miri))]
 pub(crate) const PTHREAD_CANCEL_DEFERRED: c_int = 0;
 
 /// A native key.

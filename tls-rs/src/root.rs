@@ -8,7 +8,7 @@
 
 use core::cell::Cell;
 use core::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
-use core::sync::atomic::{AtomicBool, AtomicPtr, compiler_fence};
+use core::sync::atomic::{AtomicPtr, compiler_fence};
 
 use crate::registry::{FreeCell, KeyCell};
 use crate::table::{Header, InlineTable, Table};
@@ -25,10 +25,9 @@ pub(crate) struct Root {
     armed: Cell<bool>,
     /// Whether thread exit has run. It may not run again.
     ended: Cell<bool>,
-    /// Whether the thread is changing its table. A signal handler that interrupts it must not.
-    changing: AtomicBool,
-    /// The table that is being replaced. Meanwhile, the thread has none.
-    replaced: Cell<Option<Table>>,
+    /// The table that the thread is changing, if it is. A signal handler that interrupts it must not. The thread itself has
+    /// none while that table is being replaced.
+    changing: Cell<Option<Table>>,
     /// The cell of a key that the thread has deleted, for the next key that it creates.
     spare: Cell<Option<&'static KeyCell>>,
     /// The first table, so that a thread with few values allocates nothing.
@@ -76,13 +75,13 @@ impl Root {
     /// The table that has the thread's values, also while it is being replaced.
     pub(crate) fn table(&self) -> Table {
         let table = Self::current_table();
-        if table.is_none() { self.replaced.get().unwrap_or(table) } else { table }
+        if table.is_none() { self.changing.get().unwrap_or(table) } else { table }
     }
 
     /// Makes `new` this thread's table, in place of `old`, whose values `copy` puts into it. Between two steps of that, a
     /// signal handler finds values in `old`, and may set some there. Then they are copied again.
     pub(crate) fn replace_table(&self, old: Table, new: Table, copy: impl FnOnce()) {
-        self.replaced.set(Some(old));
+        self.set_changing(Some(old));
         Self::exchange_table(Table::none());
         copy();
         // SAFETY: the variable lives as long as the thread that asks.
@@ -92,15 +91,26 @@ impl Root {
             Self::exchange_table(Table::none());
             new.copy_values(old);
         }
-        compiler_fence(SeqCst);
-        self.replaced.set(None);
+        self.set_changing(Some(new));
     }
 
     /// Records that a signal handler has set a value, which must be copied if the thread's table is being replaced.
     pub(crate) fn set_outdated(&self) {
-        if Self::current_table().is_none() && self.replaced.get().is_some() {
+        if Self::current_table().is_none() {
             Self::exchange_table(Table::outdated());
         }
+    }
+
+    /// Whether the thread is changing its table.
+    pub(crate) fn is_changing(&self) -> bool {
+        self.changing.get().is_some()
+    }
+
+    /// Records which table the thread is changing.
+    pub(crate) fn set_changing(&self, table: Option<Table>) {
+        compiler_fence(SeqCst); // a signal handler sees the steps of the thread that it interrupts in order
+        self.changing.set(table);
+        compiler_fence(SeqCst);
     }
 
     /// The inline table.
@@ -114,18 +124,6 @@ impl Root {
             // SAFETY: all other tables come from `Table::allocate`, and nothing refers to this one any more.
             unsafe { table.free() };
         }
-    }
-
-    /// Whether the thread is changing its table.
-    pub(crate) fn is_changing(&self) -> bool {
-        self.changing.load(Relaxed)
-    }
-
-    /// Records whether it is.
-    pub(crate) fn set_changing(&self, changing: bool) {
-        compiler_fence(SeqCst); // a signal handler sees the steps of the thread that it interrupts in order
-        self.changing.store(changing, Relaxed);
-        compiler_fence(SeqCst);
     }
 
     /// Whether libc will call `exit::thread_exit` when this thread ends.

@@ -6,7 +6,7 @@
 //!
 //! Only its thread changes a table, but a signal handler may interrupt that at any instruction and call `get`. So each
 //! single step of a change leaves a table that reads right: an entry's key is written last, and a table that gets
-//! another multiplier or other memory is copied, then replaced with one store. `lookup.rs` does the latter.
+//! another multiplier or other memory is copied, then replaced with one store. `lookup.rs` and `root.rs` do the latter.
 
 use core::cell::Cell;
 use core::ffi::c_void;
@@ -127,6 +127,12 @@ impl Slot {
     #[inline(always)]
     pub(crate) fn set_value(&self, value: *mut c_void) {
         self.value.store(value, Relaxed);
+    }
+
+    /// Where the entry's value is.
+    #[inline(always)]
+    pub(crate) fn location(&self) -> *mut *mut c_void {
+        self.value.as_ptr()
     }
 
     fn cell(&self) -> Option<&'static KeyCell> {

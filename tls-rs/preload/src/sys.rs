@@ -1,4 +1,4 @@
-//! What the storage needs of the system: memory from the kernel, and libc's functions for native keys through `dlsym`.
+//! What the storage needs of the system: memory from the kernel, and functions of libc through `dlsym`.
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::mem;
