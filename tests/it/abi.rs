@@ -44,6 +44,7 @@ fn stocks_symbols_are_all_exported_and_only_the_api_is_new() -> Result<()> {
                 "guac_thread_local_key_create",
                 "guac_thread_local_key_delete",
                 "guac_thread_local_setspecific",
+                "guac_thread_local_slot",
             ],
             // Only the library itself uses these.
             "libguac-client-vnc.so" => &[

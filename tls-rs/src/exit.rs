@@ -10,9 +10,12 @@ use core::ptr;
 use core::sync::atomic::AtomicUsize;
 use core::sync::atomic::Ordering::{AcqRel, Acquire};
 
+use hook::thread_exit;
+
+use crate::key;
 use crate::registry::REGISTRY;
 use crate::root::Root;
-use crate::sys::{self, ENOMEM, Errno, PTHREAD_DESTRUCTOR_ITERATIONS, pthread_key_t};
+use crate::sys::{self, Destructor, ENOMEM, Errno, PTHREAD_DESTRUCTOR_ITERATIONS, pthread_key_t};
 use crate::table::Table;
 
 /// The native key plus one, or 0 while there is none.
@@ -64,19 +67,50 @@ fn hook() -> Option<pthread_key_t> {
     }
 }
 
-/// Runs the destructors of this thread's values, then resets the thread's storage to what it was at the start.
+/// The destructors of this thread's values are called in rounds, and in each round by the index of their keys, as glibc and
+/// musl do. So a destructor may set the value of a later key, and that is destroyed in the same round.
+///
+/// The keys of a round wait in the table's queue. Keys that are created during the round must wait for the next one, or it
+/// might never end. POSIX: "If, after all the destructors have been called for all non-NULL values with associated
+/// destructors, there are still some [...], then the process is repeated."
+///
+/// A destructor may end the thread, through `pthread_exit` or cancellation. glibc then unwinds the frames of its callers,
+/// and musl abandons them, and both may call the hook again. So the hook has its value while destructors run, and the
+/// thread's root says how far the rounds are.
 ///
 /// Values without a destructor stay until the last of these destructors has run, and are dropped then: destructors of
 /// native keys that libc calls later do not see them. (glibc and musl clear such values in between. POSIX leaves it
 /// open.) Destructors of other libraries may still set values. The first value that needs a destructor or memory arms
 /// the hook again, and libc calls this again in its next round. Memory for values that are set in libc's last round is
 /// lost.
-unsafe extern "C" fn thread_exit(_root: *mut c_void) {
+extern "C" fn begin() {
     let root = Root::current();
-    // POSIX: "If, after all the destructors have been called for all non-NULL values with associated
-    // destructors, there are still some [...], then the process is repeated."
-    for _ in 0..PTHREAD_DESTRUCTOR_ITERATIONS {
-        if !run_destructors(root) {
+    root.set_armed(false); // libc has set the hook's value to NULL before it called this
+    root.set_changing(None); // asynchronous cancellation may have ended `set`
+}
+
+/// The destructor to be called next. Writes its value to `value`. If there is none, resets the thread's storage to what it
+/// was at the start.
+extern "C" fn next(value: &mut *mut c_void) -> Option<Destructor> {
+    let root = Root::current();
+    root.set_changing(Some(Root::current_table()));
+    let next = next_of(root);
+    root.set_changing(None);
+    let (taken, destructor) = next?;
+    *value = taken;
+    Some(destructor)
+}
+
+/// The same, with the value.
+fn next_of(root: &Root) -> Option<(*mut c_void, Destructor)> {
+    loop {
+        while let Some(key) = next_key(root) {
+            let Some(taken) = Root::current_table().take(key) else { continue };
+            let _ = arm(root); // if it fails, the destructor must not end the thread
+            root.progress.called.set(true);
+            return Some(taken);
+        }
+        if !begin_round(root) {
             break;
         }
     }
@@ -86,32 +120,160 @@ unsafe extern "C" fn thread_exit(_root: *mut c_void) {
     if let Some(spare) = root.take_spare() {
         REGISTRY.give_back(spare);
     }
-    root.set_armed(false); // libc has set the hook's value to NULL before it called this
     root.set_ended();
+    None
 }
 
-/// One round: calls the destructor of each value at most once. Returns whether it called any.
-fn run_destructors(root: &Root) -> bool {
+/// Begins a round, unless the last one has called no destructor, or it was the last that POSIX requires.
+fn begin_round(root: &Root) -> bool {
+    let progress = &root.progress;
+    let rounds = progress.rounds.get();
+    let again = rounds == 0 || progress.called.get() && usize::from(rounds) < PTHREAD_DESTRUCTOR_ITERATIONS;
+    progress.rounds.set(if again { rounds + 1 } else { 0 });
+    progress.called.set(false);
+    progress.last.set(0);
+    progress.end.set(if again { REGISTRY.end() } else { 0 });
+    queue_all(root);
+    again
+}
+
+/// Removes the first key from the queue.
+fn next_key(root: &Root) -> Option<usize> {
+    let progress = &root.progress;
+    let left = progress.queued.get().checked_sub(1)?;
+    progress.queued.set(left);
+    let key = Root::current_table().pop(left as usize);
+    progress.last.set(key::index(key));
+    Some(key)
+}
+
+/// Whether `key` has its turn later in this round of thread exit, if there is one.
+#[inline]
+fn is_due(root: &Root, key: usize) -> bool {
+    (root.progress.last.get() + 1..root.progress.end.get()).contains(&key::index(key))
+}
+
+/// Puts a key that has just been added to the thread's table into the queue, if thread exit runs and is to find it.
+#[inline]
+pub(crate) fn queue(root: &Root, key: usize) {
+    if is_due(root, key) {
+        let (table, queued) = (Root::current_table(), root.progress.queued.get());
+        if queued as usize == table.len() {
+            return queue_all(root); // many are dead
+        }
+        table.push(queued as usize, key);
+        root.progress.queued.set(queued + 1);
+    }
+}
+
+/// Fills the queue anew, for another round or another table.
+pub(crate) fn queue_all(root: &Root) {
     let table = Root::current_table();
-    let mut any = false;
-    // A destructor may set values, and so replace the table. The round goes over the slots of the table that it began
-    // with. Otherwise it might never end.
-    root.set_walked(Some(table));
-    for key in table.keys() {
-        if let Some((value, destructor)) = Root::current_table().take(key) {
-            any = true;
-            // SAFETY: POSIX's contract between the code that created the key and the code that set the value. The
-            // destructor may end the thread, through `pthread_exit` or cancellation: glibc then unwinds this frame and
-            // that of `thread_exit`, musl abandons them. They have unwind tables, nothing to drop and nothing that
-            // catches. The memory of the thread's table is lost.
+    let mut queued = 0;
+    for key in table.keys().filter(|key| is_due(root, *key)) {
+        table.push(queued as usize, key);
+        queued += 1;
+    }
+    root.progress.queued.set(queued);
+}
+
+// Calls the destructors. No Rust function may be among their callers, as it must not be unwound: this library is compiled
+// with panic=abort, and without a personality routine.
+#[cfg(all(not(miri), any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod hook {
+    use super::c_void;
+
+    #[cfg(target_arch = "x86_64")]
+    core::arch::global_asm!(
+        ".pushsection .text.guac_thread_local_exit,\"ax\",@progbits",
+        ".globl guac_thread_local_exit",
+        ".hidden guac_thread_local_exit",
+        ".type guac_thread_local_exit, @function",
+        "guac_thread_local_exit:",
+        ".cfi_startproc",
+        "sub rsp, 24",
+        ".cfi_adjust_cfa_offset 24",
+        "call {begin}",
+        "2:",
+        "lea rdi, [rsp + 8]",
+        "call {next}",
+        "test rax, rax",
+        "je 3f",
+        "mov rdi, qword ptr [rsp + 8]",
+        "call rax",
+        "jmp 2b",
+        "3:",
+        "add rsp, 24",
+        ".cfi_adjust_cfa_offset -24",
+        "ret",
+        ".cfi_endproc",
+        ".size guac_thread_local_exit, . - guac_thread_local_exit",
+        ".popsection",
+        begin = sym super::begin,
+        next = sym super::next,
+    );
+
+    #[cfg(target_arch = "aarch64")]
+    core::arch::global_asm!(
+        ".pushsection .text.guac_thread_local_exit,\"ax\",@progbits",
+        ".globl guac_thread_local_exit",
+        ".hidden guac_thread_local_exit",
+        ".type guac_thread_local_exit, @function",
+        ".balign 4",
+        "guac_thread_local_exit:",
+        ".cfi_startproc",
+        "stp x29, x30, [sp, #-32]!",
+        ".cfi_def_cfa_offset 32",
+        ".cfi_offset x29, -32",
+        ".cfi_offset x30, -24",
+        "mov x29, sp",
+        "bl {begin}",
+        "2:",
+        "add x0, sp, #16",
+        "bl {next}",
+        "cbz x0, 3f",
+        "mov x9, x0",
+        "ldr x0, [sp, #16]",
+        "blr x9",
+        "b 2b",
+        "3:",
+        "ldp x29, x30, [sp], #32",
+        ".cfi_restore x29",
+        ".cfi_restore x30",
+        ".cfi_def_cfa_offset 0",
+        "ret",
+        ".cfi_endproc",
+        ".size guac_thread_local_exit, . - guac_thread_local_exit",
+        ".popsection",
+        begin = sym super::begin,
+        next = sym super::next,
+    );
+
+    unsafe extern "C-unwind" {
+        #[link_name = "guac_thread_local_exit"]
+        pub(super) fn thread_exit(root: *mut c_void);
+    }
+}
+
+/// The same in Rust, for other architectures and for Miri. The destructor is called as one that does not unwind: otherwise
+/// rustc adds code to this function that aborts when `pthread_exit` or cancellation unwinds it. The function has nothing to
+/// drop. So unwinding it does no harm in practice, but Rust does not promise that.
+#[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
+mod hook {
+    use super::{begin, c_void, next, ptr};
+
+    pub(super) unsafe extern "C-unwind" fn thread_exit(_root: *mut c_void) {
+        begin();
+        let mut value = ptr::null_mut();
+        while let Some(destructor) = next(&mut value) {
+            // Miri knows the types of functions, and calls no destructor that ends the thread.
+            #[cfg(not(miri))]
+            // SAFETY: the types differ in what rustc makes of a call only.
+            let destructor: unsafe extern "C" fn(*mut c_void) = unsafe { core::mem::transmute(destructor) };
+            // SAFETY: POSIX's contract between the code that created the key and the code that set the value.
             unsafe { destructor(value) };
         }
     }
-    root.set_walked(None);
-    if Root::current_table() != table {
-        root.release(table);
-    }
-    any
 }
 
 #[cfg(test)]
@@ -128,7 +290,7 @@ mod tests {
 
     static FREED: AtomicUsize = AtomicUsize::new(0);
 
-    unsafe extern "C" fn free_number(value: *mut c_void) {
+    unsafe extern "C-unwind" fn free_number(value: *mut c_void) {
         // SAFETY: `allocated_number` made it.
         FREED.fetch_add(unsafe { *std::boxed::Box::from_raw(value.cast::<usize>()) }, Relaxed);
     }
@@ -138,7 +300,7 @@ mod tests {
     }
 
     /// Sets values for more keys than the table that thread exit walks over has room for.
-    unsafe extern "C" fn set_more(value: *mut c_void) {
+    unsafe extern "C-unwind" fn set_more(value: *mut c_void) {
         for _ in 0..MORE {
             lookup::set(spare::create(Some(free_number)).unwrap(), allocated_number()).unwrap();
         }
@@ -163,7 +325,7 @@ mod tests {
 
     #[test]
     fn thread_exit_resets_the_threads_storage() {
-        unsafe extern "C" fn nothing(_: *mut c_void) {}
+        unsafe extern "C-unwind" fn nothing(_: *mut c_void) {}
         thread::spawn(|| {
             for count in [1, 12, if cfg!(miri) { 30 } else { 100 }] {
                 let keys: Vec<_> = (0..count).map(|_| spare::create(Some(nothing)).unwrap()).collect();

@@ -11,7 +11,7 @@ use crate::sys::{EINVAL, Errno};
 pub type Key = usize;
 
 /// `guac_thread_local_destructor_t`; `None` is NULL.
-pub type Destructor = Option<unsafe extern "C" fn(*mut c_void)>;
+pub type Destructor = Option<unsafe extern "C-unwind" fn(*mut c_void)>;
 
 /// Creates a key, as `pthread_key_create` does. `EAGAIN`, `ENOMEM`, or `EINVAL` if `key` is NULL.
 ///
@@ -66,6 +66,13 @@ pub extern "C" fn guac_thread_local_setspecific(key: Key, value: *const c_void) 
 #[unsafe(no_mangle)]
 pub extern "C" fn guac_thread_local_getspecific(key: Key) -> *mut c_void {
     lookup::get(key)
+}
+
+/// The location of this thread's value, to be read and written until the thread sets a value of another key. NULL if the
+/// thread has set none, or `key` is not alive.
+#[unsafe(no_mangle)]
+pub extern "C" fn guac_thread_local_slot(key: Key) -> *mut *mut c_void {
+    lookup::slot(key)
 }
 
 fn status(result: Result<(), Errno>) -> c_int {

@@ -14,7 +14,7 @@
 //!   cell                  key while it is alive, destructor
 //!
 //! one per thread          pointer to the table                               root.rs
-//!   root                  walked | armed | ended | spare cell | inline table
+//!   root                  thread exit | armed | ended | changing | spare cell | inline table
 //!   table                 multiplier, mask, used | slot slot slot ...        table.rs
 //!   slot                  key, value, pointer to the key's cell
 //! ```
@@ -33,7 +33,7 @@
 //! always. After that the table is allocated. When it is full, the values of live keys move to another.
 //!
 //! When a thread ends, libc calls the destructor of the one native key that the library has (`exit.rs`). That runs the
-//! destructors of the thread's values. Only threads that have something to destroy or to free set a value for this key.
+//! destructors of the thread's values, by the index of their keys. Only threads that have something to destroy or to free set a value for this key.
 //!
 //! `guac_error` needs no key: it is two variables in thread-local storage (`error.rs`).
 //!
@@ -64,15 +64,18 @@
 //! # Signals
 //!
 //! `get` allocates nothing, takes no lock and writes nothing. It may interrupt the thread anywhere, in `set` too: see
-//! `table.rs`. The other functions are not async-signal-safe. Neither are POSIX's. (Where `std` provides the root, see
+//! `table.rs`. The other functions are not async-signal-safe. Neither are POSIX's. But programs call `pthread_setspecific`
+//! in signal handlers, and the preload library must not corrupt their memory. So `set` notices when it interrupts a change
+//! of the thread's table. It then sets values of keys that have an entry, and adds none. (If signals were blocked, it could
+//! add entries. But that takes two system calls, 400 ns, for each key that a thread sets for the first time.) (Where `std` provides the root, see
 //! below, the dynamic linker may allocate memory when a thread first uses it, also in `get`.)
 //!
 //! # What is absent
 //!
 //! - Locks, see above.
-//! - Panics, unwinding and `std`: the library needs five functions of libc and nothing else. (On architectures other than
-//!   x86_64 and aarch64, `std` provides the root, and the shared library exports three symbols of `std` unless the linker
-//!   is told otherwise.)
+//! - Panics, unwinding and `std`: the library needs six functions of libc and nothing else. A few instructions of assembly
+//!   call the destructors, as those may end the thread (`exit.rs`). (On architectures other than x86_64 and aarch64, `std`
+//!   provides the root, and the shared library exports three symbols of `std` unless the linker is told otherwise.)
 //! - Unloading: libc will call the hook for thread exit, so the shared library must be linked with `-z nodelete`.
 //! - Memory that the registry returns: a cell stays, for the next key.
 

@@ -11,6 +11,7 @@ use core::ptr;
 use crate::exit;
 use crate::registry::{KeyCell, REGISTRY};
 use crate::root::Root;
+use crate::sync;
 use crate::sys::{EINVAL, ENOMEM, Errno};
 use crate::table::{
     COLLISION_FREE_KEYS, COLLISION_FREE_SLOTS, FIRST_MULTIPLIER, INLINE_KEYS, INLINE_SLOTS, InlineTable,
@@ -30,7 +31,25 @@ pub(crate) fn get(key: usize) -> *mut c_void {
 #[cold]
 #[inline(never)]
 fn get_slow(key: usize) -> *mut c_void {
-    Root::current_table().find(key).map_or(ptr::null_mut(), Slot::value)
+    Root::current().table().find(key).map_or(ptr::null_mut(), Slot::value)
+}
+
+/// The location of this thread's value of `key`, until the thread sets a value of another key. NULL if the thread has set
+/// none, or the key is not alive.
+#[inline]
+#[allow(dead_code)] // not part of the preload library
+pub(crate) fn slot(key: usize) -> *mut *mut c_void {
+    match Root::current_table().at_home(key) {
+        Some(slot) => slot.location(),
+        None => slot_slow(key),
+    }
+}
+
+/// The location of the value of a key that is not in its home slot.
+#[cold]
+#[inline(never)]
+fn slot_slow(key: usize) -> *mut *mut c_void {
+    Root::current_table().find(key).map_or(ptr::null_mut(), Slot::location)
 }
 
 /// Sets the value of `key` in this thread. Fails with `EINVAL` if the key is not alive, and with `ENOMEM`. No value has
@@ -50,24 +69,53 @@ pub(crate) fn set(key: usize, value: *mut c_void) -> Result<(), Errno> {
 #[cold]
 #[inline(never)]
 fn set_slow(key: usize, value: *mut c_void) -> Result<(), Errno> {
+    let root = Root::current();
+    if root.is_changing() {
+        return set_within_change(root, key, value);
+    }
+    root.set_changing(Some(Root::current_table()));
+    let result = change(root, key, value);
+    root.set_changing(None);
+    result
+}
+
+/// Sets a value in a signal handler that has interrupted `set_slow`, or thread exit. POSIX does not allow that, and it
+/// cannot add a key.
+fn set_within_change(root: &Root, key: usize, value: *mut c_void) -> Result<(), Errno> {
+    match root.table().find(key) {
+        Some(slot) => {
+            slot.set_value(value);
+            root.set_outdated();
+        }
+        None if REGISTRY.live_cell(key).is_none() => return Err(EINVAL),
+        None if value.is_null() => {}
+        None => return Err(ENOMEM),
+    }
+    Ok(())
+}
+
+/// Sets a value when nothing else changes the thread's table.
+fn change(root: &Root, key: usize, value: *mut c_void) -> Result<(), Errno> {
     let table = Root::current_table();
     if table == Table::none() {
-        return set_first(key, value);
+        return set_first(root, key, value);
     }
     if let Some(slot) = table.find(key) {
         slot.set_value(value);
         return Ok(());
     }
-    let root = Root::current();
     let Some(cell) = cell_for(root, key, value)? else { return Ok(()) };
-    let table = if table.has_place_for(key) { table } else { rebuild(root, table, key)? };
+    let table = match table.has_place_for(key) {
+        true => table,
+        false => sync::uncancelled(|| rebuild(root, table, key))?,
+    };
     table.add(key, value, cell);
+    exit::queue(root, key);
     Ok(())
 }
 
 /// Sets the first value of a thread. Most threads have no other, so this must be quick.
-fn set_first(key: usize, value: *mut c_void) -> Result<(), Errno> {
-    let root = Root::current();
+fn set_first(root: &Root, key: usize, value: *mut c_void) -> Result<(), Errno> {
     let Some(cell) = cell_for(root, key, value)? else { return Ok(()) };
     let inline = root.inline();
     inline.reset(FIRST_MULTIPLIER);
@@ -75,6 +123,7 @@ fn set_first(key: usize, value: *mut c_void) -> Result<(), Errno> {
     slot.fill(key, value, cell);
     inline.note_used(slot);
     Root::exchange_table(inline);
+    exit::queue(root, key);
     Ok(())
 }
 
@@ -120,19 +169,21 @@ fn rebuild(root: &Root, old: Table, key: usize) -> Result<Table, Errno> {
     }
 
     let inline = root.inline();
-    if slots == INLINE_SLOTS && !root.is_walked(inline) {
+    if slots == INLINE_SLOTS {
         let mut copy = MaybeUninit::uninit();
         let mut from = old;
         if old == inline {
             from = InlineTable::copy(&mut copy, old);
-            Root::exchange_table(from);
+            root.replace_table(old, from, || from.copy_values(old));
         }
-        inline.reset(multiplier);
-        kept(from).for_each(|(key, value, cell)| inline.add(key, value, cell));
-        Root::exchange_table(inline);
+        root.replace_table(from, inline, || {
+            inline.reset(multiplier);
+            kept(from).for_each(|(key, value, cell)| inline.add(key, value, cell));
+        });
         if old != inline {
             root.release(old);
         }
+        exit::queue_all(root);
         return Ok(inline);
     }
 
@@ -140,9 +191,10 @@ fn rebuild(root: &Root, old: Table, key: usize) -> Result<Table, Errno> {
     let allocated = exit::arm(root).and_then(|()| Table::allocate(slots, multiplier).ok_or(ENOMEM));
     match allocated {
         Ok(new) => {
-            kept(old).for_each(|(key, value, cell)| new.add(key, value, cell));
-            Root::exchange_table(new);
+            let copy = || kept(old).for_each(|(key, value, cell)| new.add(key, value, cell));
+            root.replace_table(old, new, copy);
             root.release(old);
+            exit::queue_all(root);
             Ok(new)
         }
         Err(_) if old.used() + 1 < old.len() => Ok(old), // slower; a search still ends at the one empty slot

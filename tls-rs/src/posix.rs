@@ -16,9 +16,13 @@ pub(crate) const EINVAL: Errno = Errno::new(22).unwrap();
 /// POSIX requires at least this many rounds of destructors. glibc and musl make 4 as well.
 pub(crate) const PTHREAD_DESTRUCTOR_ITERATIONS: usize = 4;
 
+/// For `pthread_setcanceltype`.
+#[cfg(not(miri))]
+pub(crate) const PTHREAD_CANCEL_DEFERRED: c_int = 0;
+
 /// A native key.
 #[allow(non_camel_case_types)]
 pub(crate) type pthread_key_t = c_uint;
 
-/// A destructor, called at thread exit with the thread's value.
-pub(crate) type Destructor = unsafe extern "C" fn(*mut c_void);
+/// A destructor, called at thread exit with the thread's value. It may end the thread, which unwinds its callers.
+pub(crate) type Destructor = unsafe extern "C-unwind" fn(*mut c_void);

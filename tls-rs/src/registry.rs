@@ -138,6 +138,12 @@ impl Registry {
         Ok((key::generation(dead) < key::LAST_GENERATION).then_some(FreeCell(cell)))
     }
 
+    /// An index above those of all keys that the calling thread knows of.
+    #[cfg(not(all(test, loom)))]
+    pub(crate) fn end(&self) -> u32 {
+        self.fresh.load(Relaxed)
+    }
+
     /// The cell of `key`, if the key is alive.
     pub(crate) fn live_cell(&'static self, key: usize) -> Option<&'static KeyCell> {
         // Acquire: however the thread has learned of the key, it sees the key's destructor from now on.
@@ -233,16 +239,22 @@ impl Registry {
     fn add_bucket(&'static self, index: u32) -> Result<&'static KeyCell, Errno> {
         let place = Place::of(index);
         let bucket = self.buckets.get(place.bucket).ok_or(EAGAIN)?;
-        let cells = sync::allocate_zeroed::<KeyCell>(1 << place.bits);
+        sync::uncancelled(|| Self::allocate_bucket(bucket, place.bits))?;
+        self.cell(index).ok_or(ENOMEM)
+    }
+
+    /// Allocates a bucket of `1 << bits` cells, unless another thread is faster.
+    fn allocate_bucket(bucket: &AtomicPtr<KeyCell>, bits: u32) -> Result<(), Errno> {
+        let cells = sync::allocate_zeroed::<KeyCell>(1 << bits);
         if cells.is_null() {
             return Err(ENOMEM);
         }
         // Release: the zeroes that calloc wrote are published as well.
         if bucket.compare_exchange(ptr::null_mut(), cells, AcqRel, Acquire).is_err() {
             // SAFETY: another thread was faster, so no other thread knows of this bucket.
-            unsafe { sync::free(cells, 1 << place.bits) };
+            unsafe { sync::free(cells, 1 << bits) };
         }
-        self.cell(index).ok_or(ENOMEM)
+        Ok(())
     }
 }
 
@@ -361,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_key_has_its_own_destructor_and_not_that_of_a_later_one() {
-        unsafe extern "C" fn set_to_one(value: *mut core::ffi::c_void) {
+        unsafe extern "C-unwind" fn set_to_one(value: *mut core::ffi::c_void) {
             // SAFETY: the test passes a number.
             unsafe { value.cast::<u32>().write(1) };
         }

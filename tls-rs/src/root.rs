@@ -7,7 +7,7 @@
 //! room for those that are loaded later.)
 
 use core::cell::Cell;
-use core::sync::atomic::Ordering::{Relaxed, Release};
+use core::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
 use core::sync::atomic::{AtomicPtr, compiler_fence};
 
 use crate::registry::{FreeCell, KeyCell};
@@ -19,16 +19,34 @@ use crate::table::{Header, InlineTable, Table};
 /// `get` between any two instructions of that thread. On these architectures, relaxed atomics cost nothing.
 #[repr(C, align(64))]
 pub(crate) struct Root {
-    /// The table that thread exit walks over, if it does. It must not be freed or cleared.
-    walked: Cell<Option<Table>>,
+    /// How far thread exit is.
+    pub(crate) progress: Progress,
     /// Whether the native key for thread exit has a value in this thread.
     armed: Cell<bool>,
     /// Whether thread exit has run. It may not run again.
     ended: Cell<bool>,
+    /// The table that the thread is changing, if it is. A signal handler that interrupts it must not. The thread itself has
+    /// none while that table is being replaced.
+    changing: Cell<Option<Table>>,
     /// The cell of a key that the thread has deleted, for the next key that it creates.
     spare: Cell<Option<&'static KeyCell>>,
     /// The first table, so that a thread with few values allocates nothing.
     inline: InlineTable,
+}
+
+/// How far thread exit is: `exit.rs` explains it. All zero when it does not run.
+#[repr(C)]
+pub(crate) struct Progress {
+    /// Whether this round has called a destructor.
+    pub(crate) called: Cell<bool>,
+    /// How many rounds have begun.
+    pub(crate) rounds: Cell<u8>,
+    /// The index of the key whose turn it was last in this round, or 0.
+    pub(crate) last: Cell<u32>,
+    /// The round has keys with lower indices than this.
+    pub(crate) end: Cell<u32>,
+    /// How many keys are in the table's queue.
+    pub(crate) queued: Cell<u32>,
 }
 
 impl Root {
@@ -54,24 +72,55 @@ impl Root {
         compiler_fence(Release);
     }
 
+    /// The table that has the thread's values, also while it is being replaced.
+    pub(crate) fn table(&self) -> Table {
+        let table = Self::current_table();
+        if table.is_none() { self.changing.get().unwrap_or(table) } else { table }
+    }
+
+    /// Makes `new` this thread's table, in place of `old`, whose values `copy` puts into it. Between two steps of that, a
+    /// signal handler finds values in `old`, and may set some there. Then they are copied again.
+    pub(crate) fn replace_table(&self, old: Table, new: Table, copy: impl FnOnce()) {
+        self.set_changing(Some(old));
+        Self::exchange_table(Table::none());
+        copy();
+        // SAFETY: the variable lives as long as the thread that asks.
+        let current = unsafe { &*variable::table_address() };
+        let none = Table::none().into_raw();
+        while current.compare_exchange(none, new.into_raw(), Release, Relaxed).is_err() {
+            Self::exchange_table(Table::none());
+            new.copy_values(old);
+        }
+        self.set_changing(Some(new));
+    }
+
+    /// Records that a signal handler has set a value, which must be copied if the thread's table is being replaced.
+    pub(crate) fn set_outdated(&self) {
+        if Self::current_table().is_none() {
+            Self::exchange_table(Table::outdated());
+        }
+    }
+
+    /// Whether the thread is changing its table.
+    pub(crate) fn is_changing(&self) -> bool {
+        self.changing.get().is_some()
+    }
+
+    /// Records which table the thread is changing.
+    pub(crate) fn set_changing(&self, table: Option<Table>) {
+        compiler_fence(SeqCst); // a signal handler sees the steps of the thread that it interrupts in order
+        self.changing.set(table);
+        compiler_fence(SeqCst);
+    }
+
     /// The inline table.
     pub(crate) fn inline(&self) -> Table {
         self.inline.table()
     }
 
-    /// Whether thread exit walks over `table`.
-    pub(crate) fn is_walked(&self, table: Table) -> bool {
-        self.walked.get() == Some(table)
-    }
-
-    /// Records which table thread exit walks over.
-    pub(crate) fn set_walked(&self, table: Option<Table>) {
-        self.walked.set(table);
-    }
-
-    /// Frees `table`, which the thread no longer uses, unless it is inline or thread exit still walks over it.
+    /// Frees `table`, which the thread no longer uses, unless it is inline.
     pub(crate) fn release(&self, table: Table) {
-        if table != Table::none() && table != self.inline() && !self.is_walked(table) {
+        if table != Table::none() && table != self.inline() {
             // SAFETY: all other tables come from `Table::allocate`, and nothing refers to this one any more.
             unsafe { table.free() };
         }

@@ -9,5 +9,7 @@ unsafe extern "C" {
     pub(crate) fn free(memory: *mut c_void);
     pub(crate) fn pthread_key_create(key: *mut pthread_key_t, destructor: Option<Destructor>) -> c_int;
     pub(crate) fn pthread_key_delete(key: pthread_key_t) -> c_int;
+    #[cfg(not(any(miri, all(test, loom))))]
+    pub(crate) fn pthread_setcanceltype(kind: c_int, before: *mut c_int) -> c_int;
     pub(crate) fn pthread_setspecific(key: pthread_key_t, value: *const c_void) -> c_int;
 }

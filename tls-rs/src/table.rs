@@ -6,7 +6,7 @@
 //!
 //! Only its thread changes a table, but a signal handler may interrupt that at any instruction and call `get`. So each
 //! single step of a change leaves a table that reads right: an entry's key is written last, and a table that gets
-//! another multiplier or other memory is copied, then replaced with one store. `lookup.rs` does the latter.
+//! another multiplier or other memory is copied, then replaced with one store. `lookup.rs` and `root.rs` do the latter.
 
 use core::cell::Cell;
 use core::ffi::c_void;
@@ -16,6 +16,7 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering::{Relaxed, Release};
 use core::sync::atomic::{AtomicPtr, AtomicUsize, compiler_fence};
 
+use crate::key;
 use crate::registry::{KeyCell, NO_KEY};
 use crate::sys::{self, Destructor};
 
@@ -49,19 +50,33 @@ const SHIFT: u32 = usize::BITS / 2 - size_of::<Slot>().ilog2();
 /// The `key` of a slot that was never used. Ends a search.
 const EMPTY: usize = 0;
 
-/// The table of a thread without values: one slot, which stays empty.
-pub(crate) static NO_TABLE: NoTable = NoTable(
-    Header { multiplier: Cell::new(0), mask: Cell::new(0), used: Cell::new(0), used_bits: Cell::new(0) },
-    Slot {
-        key: AtomicUsize::new(EMPTY),
-        value: AtomicPtr::new(ptr::null_mut()),
-        cell: AtomicPtr::new((&raw const NO_KEY).cast_mut()),
-        _padding: 0,
-    },
-);
+/// The table of a thread without values: one slot, which stays empty. Also that of a thread whose table is being replaced.
+pub(crate) static NO_TABLE: NoTable = NoTable::new();
+
+/// The table of a thread whose table is being replaced, and in which a signal handler has set a value meanwhile.
+static OUTDATED: NoTable = NoTable::new();
 
 #[repr(C, align(32))]
 pub(crate) struct NoTable(Header, Slot);
+
+impl NoTable {
+    const fn new() -> NoTable {
+        NoTable(
+            Header {
+                multiplier: Cell::new(0),
+                mask: Cell::new(0),
+                used: Cell::new(0),
+                used_bits: Cell::new(0),
+            },
+            Slot {
+                key: AtomicUsize::new(EMPTY),
+                value: AtomicPtr::new(ptr::null_mut()),
+                cell: AtomicPtr::new((&raw const NO_KEY).cast_mut()),
+                queued: Cell::new(0),
+            },
+        )
+    }
+}
 
 // SAFETY: nobody writes to it.
 unsafe impl Sync for NoTable {}
@@ -97,7 +112,8 @@ pub(crate) struct Slot {
     key: AtomicUsize,
     value: AtomicPtr<c_void>,
     cell: AtomicPtr<KeyCell>,
-    _padding: usize,
+    /// Room for one key of the queue, see `Table::push`. It has nothing to do with the entry.
+    queued: Cell<usize>,
 }
 
 impl Slot {
@@ -111,6 +127,12 @@ impl Slot {
     #[inline(always)]
     pub(crate) fn set_value(&self, value: *mut c_void) {
         self.value.store(value, Relaxed);
+    }
+
+    /// Where the entry's value is.
+    #[inline(always)]
+    pub(crate) fn location(&self) -> *mut *mut c_void {
+        self.value.as_ptr()
     }
 
     fn cell(&self) -> Option<&'static KeyCell> {
@@ -179,7 +201,7 @@ impl InlineTable {
                     key: AtomicUsize::new(slot.key.load(Relaxed)),
                     value: AtomicPtr::new(slot.value.load(Relaxed)),
                     cell: AtomicPtr::new(slot.cell.load(Relaxed)),
-                    _padding: 0,
+                    queued: Cell::new(0),
                 });
             }
         }
@@ -217,6 +239,16 @@ impl Table {
     /// The table of a thread without values.
     pub(crate) fn none() -> Table {
         Table(NonNull::from(&NO_TABLE).cast())
+    }
+
+    /// In place of a table that is being replaced, if a signal handler has set a value in it meanwhile.
+    pub(crate) fn outdated() -> Table {
+        Table(NonNull::from(&OUTDATED).cast())
+    }
+
+    /// Whether this is `none` or `outdated`.
+    pub(crate) fn is_none(self) -> bool {
+        self.len() == 1
     }
 
     /// # Safety
@@ -284,6 +316,45 @@ impl Table {
         (slot.key.load(Relaxed) == key && slot.is_live(key)).then_some(slot)
     }
 
+    /// Adds a key to the queue, which has `count` keys, fewer than there are slots. The slots have room for it, so that
+    /// thread exit needs no memory. It is a binary heap.
+    pub(crate) fn push(self, count: usize, key: usize) {
+        let mut at = count;
+        while at > 0 {
+            let above = self.queued((at - 1) / 2).get();
+            if key::index(above) <= key::index(key) {
+                break;
+            }
+            self.queued(at).set(above);
+            at = (at - 1) / 2;
+        }
+        self.queued(at).set(key);
+    }
+
+    /// Removes the key with the lowest index from the queue, which has `left` more keys.
+    pub(crate) fn pop(self, left: usize) -> usize {
+        let lowest = self.queued(0).get();
+        let last = self.queued(left).get();
+        let mut at = 0;
+        while 2 * at + 1 < left {
+            let index = |at| key::index(self.queued(at).get());
+            let (first, second) = (2 * at + 1, 2 * at + 2);
+            let below = if second < left && index(second) < index(first) { second } else { first };
+            if key::index(last) <= index(below) {
+                break;
+            }
+            self.queued(at).set(self.queued(below).get());
+            at = below;
+        }
+        self.queued(at).set(last);
+        lowest
+    }
+
+    /// The place in the queue, of which there are as many as slots.
+    fn queued(self, at: usize) -> &'static Cell<usize> {
+        &self.slot(at * size_of::<Slot>()).queued
+    }
+
     /// Takes the value of `key` out of the table, with the destructor that waits for it, if there is one.
     pub(crate) fn take(self, key: usize) -> Option<(*mut c_void, Destructor)> {
         let slot = self.find(key)?;
@@ -341,8 +412,7 @@ impl Table {
         self.len() <= usize::BITS as usize
     }
 
-    /// The slots that are not empty, in the order of their positions, those included that are filled ahead of the
-    /// iteration while it runs.
+    /// The slots that are not empty.
     fn used_slots(self) -> impl Iterator<Item = &'static Slot> {
         let slot_at = move |i: usize| self.slot(i * size_of::<Slot>());
         let mut next = 0;
@@ -369,7 +439,18 @@ impl Table {
         }
     }
 
-    /// The keys that have a slot, those included that get one ahead of the iteration while it runs.
+    /// Sets the values of the table `from`, most of which have an entry here.
+    pub(crate) fn copy_values(self, from: Table) {
+        for (key, value, cell) in from.live() {
+            match self.find(key) {
+                Some(slot) => slot.set_value(value),
+                None if value.is_null() => {}
+                None => self.add(key, value, cell),
+            }
+        }
+    }
+
+    /// The keys that have a slot.
     pub(crate) fn keys(self) -> impl Iterator<Item = usize> {
         self.used_slots().map(|slot| slot.key.load(Relaxed))
     }

@@ -58,6 +58,11 @@ fn a_signal_handler_may_read_values_at_any_time() {
 }
 
 #[test]
+fn a_value_is_read_and_written_where_it_is() {
+    HOST.run_both("slot", &[]);
+}
+
+#[test]
 fn destructors_run_as_posix_says() {
     HOST.run_both("destructors", &[]);
 }
@@ -168,7 +173,7 @@ fn valgrind_finds_nothing() {
     if !answers("valgrind") {
         return skipped("valgrind is not installed");
     }
-    for program in ["keys", "signals", "destructors", "fork", "exit", "memory", "native"] {
+    for program in ["keys", "slot", "signals", "destructors", "fork", "exit", "memory", "native"] {
         let output = Command::new("valgrind")
             .args(["--quiet", "--error-exitcode=9", "--fair-sched=yes", "--leak-check=full"])
             .arg("--errors-for-leak-kinds=definite,indirect,possible")
@@ -195,6 +200,7 @@ fn a_shared_library_exports_the_api_and_nothing_else() {
             "guac_thread_local_key_create",
             "guac_thread_local_key_delete",
             "guac_thread_local_setspecific",
+            "guac_thread_local_slot",
         ]
     );
 }
@@ -221,7 +227,106 @@ fn a_shared_library_needs_libc_alone() {
     needed.retain(|symbol| !symbol.ends_with("getauxval"));
     needed.sort_unstable();
     // No abort: the panic handler would call it, so nothing that may panic has been linked in.
-    assert_eq!(needed, ["calloc", "free", "pthread_key_create", "pthread_key_delete", "pthread_setspecific"]);
+    assert_eq!(
+        needed,
+        [
+            "calloc",
+            "free",
+            "pthread_key_create",
+            "pthread_key_delete",
+            "pthread_setcanceltype",
+            "pthread_setspecific",
+        ]
+    );
+}
+
+/// How many instructions and loads a call executes.
+#[cfg(target_arch = "x86_64")]
+mod budgets {
+    use std::collections::HashMap;
+
+    use super::{Command, HOST, answers, run, skipped};
+
+    /// The budgets of calls as libguac makes them, in instructions and loads from memory. They do not depend on the processor, and
+    /// the time that a call takes follows from them: on Intel's, a load costs half a cycle.
+    const BUDGETS: [(&str, usize, usize); 6] = [
+        ("get", 15, 9),
+        ("set", 16, 8),
+        ("slot", 16, 8),
+        ("create", 17, 5),
+        ("delete", 32, 6),
+        ("set_first", 117, 32),
+    ];
+
+    #[test]
+    fn no_call_executes_more_than_its_budget() {
+        if !answers("objdump") {
+            return skipped("objdump is not installed, so instructions have not been counted");
+        }
+        let output = run(Command::new(HOST.shared_program("steps")).env("LD_BIND_NOW", "1"));
+        let mut libraries = HashMap::new();
+        let mut counts: HashMap<&str, (usize, usize)> = HashMap::new();
+        for line in output.lines() {
+            let [call, library, address] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+            let instructions = libraries.entry(library).or_insert_with(|| disassemble(library));
+            let count = counts.entry(call).or_default();
+            count.0 += 1;
+            count.1 += usize::from(is_load(&instructions[address]));
+        }
+        for call in ["get", "set"] {
+            let (ours, native) = (counts[call], counts[&*format!("pthread_{call}")]);
+            assert!(ours.0 < native.0, "{call}: {ours:?}, with a pthread key from 32 on {native:?}");
+        }
+        let over = BUDGETS.iter().filter(|(call, instructions, loads)| {
+            let count = counts[call];
+            count.0 > *instructions || count.1 > *loads
+        });
+        let over: Vec<_> = over.collect();
+        assert!(
+            over.is_empty(),
+            "over their budget: {over:?}\nall counts (instructions, loads): {counts:#?}"
+        );
+    }
+
+    /// The instructions of a library, by their addresses.
+    fn disassemble(library: &str) -> HashMap<String, String> {
+        let listing = run(Command::new("objdump").args(["-d", "--no-show-raw-insn", "-Mintel", library]));
+        let instructions = listing.lines().filter_map(|line| line.trim_start().split_once(":\t"));
+        instructions.map(|(address, text)| (address.to_owned(), text.to_owned())).collect()
+    }
+
+    /// Whether an instruction reads memory. `mov` with memory as its first operand only writes there.
+    fn is_load(text: &str) -> bool {
+        let text = text.split('#').next().unwrap_or_default().trim().trim_start_matches("lock ");
+        let (name, operands) = text.split_once(' ').unwrap_or((text, ""));
+        let writes =
+            || name.starts_with("mov") && operands.split(',').next().is_some_and(|to| to.contains('['));
+        match name {
+            "ret" | "pop" | "leave" => true,
+            "lea" | "nop" => false,
+            _ => operands.contains('[') && !writes(),
+        }
+    }
+
+    #[test]
+    fn instructions_that_read_memory_are_told_from_others() {
+        for text in [
+            "mov    rax,QWORD PTR fs:[rax]",
+            "ret",
+            "cmp    QWORD PTR [rdx],rdi",
+            "lock cmpxchg QWORD PTR [rcx],rsi",
+        ] {
+            assert!(is_load(text), "{text}");
+        }
+        for text in [
+            "mov    QWORD PTR [rax+0x28],rsi",
+            "lea    rax,[rip+0x2cf9]        # 5f80",
+            "imul   rcx,rdi",
+            "push   rbx",
+        ] {
+            assert!(!is_load(text), "{text}");
+        }
+    }
 }
 
 /// How programs are compiled and run.
@@ -310,7 +415,8 @@ impl Platform {
         let libguac = self.libguac();
         let rpath = format!("-Wl,-rpath,{}", libguac.parent().expect("it is in a folder").display());
         let mut cc = self.cc();
-        link(&format!("{name}-shared-{}", self.name), cc.args([source, rpath]).arg(libguac).arg("-pthread"))
+        let cc = cc.args([source, rpath]).arg(libguac).args(["-pthread", "-ldl"]);
+        link(&format!("{name}-shared-{}", self.name), cc)
     }
 
     /// A shared library with the static library in it, as libguac is one.
@@ -379,7 +485,7 @@ impl Platform {
 
     /// All programs, for less time, for a platform other than the host.
     fn run_everything(&self) {
-        for program in ["keys", "signals", "destructors", "exit"] {
+        for program in ["keys", "slot", "signals", "destructors", "exit"] {
             self.run_both(program, &["quick"]);
         }
         self.run_static("memory", &[]);

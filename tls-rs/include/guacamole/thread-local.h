@@ -114,6 +114,23 @@ int guac_thread_local_setspecific(guac_thread_local_key_t key,
  */
 void* guac_thread_local_getspecific(guac_thread_local_key_t key);
 
+/**
+ * Returns the location of the calling thread's value for a key, so that one
+ * call can replace several calls of guac_thread_local_getspecific() and
+ * guac_thread_local_setspecific(). This function never allocates and is
+ * async-signal-safe.
+ *
+ * @param key
+ *     The key.
+ *
+ * @return
+ *     The location of the value. It may be read and written until this thread
+ *     sets the value of another key, or the key is deleted. NULL if this
+ *     thread has not set any value, or if the key does not exist or has been
+ *     deleted: guac_thread_local_setspecific() sets the first value.
+ */
+void** guac_thread_local_slot(guac_thread_local_key_t key);
+
 #ifdef __cplusplus
 }
 #endif

@@ -12,7 +12,7 @@ use crate::spare;
 use crate::sys::{EINVAL, Errno, pthread_key_t};
 
 /// A destructor; `None` is NULL.
-pub type Destructor = Option<unsafe extern "C" fn(*mut c_void)>;
+pub type Destructor = Option<unsafe extern "C-unwind" fn(*mut c_void)>;
 
 /// `thrd_error` of C11's threads.h, the same in glibc and in musl.
 const THRD_ERROR: c_int = 2;

@@ -9,7 +9,7 @@
 //!   deleted a billion keys, those included that its parent had deleted when it forked.
 //! - **Every library calls it**: constructors that run before this library's own, and allocators in the middle of their
 //!   first `malloc`. So memory comes from the kernel, in pages, and the only things taken from libc are its functions for
-//!   native keys, as one native key tells when a thread ends. `errno` is left alone, even when memory has run out.
+//!   native keys, as one native key tells when a thread ends, and `pthread_setcanceltype`. `errno` is left alone, even when memory has run out.
 //! - **It works with any libc.** `dlsym` is the one symbol that it needs, without a version. Both musl and glibc, from
 //!   2.34 on, can load the same file. (Before, `pthread_key_create` was not in libc itself, and libstdc++ took its presence
 //!   as a sign that libpthread was loaded.)

@@ -1,4 +1,4 @@
-//! What the storage needs of the system: memory from the kernel, and libc's functions for native keys through `dlsym`.
+//! What the storage needs of the system: memory from the kernel, and functions of libc through `dlsym`.
 
 use core::ffi::{CStr, c_char, c_int, c_void};
 use core::mem;
@@ -57,6 +57,7 @@ struct Native {
 static KEY_CREATE: Native = Native::new(c"pthread_key_create");
 static KEY_DELETE: Native = Native::new(c"pthread_key_delete");
 static SETSPECIFIC: Native = Native::new(c"pthread_setspecific");
+static SETCANCELTYPE: Native = Native::new(c"pthread_setcanceltype");
 
 impl Native {
     const fn new(name: &'static CStr) -> Native {
@@ -80,7 +81,7 @@ impl Native {
 /// Creates a native key. The library does so once, when it is loaded, when there is no other thread whose lock a child
 /// could inherit.
 pub(crate) unsafe fn pthread_key_create(key: *mut pthread_key_t, destructor: Option<Destructor>) -> c_int {
-    for native in [&SETSPECIFIC, &KEY_DELETE, &KEY_CREATE] {
+    for native in [&SETCANCELTYPE, &SETSPECIFIC, &KEY_DELETE, &KEY_CREATE] {
         native.find();
     }
     type Create = unsafe extern "C" fn(*mut pthread_key_t, Option<Destructor>) -> c_int;
@@ -110,6 +111,17 @@ pub(crate) unsafe fn pthread_setspecific(key: pthread_key_t, value: *const c_voi
     match unsafe { mem::transmute::<*mut c_void, Option<Set>>(SETSPECIFIC.get()) } {
         // SAFETY: the caller's promise, which is POSIX's contract.
         Some(set) => unsafe { set(key, value) },
+        None => EINVAL.get(),
+    }
+}
+
+/// Sets whether the thread is cancelled at once. Does nothing before the native key has been created.
+pub(crate) unsafe fn pthread_setcanceltype(kind: c_int, before: *mut c_int) -> c_int {
+    type Set = unsafe extern "C" fn(c_int, *mut c_int) -> c_int;
+    // SAFETY: libc's function of that name has this type, or the pointer is NULL.
+    match unsafe { mem::transmute::<*mut c_void, Option<Set>>(SETCANCELTYPE.get()) } {
+        // SAFETY: the caller's promise, which is POSIX's contract.
+        Some(set) => unsafe { set(kind, before) },
         None => EINVAL.get(),
     }
 }

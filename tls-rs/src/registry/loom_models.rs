@@ -49,12 +49,12 @@ fn check(model: fn()) {
 
 /// Never called. The tests compare its address, so it must not be inlined.
 #[inline(never)]
-unsafe extern "C" fn first(value: *mut c_void) {
+unsafe extern "C-unwind" fn first(value: *mut c_void) {
     assert!(value.is_null());
 }
 
 #[inline(never)]
-unsafe extern "C" fn second(value: *mut c_void) {
+unsafe extern "C-unwind" fn second(value: *mut c_void) {
     assert!(!value.is_null());
 }
 

@@ -48,6 +48,11 @@ static void* set_key(void* data) {
     return data;
 }
 
+static void add_one(void* value) {
+    CHECK(value == VALUE(1));
+    calls++;
+}
+
 static int reached;
 
 static void* use_keys_while_cancelled(void* data) {
@@ -69,6 +74,45 @@ static void no_function_is_a_cancellation_point(void) {
     CHECK(run(use_keys_while_cancelled) == PTHREAD_CANCELED);
     CHECK(reached);
     delete_keys();
+}
+
+static volatile int started;
+
+static void* use_keys_until_cancelled(void* data) {
+
+    guac_thread_local_key_t mine[KEYS];
+    int count = *(int*) data;
+
+    CHECK(pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL) == 0);
+    started = 1;
+    for (;;) {
+        for (int i = 0; i < count; i++) {
+            CHECK(guac_thread_local_key_create(&mine[i], add_one) == 0);
+            CHECK(guac_thread_local_setspecific(mine[i], VALUE(1)) == 0);
+        }
+        for (int i = 0; i < count; i++)
+            CHECK(guac_thread_local_key_delete(mine[i]) == 0);
+    }
+
+}
+
+/* POSIX leaves this undefined. Keys may be lost, but no memory is corrupted */
+static void a_thread_may_be_cancelled_at_any_time(int threads) {
+    int counts[] = { 1, 3, 12, KEYS };
+    for (int i = 0; i < threads; i++) {
+        pthread_t thread;
+        void* result;
+        started = calls = 0;
+        CHECK(pthread_create(&thread, NULL, use_keys_until_cancelled, &counts[i % 4]) == 0);
+        while (!started)
+            ;
+        for (volatile int spins = i * 7919 % 20000; spins > 0; spins--)
+            ;
+        CHECK(pthread_cancel(thread) == 0);
+        CHECK(pthread_join(thread, &result) == 0);
+        CHECK(result == PTHREAD_CANCELED);
+        CHECK(calls <= counts[i % 4]);
+    }
 }
 
 /* A thread that blocks when it is cancelled, as those that libguac cancels */
@@ -151,9 +195,58 @@ static void a_destructor_may_outgrow_the_table_in_the_main_thread(void) {
     delete_keys();
 }
 
+/* The keys by their index, which is in the lower bits */
+static int by_index(const void* one, const void* other) {
+    guac_thread_local_key_t left = *(const guac_thread_local_key_t*) one & 0xFFFFF;
+    guac_thread_local_key_t right = *(const guac_thread_local_key_t*) other & 0xFFFFF;
+    return (left > right) - (left < right);
+}
+
+static void create_sorted_keys(guac_thread_local_destructor_t destructor) {
+    create_keys(destructor);
+    qsort(keys, KEYS, sizeof(keys[0]), by_index);
+}
+
+static void be_next(void* value) {
+    CHECK(value == VALUE(++calls));
+}
+
+static void* set_keys_from_last_to_first(void* data) {
+    for (int i = KEYS; i > 0; i--)
+        CHECK(guac_thread_local_setspecific(keys[i - 1], VALUE(i)) == 0);
+    return data;
+}
+
+static void destructors_run_by_the_index_of_their_keys(void) {
+    create_sorted_keys(be_next);
+    run(set_keys);
+    CHECK(calls == KEYS);
+    run(set_keys_from_last_to_first);
+    CHECK(calls == KEYS);
+    delete_keys();
+}
+
+static int linked;
+
+static void set_the_next_key(void* value) {
+    CHECK(value == VALUE(++calls));
+    if (calls < linked)
+        CHECK(guac_thread_local_setspecific(keys[calls], VALUE(calls + 1)) == 0);
+}
+
+/* More keys than there are rounds, and than the thread's first table has room for */
+static void a_chain_of_destructors_ends_in_one_round(void) {
+    create_sorted_keys(set_the_next_key);
+    for (linked = 1; linked <= KEYS; linked += 13) {
+        run(set_first_key);
+        CHECK(calls == linked);
+    }
+    delete_keys();
+}
+
 static void exit_again(void* value) {
-    if (++calls == 2)
-        pthread_exit(value);
+    calls++;
+    pthread_exit(value);
 }
 
 static void* set_five_keys(void* data) {
@@ -162,17 +255,57 @@ static void* set_five_keys(void* data) {
     return data;
 }
 
-/* POSIX leaves this undefined. With native keys, the thread ends, and the other destructors are not called. */
+static void set_others_and_exit(void* value) {
+    if (calls++ == 0)
+        for (int i = 0; i < KEYS; i++)
+            CHECK(guac_thread_local_setspecific(keys[i], VALUE(9)) == 0);
+    pthread_exit(value);
+}
+
+static void set_others_and_be_cancelled(void* value) {
+    if (calls++ == 0)
+        for (int i = 0; i < KEYS; i++)
+            CHECK(guac_thread_local_setspecific(keys[i], value) == 0);
+    CHECK(pthread_cancel(pthread_self()) == 0);
+    pthread_testcancel();
+}
+
+static void set_again_and_exit(void* value) {
+    calls++;
+    CHECK(guac_thread_local_setspecific(keys[0], value) == 0);
+    pthread_exit(value);
+}
+
+/* POSIX leaves this undefined. Each value is destroyed all the same, those included that such a destructor has set. */
 static void a_destructor_may_end_the_thread(void) {
+
     create_keys(exit_again);
     CHECK(run(set_five_keys) == VALUE(9));
-    CHECK(calls == 2);
+    CHECK(calls == 5);
     delete_keys();
+
+    create_keys(set_others_and_exit);
+    CHECK(run(set_five_keys) == VALUE(9));
+    CHECK(calls == KEYS + 1);
+    delete_keys();
+
+    create_keys(set_others_and_be_cancelled);
+    run(set_five_keys);
+    CHECK(calls == KEYS + 1);
+    delete_keys();
+
+    /* With native keys, this thread would never end */
+    create_keys(set_again_and_exit);
+    CHECK(run(set_first_key) == VALUE(1));
+    CHECK(calls == PTHREAD_DESTRUCTOR_ITERATIONS);
+    delete_keys();
+
     /* A later thread that gets the same memory must find none of these values */
     create_keys(grow);
     run(set_first_key);
     CHECK(calls == KEYS);
     delete_keys();
+
 }
 
 static void set_native(void* value) {
@@ -266,7 +399,27 @@ static long resident_kib(void) {
     return pages * (sysconf(_SC_PAGESIZE) / 1024);
 }
 
-/* Threads whose values fit into the inline table, or do not, or have no destructor */
+/* Whether a destructor has ended the thread */
+static int has_ended;
+
+static void free_and_end(void* value) {
+    free_value(value);
+    if (has_ended++ == 0) {
+        allocate_all(NULL);
+        pthread_exit(NULL);
+    }
+}
+
+static guac_thread_local_key_t ending;
+
+static void* allocate_and_end_in_a_destructor(void* data) {
+    has_ended = 0;
+    allocated++;
+    CHECK(guac_thread_local_setspecific(ending, calloc(1, 100)) == 0);
+    return data;
+}
+
+/* Threads whose values fit into the inline table, or do not, or have no destructor, or have one that ends the thread */
 static void* volatile lost;
 
 static void run_threads(int count) {
@@ -274,6 +427,7 @@ static void run_threads(int count) {
         switch (i % 4) {
             case 0: run(allocate_all); lost = leaks ? malloc(1) : NULL; break;
             case 1: run(set_key); break;
+            case 2: run(allocate_and_end_in_a_destructor); break;
             default: run(allocate_three);
         }
     }
@@ -282,6 +436,7 @@ static void run_threads(int count) {
 static void threads_leave_nothing_behind(int threads) {
     create_keys(free_value);
     CHECK(guac_thread_local_key_create(&key, NULL) == 0);
+    CHECK(guac_thread_local_key_create(&ending, free_and_end) == 0);
     run_threads(threads / 50); /* until the memory of libc itself no longer grows */
     long before = resident_kib();
     run_threads(threads);
@@ -290,6 +445,7 @@ static void threads_leave_nothing_behind(int threads) {
     /* The smallest leak would be 32 bytes for each fourth thread */
     if (threads >= 100000)
         CHECK(after - before < threads / 4 * 32L / 1024);
+    CHECK(guac_thread_local_key_delete(ending) == 0);
     CHECK(guac_thread_local_key_delete(key) == 0);
     delete_keys();
 }
@@ -308,8 +464,11 @@ int main(int argc, char** argv) {
 #endif
     no_function_is_a_cancellation_point();
     destructors_run_to_their_end_in_a_cancelled_thread();
+    a_thread_may_be_cancelled_at_any_time(quick ? 100 : 4000);
     a_destructor_may_outgrow_the_table();
     a_destructor_may_outgrow_the_table_in_the_main_thread();
+    destructors_run_by_the_index_of_their_keys();
+    a_chain_of_destructors_ends_in_one_round();
     a_destructor_may_end_the_thread();
     threads_leave_nothing_behind(quick ? 200 : 100000);
     return 0;

@@ -78,16 +78,19 @@ pub enum Side {
     Native,
 }
 
-pub type Destructor = Option<unsafe extern "C" fn(*mut c_void)>;
+pub type Destructor = Option<unsafe extern "C-unwind" fn(*mut c_void)>;
 
 impl Side {
     pub fn create(self, destructor: Destructor) -> Result<usize, c_int> {
         let (mut ours, mut native): (usize, pthread_key_t) = (0, 0);
-        // SAFETY: both may be written to, and `destroy` only gets pointers to a `Value`.
+        // SAFETY: both may be written to, and `destroy` only gets pointers to a `Value`. It does not unwind.
         let (error, key) = unsafe {
             match self {
                 Side::Ours => (ffi::guac_thread_local_key_create(&mut ours, destructor), ours),
-                Side::Native => (libc::pthread_key_create(&mut native, destructor), native as usize),
+                Side::Native => {
+                    let destructor: Option<unsafe extern "C" fn(*mut c_void)> = mem::transmute(destructor);
+                    (libc::pthread_key_create(&mut native, destructor), native as usize)
+                }
             }
         };
         if error == 0 { Ok(key) } else { Err(error) }
@@ -137,7 +140,7 @@ struct Value {
 }
 
 /// The destructor of all keys.
-unsafe extern "C" fn destroy(value: *mut c_void) {
+unsafe extern "C-unwind" fn destroy(value: *mut c_void) {
     // SAFETY: values point to a `Value` that is alive while its program runs.
     let value = unsafe { &*value.cast::<Value>() };
     let side = value.side;

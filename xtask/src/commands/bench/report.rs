@@ -230,11 +230,10 @@ struct Limit {
     applies: fn(&Case) -> bool,
 }
 
-/// All limits on ratios. Two kinds of ratios have no limit: most of those to `__thread`, as it needs no keys, and those of
-/// thread exit with a destructor, which adds the cost of a native key.
-const LIMITS: [Limit; 12] = [
+/// All limits on ratios. Two kinds of ratios have no limit: those to `__thread`, as it needs no keys, and those of thread exit
+/// with a destructor, which adds the cost of a native key.
+const LIMITS: [Limit; 11] = [
     limit("get", "pthread_low", 1.00, |case| is(case, "get", 1)),
-    limit("get, one key", "thread", 1.05, |case| is(case, "get", 1) && case.used == 1),
     limit("get, two threads", "pthread_low", 1.10, |case| is(case, "get", 2)),
     limit("get, during creation", "pthread_low", 1.10, |case| is(case, "get_during_churn", 2)),
     limit("set", "pthread_low", 0.90, |case| is(case, "set", 1)),
