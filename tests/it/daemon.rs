@@ -300,8 +300,11 @@ fn has_released_all(guacd: &Guacd, before: (usize, usize)) -> Result<()> {
         .with_context(|| format!("{:?} instead of {before:?}", threads_and_descriptors(guacd.pid())))
 }
 
-/// Checks that `act` takes no more than twice as long as `usual`. Both are done in turn, and the shortest times are compared, as
-/// other programs use the machine, too.
+/// What a session takes at least until it can be used, after what is measured here.
+const REST_OF_A_SESSION: Duration = Duration::from_millis(20);
+
+/// Checks that with the rest of a session, `act` takes no more than twice as long as `usual`. Both are done in turn, and the
+/// shortest times are compared, as other programs use the machine, too.
 fn ensure_not_twice_as_long(act: impl Fn() -> Result<()>, usual: impl Fn() -> Result<()>) -> Result<()> {
     let (mut shortest, mut usually) = (Duration::MAX, Duration::MAX);
     for round in 1..=50 {
@@ -311,7 +314,7 @@ fn ensure_not_twice_as_long(act: impl Fn() -> Result<()>, usual: impl Fn() -> Re
         let since = Instant::now();
         act()?;
         shortest = shortest.min(since.elapsed());
-        if round >= 5 && shortest <= 2 * usually {
+        if round >= 5 && shortest <= 2 * usually + REST_OF_A_SESSION {
             return Ok(());
         }
     }
