@@ -46,7 +46,8 @@ fn stocks_symbols_are_all_exported_and_only_the_api_is_new() -> Result<()> {
                 "guac_thread_local_setspecific",
                 "guac_thread_local_slot",
             ],
-            // Only the library itself uses these.
+            // Only the library itself uses these, except for guac_client_prepare.
+            "libguac-client-ssh.so" => &["guac_client_prepare", "guac_sftp_sync_handler"],
             "libguac-client-vnc.so" => &[
                 "guac_client_prepare",
                 "guac_vnc_queue_add",
@@ -56,10 +57,12 @@ fn stocks_symbols_are_all_exported_and_only_the_api_is_new() -> Result<()> {
                 "guac_vnc_queue_wait",
                 "guac_vnc_send_desktop_size",
             ],
-            // Only the protocols use these. Their headers are not installed.
+            // Only the library itself and the protocols use these. Their headers are not installed.
             "libguac-terminal.so" => &[
+                "guac_terminal_buffer_clear_rows",
                 "guac_terminal_copy_color_scheme",
                 "guac_terminal_copy_font_name",
+                "guac_terminal_display_free_operations",
                 "guac_terminal_get_poll_fd",
                 "guac_terminal_input_queue_add",
                 "guac_terminal_input_queue_close",
@@ -68,6 +71,7 @@ fn stocks_symbols_are_all_exported_and_only_the_api_is_new() -> Result<()> {
                 "guac_terminal_input_queue_read",
                 "guac_terminal_input_queue_wait",
                 "guac_terminal_input_queue_wake",
+                "guac_terminal_limit_arenas",
                 "guac_terminal_poll_stdin",
                 "guac_terminal_prepare_fonts",
                 "guac_terminal_wake",
