@@ -167,10 +167,11 @@ fn fonts_that_are_installed_are_known_to_the_next_session() -> Result<()> {
     let cache = dir.path().join("cache").display().to_string();
     fs::write(&config, format!("<fontconfig>{dirs}<cachedir>{cache}</cachedir></fontconfig>"))?;
     let shell = format!("export FONTCONFIG_FILE={}", config.display());
+    // Times of files are compared in seconds. What is modified in the second in which fonts are read may be too late for that.
+    sleep(Duration::from_millis(1100));
     let guacd = Guacd::start_with("patched", &shell, "")?;
     guacd.user("ssh")?.finish_handshake()?;
     let server = fork_server(&guacd)?;
-    // Times of files are compared in seconds.
     sleep(Duration::from_millis(1100));
     guacd.user("telnet")?;
     ensure!(guacd.fork_server() == Some(server), "another fork server was started: {}", guacd.log()?);
