@@ -25,13 +25,14 @@ crate::tests! {
     Source:
         an_idle_session_takes_five_threads_and_rarely_wakes,
         an_idle_terminal_gives_back_its_memory,
-        a_terminal_is_drawn_on_properly_after_it_was_idle,
         scrollback_is_kept_as_it_was_printed,
         what_is_typed_is_sent_at_once,
         a_session_takes_no_thread_and_little_memory_of_guacd_itself,
         an_encrypted_session_takes_one_thread_of_guacd_itself,
         guacd_is_small_before_there_is_any_session,
         the_fork_server_looks_for_ended_sessions_only_if_there_are_any;
+    Minutes:
+        a_terminal_is_drawn_on_properly_after_it_was_idle;
 }
 
 /// The threads of a process, and how often they have gone to sleep.
