@@ -23,6 +23,7 @@ use crate::support::{SOON, wait_until};
 
 crate::tests! {
     Source:
+        a_terminal_is_drawn_on_properly_after_it_was_idle,
         an_idle_session_takes_five_threads_and_rarely_wakes,
         an_idle_terminal_gives_back_its_memory,
         scrollback_is_kept_as_it_was_printed,
@@ -31,8 +32,6 @@ crate::tests! {
         an_encrypted_session_takes_one_thread_of_guacd_itself,
         guacd_is_small_before_there_is_any_session,
         the_fork_server_looks_for_ended_sessions_only_if_there_are_any;
-    Minutes:
-        a_terminal_is_drawn_on_properly_after_it_was_idle;
 }
 
 /// The threads of a process, and how often they have gone to sleep.
@@ -308,13 +307,13 @@ impl Terminal {
         let mut guest = self.guacd.user(&self.id)?;
         guest.handshake(&[])?;
         guest.expect_id()?;
-        let mut last = 0;
-        wait_until("the guest is sent the screen", 4 * SOON, || {
-            let _ = guest.listen(Duration::from_secs(1));
+        let (mut last, deadline) = (0, Instant::now() + 4 * SOON);
+        loop {
+            guest.listen(Duration::from_secs(1)).context("the guest")?;
             // All images are complete, and there are no others since the last time.
             let mut incomplete = BTreeSet::new();
             let mut images = 0;
-            for mut words in guest.instructions().unwrap_or_default() {
+            for mut words in guest.instructions()? {
                 match words[0].as_str() {
                     "img" => {
                         images += 1;
@@ -326,10 +325,12 @@ impl Terminal {
                     _ => {}
                 }
             }
-            let is_complete = images > 0 && images == last && incomplete.is_empty();
+            if images > 0 && images == last && incomplete.is_empty() {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "the guest is sent {images} images: {}", guest.heard);
             last = images;
-            is_complete
-        })?;
+        }
         let instructions = guest.instructions()?.into_iter();
         let blobs =
             instructions.filter(|words| words[0] == "blob").map(|mut words| words.remove(2)).collect();

@@ -168,6 +168,8 @@ LogLevel INFO
 LoginGraceTime 120
 # All sessions may log in at once.
 MaxStartups 30000
+# The shells run no start-up files of the user, and write no history.
+SetEnv HOME="{dir}"
 "#
     )
 }

@@ -48,8 +48,10 @@ static void* send_frames(void* data) {
 
 static int join(guac_user* user, int argc, char** argv) {
     (void) argc; (void) argv;
-    if (user->owner)
-        started = !pthread_create(&thread, NULL, send_frames, user->client);
+    /* Others may be added before the owner */
+    if (!user->owner)
+        return 0;
+    started = !pthread_create(&thread, NULL, send_frames, user->client);
     return !started;
 }
 

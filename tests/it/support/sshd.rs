@@ -47,11 +47,12 @@ impl Sshd {
         }
         fs::write(dir.path().join("authorized"), authorized)?;
         let (path, port) = (dir.path().display(), free_port()?);
+        // No shell runs the start-up files of the user: what those do may take long, or must not be cut off.
         let config = format!(
             "ListenAddress 127.0.0.1\nPort {port}\nHostKey {path}/host\nPidFile none\n\
              AuthorizedKeysFile {path}/authorized\nAuthenticationMethods publickey\n\
              PermitRootLogin prohibit-password\nStrictModes no\nUsePAM no\nUseDNS no\n\
-             Subsystem sftp internal-sftp\n"
+             Subsystem sftp internal-sftp\nSetEnv HOME={path}\n"
         );
         fs::write(dir.path().join("config"), config)?;
         if rustix::process::geteuid().is_root() {

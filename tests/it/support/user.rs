@@ -91,23 +91,31 @@ impl User {
         self.handshake(&values)
     }
 
-    /// Waits for an instruction with these words, and returns all that was heard since the last one.
+    /// Waits for an instruction with these words, and returns all that was heard up to its end. What follows is kept.
     pub fn expect(&mut self, words: &str) -> Result<String> {
         self.expect_one_of(&[words])?;
-        Ok(std::mem::take(&mut self.heard))
+        let end = self.end_of(words).context("it was heard")?;
+        let rest = self.heard.split_off(end);
+        Ok(std::mem::replace(&mut self.heard, rest))
     }
 
     /// Waits for an instruction with any of these words, and returns which it was.
     pub fn expect_one_of(&mut self, words: &[&str]) -> Result<usize> {
         let deadline = Instant::now() + SOON;
         loop {
-            let is_whole = self.heard.ends_with(';');
-            if let Some(found) = words.iter().position(|words| is_whole && self.heard.contains(words)) {
+            if let Some(found) = words.iter().position(|words| self.end_of(words).is_some()) {
                 return Ok(found);
             }
             ensure!(Instant::now() < deadline, "{words:?} was not heard, but {:?}", self.heard);
             ensure!(self.hear()?, "the connection ended before {words:?}, after {:?}", self.heard);
         }
+    }
+
+    /// Where the first instruction with these words ends, if it was heard.
+    fn end_of(&self, words: &str) -> Option<usize> {
+        let start = self.heard.find(words)? + words.len();
+        let length = if words.ends_with(';') { 0 } else { self.heard[start..].find(';')? + 1 };
+        Some(start + length)
     }
 
     /// Reads until the end of the connection.

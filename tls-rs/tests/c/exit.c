@@ -78,11 +78,27 @@ static void no_function_is_a_cancellation_point(void) {
 
 static volatile int started;
 
+#if defined(__SANITIZE_ADDRESS__)
+/* AddressSanitizer does not know that cancellation abandons frames. Has it forget what they used of the stack */
+void __asan_unpoison_memory_region(const volatile void* start, size_t size);
+
+static void forget_abandoned_frames(void* data) {
+    (void) data;
+    size_t used = 64 * 1024;
+    __asan_unpoison_memory_region((char*) __builtin_frame_address(0) - used, used);
+}
+#else
+static void forget_abandoned_frames(void* data) {
+    (void) data;
+}
+#endif
+
 static void* use_keys_until_cancelled(void* data) {
 
     guac_thread_local_key_t mine[KEYS];
     int count = *(int*) data;
 
+    pthread_cleanup_push(forget_abandoned_frames, NULL);
     CHECK(pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL) == 0);
     started = 1;
     for (;;) {
@@ -93,6 +109,8 @@ static void* use_keys_until_cancelled(void* data) {
         for (int i = 0; i < count; i++)
             CHECK(guac_thread_local_key_delete(mine[i]) == 0);
     }
+    pthread_cleanup_pop(0);
+    return NULL;
 
 }
 
