@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use toolkit::host::layout;
 use toolkit::source::release::Release;
 use toolkit::source::series::{self, Patch};
 
@@ -91,17 +92,11 @@ pub fn built(variant: &str) -> Result<PathBuf> {
     Ok(prefix(variant))
 }
 
-/// Removes what cargo has set for this test from the environment of a program. Some build scripts run again when it changes,
-/// and then half of xtask is compiled anew, for the tests and for the next user.
+/// Removes what cargo has set for this test from the environment of a program.
 fn remove_variables_of_cargo(command: &mut Command) {
-    let of_cargo = |name: &str| {
-        ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"].iter().any(|prefix| name.starts_with(prefix))
-            || ["CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE", "LD_LIBRARY_PATH"].contains(&name)
-    };
-    for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(of_cargo) {
-            command.env_remove(name);
-        }
+    command.env_remove("LD_LIBRARY_PATH");
+    for name in layout::variables_of_a_package() {
+        command.env_remove(name);
     }
 }
 

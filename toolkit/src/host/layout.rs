@@ -1,5 +1,6 @@
 //! Where are the checkout, cargo's output and the user's cache? And how is cargo run on this workspace?
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -40,10 +41,40 @@ pub fn cache_dir() -> Result<PathBuf> {
 /// Prepares a run of cargo on this workspace, with its output in [`target_dir`].
 pub fn cargo(arguments: &[&str], offline: bool) -> Expression {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let command = duct::cmd(cargo, arguments)
+    let mut command = duct::cmd(cargo, arguments)
         .dir(root())
         .env("CARGO_TARGET_DIR", target_dir())
         // Its output would be in a directory with the target's name.
         .env_remove("CARGO_BUILD_TARGET");
+    for name in variables_of_a_package() {
+        command = command.env_remove(name);
+    }
     if offline { command.env("CARGO_NET_OFFLINE", "true") } else { command }
+}
+
+/// The environment variables that cargo has set for the package that this program belongs to. They must not reach another run
+/// of cargo: some build scripts run again when they change, and what depends on those is compiled anew, for this user of
+/// the target directory and for the next.
+pub fn variables_of_a_package() -> impl Iterator<Item = OsString> {
+    let is_of_a_package = |name: &OsString| {
+        name.to_str().is_some_and(|name| {
+            ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"].iter().any(|prefix| name.starts_with(prefix))
+                || ["CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE"].contains(&name)
+        })
+    };
+    std::env::vars_os().map(|(name, _)| name).filter(is_of_a_package)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_of_cargo_knows_nothing_of_the_package_that_starts_it() {
+        let names: Vec<_> = variables_of_a_package().collect();
+        for name in ["CARGO_MANIFEST_DIR", "CARGO_PKG_NAME", "CARGO_PKG_VERSION_MAJOR"] {
+            assert!(names.contains(&name.into()), "{name}");
+        }
+        assert!(!names.contains(&"PATH".into()));
+    }
 }
