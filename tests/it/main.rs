@@ -83,13 +83,13 @@ const ALONE: &[&[Test]] = &[
 const TOGETHER: &[&[Test]] = &[
     ends::TESTS,
     cost::TESTS,
+    terminal::TESTS,
     guacd::TESTS,
     files::TESTS,
     daemon::TESTS,
     answers::TESTS,
     input::TESTS,
     plugins::TESTS,
-    terminal::TESTS,
     unread::TESTS,
     vnc::TESTS,
 ];

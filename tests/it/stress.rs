@@ -102,8 +102,8 @@ fn stock_carries_58_sessions_of_128_keys_and_patched_all_300() -> Result<()> {
 }
 
 fn the_same_holds_with_openssh_behind_it() -> Result<()> {
-    let load = ["--key-limit", "128", "--target", "openssh"];
-    let stock = Stress::new()?.run(5, &[&load[..], &["--variant", "stock", "--count", "80"]].concat())?;
+    let load = ["--key-limit", "128", "--target", "openssh", "--hold", "2s"];
+    let stock = Stress::new()?.run(5, &[&load[..], &["--variant", "stock", "--count", "64"]].concat())?;
     stops_at_its_last_key(&stock.runs[0])?;
     let patched = Stress::new()?.run(0, &[&load[..], &["--count", "300"]].concat())?;
     all_proved(&patched.runs[0], 300)
