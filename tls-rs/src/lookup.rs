@@ -4,6 +4,7 @@
 //! separate functions, which are marked `#[cold]`.
 
 use core::ffi::c_void;
+use core::iter;
 use core::mem::MaybeUninit;
 use core::ptr;
 
@@ -13,7 +14,8 @@ use crate::root::Root;
 use crate::sync;
 use crate::sys::{EINVAL, ENOMEM, Errno};
 use crate::table::{
-    COLLISION_FREE_KEYS, FIRST_MULTIPLIER, INLINE_SLOTS, InlineTable, Slot, Table, multiplier_for,
+    COLLISION_FREE_KEYS, COLLISION_FREE_SLOTS, FIRST_MULTIPLIER, INLINE_KEYS, INLINE_SLOTS, InlineTable,
+    Slot, Table, multiplier_for,
 };
 
 /// The value of `key` in this thread, or NULL. Neither allocates nor locks; async-signal-safe.
@@ -148,16 +150,20 @@ fn rebuild(root: &Root, old: Table, key: usize) -> Result<Table, Errno> {
     let with_nulls = old.live().count() < old.room();
     let kept = |table: Table| table.live().filter(move |(_, value, _)| with_nulls || !value.is_null());
     let count = kept(old).count() + 1;
-    let slots = (count * 2).next_power_of_two().max(INLINE_SLOTS);
+    let mut slots = (count * 2).next_power_of_two().max(INLINE_SLOTS);
     let mut multiplier = old.multiplier();
     if count <= COLLISION_FREE_KEYS {
         let mut keys = [key; COLLISION_FREE_KEYS];
         // Counted again, as other threads may delete keys meanwhile.
         let others = keys.iter_mut().skip(1).zip(kept(old)).map(|(place, (key, ..))| *place = key).count();
         let keys = keys.get(..=others).unwrap_or_default();
-        match multiplier_for(keys, multiplier) {
-            Some(found) => multiplier = found,
-            None if old.has_room() => return Ok(old), // the key shares a home
+        let largest = if count <= INLINE_KEYS { slots } else { COLLISION_FREE_SLOTS };
+        let sizes =
+            iter::successors(Some(slots), |slots| Some(slots * 2)).take_while(|slots| *slots <= largest);
+        let found = sizes.filter_map(|slots| Some((slots, multiplier_for(keys, slots, multiplier)?))).next();
+        match found {
+            Some(found) => (slots, multiplier) = found,
+            None if old.has_room() => return Ok(old),
             None => {}
         }
     }

@@ -1,9 +1,8 @@
 //! The values of one thread: a hash table that has no collisions as long as it is small.
 //!
-//! One multiplication takes a key to its home, the slot where the search for it begins. It is one of the first 32 slots, in
-//! a larger table too: so the mask is a constant, and `get` need not load it. If two keys of a small table would share a
-//! home, the table gets another multiplier, with which each key has its own home. So `get` need not search, whatever the
-//! keys are. With more keys, open addressing with linear probing finds those that are not at home.
+//! One multiplication takes a key to its home, the slot where the search for it begins. If two keys of a small table
+//! would share a home, the table gets another multiplier, with which each key has its own home. So `get` need not
+//! search, whatever the keys are. Larger tables use open addressing with linear probing.
 //!
 //! Only its thread changes a table, but a signal handler may interrupt that at any instruction and call `get`. So each
 //! single step of a change leaves a table that reads right: an entry's key is written last, and a table that gets
@@ -24,13 +23,17 @@ use crate::sys::{self, Destructor};
 /// Slots of the inline table, a thread's first, which is part of its root.
 pub(crate) const INLINE_SLOTS: usize = 32;
 
-/// How many slots can be the home of a key, in a table of any size. A constant saves `get` a load.
-const HOMES: usize = INLINE_SLOTS;
+/// So many keys always fit into the inline table.
+pub(crate) const INLINE_KEYS: usize = 12;
 
-/// With more keys than this, some may share a home. One multiplier in a hundred gives each of 16 keys its own.
-pub(crate) const COLLISION_FREE_KEYS: usize = 16;
+/// A table with more keys than this may have collisions. One multiplier in a hundred gives each of 16 keys its own home
+/// in 32 slots, and as many do so for 24 keys in 64 slots.
+pub(crate) const COLLISION_FREE_KEYS: usize = 24;
 
-/// How many multipliers are tried before keys share a home. For 12 keys, one of them always fits.
+/// A table with more slots than this may have collisions.
+pub(crate) const COLLISION_FREE_SLOTS: usize = 64;
+
+/// How many multipliers are tried before a table counts as too small.
 const TRIES: usize = 512;
 
 /// The first multiplier: 2^64 divided by the golden ratio, which spreads neighbours best.
@@ -61,9 +64,9 @@ impl NoTable {
         NoTable(
             Header {
                 multiplier: Cell::new(0),
-                used_bits: Cell::new(0),
                 mask: Cell::new(0),
                 used: Cell::new(0),
+                used_bits: Cell::new(0),
             },
             Slot {
                 key: AtomicUsize::new(EMPTY),
@@ -78,13 +81,13 @@ impl NoTable {
 // SAFETY: nobody writes to it.
 unsafe impl Sync for NoTable {}
 
-/// A multiplier that gives each of the keys its own home, if one is found.
-pub(crate) fn multiplier_for(keys: &[usize], first: usize) -> Option<usize> {
+/// A multiplier that gives each of the keys its own home in a table with so many slots, if one is found.
+pub(crate) fn multiplier_for(keys: &[usize], slots: usize, first: usize) -> Option<usize> {
     let next = |multiplier: &usize| Some(multiplier.wrapping_mul(NEXT_MULTIPLIER));
     iter::successors(Some(first), next).take(TRIES).find(|multiplier| {
         let mut taken = 0_u64;
         keys.iter().all(|key| {
-            let home = 1 << (offset(*key, *multiplier, mask(HOMES)) / size_of::<Slot>());
+            let home = 1 << (offset(*key, *multiplier, mask(slots)) / size_of::<Slot>());
             let is_free = taken & home == 0;
             taken |= home;
             is_free
@@ -92,7 +95,7 @@ pub(crate) fn multiplier_for(keys: &[usize], first: usize) -> Option<usize> {
     })
 }
 
-/// A place for a key among as many slots as the mask says, in bytes from the first slot.
+/// Where the search for a key begins, in bytes from the first slot.
 #[inline(always)]
 fn offset(key: usize, multiplier: usize, mask: usize) -> usize {
     key.wrapping_mul(multiplier) >> SHIFT & mask
@@ -160,16 +163,16 @@ impl Slot {
 
 /// The start of a table in memory. Its slots follow. As large as a slot.
 ///
-/// Of a key that is at home, `get` reads `multiplier` only, which is first because it takes a byte less to load. A signal
-/// handler never finds `multiplier` and `mask` half changed: they change only while the thread uses another table.
+/// `get` reads `multiplier` and `mask` only. A signal handler never finds them half changed: they change only while the
+/// thread uses another table.
 #[derive(Clone)]
 #[repr(C)]
 pub(crate) struct Header {
-    /// See `offset`.
-    multiplier: Cell<usize>,
     /// Which slots are not empty, if there are no more slots than bits, so that a thread's first value and its end need
     /// not read the others. Not next to `used`: compilers would clear both with a call of memset.
     used_bits: Cell<usize>,
+    /// See `offset`.
+    multiplier: Cell<usize>,
     /// See `mask`.
     mask: Cell<usize>,
     /// How many slots are not empty.
@@ -267,10 +270,10 @@ impl Table {
         unsafe { self.0.as_ref() }
     }
 
-    /// A place for a key among as many slots as the mask says.
+    /// Where the search for a key begins.
     #[inline]
-    fn offset(self, key: usize, mask: usize) -> usize {
-        offset(key, self.header().multiplier.get(), mask)
+    fn home_offset(self, key: usize) -> usize {
+        offset(key, self.header().multiplier.get(), self.header().mask.get())
     }
 
     /// The slot of `key`, if it is the key's home and the key is alive.
@@ -289,7 +292,7 @@ impl Table {
     /// The slot where the search for a key begins.
     #[inline]
     pub(crate) fn home(self, key: usize) -> &'static Slot {
-        self.slot(self.offset(key, mask(HOMES)))
+        self.slot(self.home_offset(key))
     }
 
     /// The slot at an offset, which must be within the mask.
@@ -299,13 +302,11 @@ impl Table {
         unsafe { self.0.byte_add(size_of::<Header>() + offset).cast::<Slot>().as_ref() }
     }
 
-    /// The slots where a key may be, in the order in which they are tried: its home, and then all slots, from its place
-    /// among all of them on.
+    /// The slots where a key may be, in the order in which they are tried.
     fn search(self, key: usize) -> impl Iterator<Item = &'static Slot> {
         let mask = self.header().mask.get();
         let next = move |offset: &usize| Some((offset + size_of::<Slot>()) & mask);
-        let others = iter::successors(Some(self.offset(key, mask)), next).map(move |offset| self.slot(offset));
-        iter::once(self.home(key)).chain(others)
+        iter::successors(Some(self.home_offset(key)), next).map(move |offset| self.slot(offset))
     }
 
     /// The slot of `key`, if there is one and the key is alive.
@@ -376,7 +377,7 @@ impl Table {
         self.used() < self.room()
     }
 
-    /// Whether `key` can be added without another multiplier or more slots. Few keys shall each be at home.
+    /// Whether `key` can be added without another multiplier or more slots.
     pub(crate) fn has_place_for(self, key: usize) -> bool {
         self.has_room() && (self.home(key).is_free() || self.used() >= COLLISION_FREE_KEYS)
     }
