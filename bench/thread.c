@@ -1,5 +1,8 @@
 /* The floor: one variable in static thread-local storage, behind the same functions */
 
+/* Libguac's calls of tls-rs are direct, and so are these: the symbols are protected, as those of tls-rs are */
+#pragma GCC visibility push(protected)
+
 #include <guacamole/thread-local.h>
 
 static __thread void* variable __attribute__((tls_model("initial-exec")));

@@ -7,6 +7,17 @@ use crate::registry::REGISTRY;
 use crate::spare;
 use crate::sys::{EINVAL, Errno};
 
+// Libguac's own calls go straight to these functions, without the jump through a table that calls of an exported function
+// take otherwise: protected symbols are exported, and nothing else can take their place within the library.
+#[cfg(not(miri))]
+core::arch::global_asm!(
+    ".protected guac_thread_local_key_create",
+    ".protected guac_thread_local_key_delete",
+    ".protected guac_thread_local_setspecific",
+    ".protected guac_thread_local_getspecific",
+    ".protected guac_thread_local_slot",
+);
+
 /// `guac_thread_local_key_t`.
 pub type Key = usize;
 
