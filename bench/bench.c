@@ -139,7 +139,7 @@ static void end_case(void) {
 typedef struct { uintptr_t* keys; int count; } live_keys;
 static live_keys live_of[DESIGNS];
 
-/* The home of a key in a tls-rs table of 32 slots, with the n-th multiplier that tls-rs tries */
+/* The home that tls-rs gives a key, of 32, with the n-th multiplier that it tries */
 static uintptr_t home_with(uintptr_t key, int n) {
     static uintptr_t multipliers[512];
     if (multipliers[0] == 0) {
@@ -147,7 +147,7 @@ static uintptr_t home_with(uintptr_t key, int n) {
         for (int i = 1; i < LENGTH(multipliers); i++)
             multipliers[i] = multipliers[i - 1] * (uintptr_t) 0xD1342543DE82EF95;
     }
-    return key * multipliers[n] >> sizeof(key) * 4 & 31;
+    return key * multipliers[n] >> (sizeof(key) * 8 - 5);
 }
 
 static uintptr_t home(uintptr_t key) {

@@ -28,9 +28,11 @@
 //! and not those that exist. `get` (`lookup.rs`) reads the pointer to the table, which takes two instructions on x86_64 and
 //! four on aarch64, as it is a variable in static thread-local storage. It multiplies the key to find the slot, and
 //! compares the key with that in the slot and with that in the cell. That is all as long as the thread has few values: the
-//! multiplier is chosen so that no two of its keys get the same slot. `set` does the same if the key has a slot. If not, it
-//! asks the registry whether the key is alive, and adds an entry. 12 values always fit into the inline table, and 16 nearly
-//! always. After that the table is allocated. When it is full, the values of live keys move to another.
+//! multiplier is chosen so that no two of its keys get the same slot. (Of more than 16 values, some are found by a search,
+//! which takes up to twice as long.) `set` does the same if the key has a slot. If not, it
+//! asks the registry whether the key is alive, and adds an entry. 16 values always fit into the inline table, and
+//! up to 24 if it has no slots of deleted keys. After that the table is allocated. When it is full, the values of live keys
+//! move to another.
 //!
 //! When a thread ends, libc calls the destructor of the one native key that the library has (`exit.rs`). That runs the
 //! destructors of the thread's values, by the index of their keys. Only threads that have something to destroy or to free set a value for this key.

@@ -1,10 +1,9 @@
 //! From a key to this thread's value: `get` and `set`.
 //!
-//! Both read the slot where the search for the key begins. If the value is there, that is all. Everything else is in
-//! separate functions, which are marked `#[cold]`.
+//! Both read the key's home slot. If the value is there, that is all. Everything else is in separate functions, which are
+//! marked `#[cold]`. They begin with the slot that comes next, as a thread with many values has most of them there.
 
 use core::ffi::c_void;
-use core::iter;
 use core::mem::MaybeUninit;
 use core::ptr;
 
@@ -14,8 +13,7 @@ use crate::root::Root;
 use crate::sync;
 use crate::sys::{EINVAL, ENOMEM, Errno};
 use crate::table::{
-    COLLISION_FREE_KEYS, COLLISION_FREE_SLOTS, FIRST_MULTIPLIER, INLINE_KEYS, INLINE_SLOTS, InlineTable,
-    Slot, Table, multiplier_for,
+    COLLISION_FREE_KEYS, FIRST_MULTIPLIER, INLINE_SLOTS, InlineTable, Slot, Table, multiplier_for,
 };
 
 /// The value of `key` in this thread, or NULL. Neither allocates nor locks; async-signal-safe.
@@ -31,6 +29,16 @@ pub(crate) fn get(key: usize) -> *mut c_void {
 #[cold]
 #[inline(never)]
 fn get_slow(key: usize) -> *mut c_void {
+    match Root::current_table().away_from_home(key) {
+        Some(slot) => slot.value(),
+        None => get_by_search(key),
+    }
+}
+
+/// The value of a key that has to be searched for.
+#[cold]
+#[inline(never)]
+fn get_by_search(key: usize) -> *mut c_void {
     Root::current().table().find(key).map_or(ptr::null_mut(), Slot::value)
 }
 
@@ -69,6 +77,19 @@ pub(crate) fn set(key: usize, value: *mut c_void) -> Result<(), Errno> {
 #[cold]
 #[inline(never)]
 fn set_slow(key: usize, value: *mut c_void) -> Result<(), Errno> {
+    match Root::current_table().away_from_home(key) {
+        Some(slot) => {
+            slot.set_value(value);
+            Ok(())
+        }
+        None => set_by_search(key, value),
+    }
+}
+
+/// Sets the value of a key that has to be searched for, or added.
+#[cold]
+#[inline(never)]
+fn set_by_search(key: usize, value: *mut c_void) -> Result<(), Errno> {
     let root = Root::current();
     if root.is_changing() {
         return set_within_change(root, key, value);
@@ -79,7 +100,7 @@ fn set_slow(key: usize, value: *mut c_void) -> Result<(), Errno> {
     result
 }
 
-/// Sets a value in a signal handler that has interrupted `set_slow`, or thread exit. POSIX does not allow that, and it
+/// Sets a value in a signal handler that has interrupted `set_by_search`, or thread exit. POSIX does not allow that, and it
 /// cannot add a key.
 fn set_within_change(root: &Root, key: usize, value: *mut c_void) -> Result<(), Errno> {
     match root.table().find(key) {
@@ -150,20 +171,16 @@ fn rebuild(root: &Root, old: Table, key: usize) -> Result<Table, Errno> {
     let with_nulls = old.live().count() < old.room();
     let kept = |table: Table| table.live().filter(move |(_, value, _)| with_nulls || !value.is_null());
     let count = kept(old).count() + 1;
-    let mut slots = (count * 2).next_power_of_two().max(INLINE_SLOTS);
+    let slots = (count * 2).next_power_of_two().max(INLINE_SLOTS);
     let mut multiplier = old.multiplier();
     if count <= COLLISION_FREE_KEYS {
         let mut keys = [key; COLLISION_FREE_KEYS];
         // Counted again, as other threads may delete keys meanwhile.
         let others = keys.iter_mut().skip(1).zip(kept(old)).map(|(place, (key, ..))| *place = key).count();
         let keys = keys.get(..=others).unwrap_or_default();
-        let largest = if count <= INLINE_KEYS { slots } else { COLLISION_FREE_SLOTS };
-        let sizes =
-            iter::successors(Some(slots), |slots| Some(slots * 2)).take_while(|slots| *slots <= largest);
-        let found = sizes.filter_map(|slots| Some((slots, multiplier_for(keys, slots, multiplier)?))).next();
-        match found {
-            Some(found) => (slots, multiplier) = found,
-            None if old.has_room() => return Ok(old),
+        match multiplier_for(keys, multiplier) {
+            Some(found) => multiplier = found,
+            None if old.has_room() => return Ok(old), // the key shares a home
             None => {}
         }
     }
@@ -233,7 +250,7 @@ mod tests {
     fn a_thread_with_few_values_needs_no_other_memory() {
         in_a_thread(|| {
             let root = Root::current();
-            let keys: Vec<_> = (0..INLINE_KEYS).map(|_| new_key()).collect();
+            let keys: Vec<_> = (0..COLLISION_FREE_KEYS).map(|_| new_key()).collect();
             assert!(Root::current_table() == Table::none());
             for key in &keys {
                 set(*key, value(1)).unwrap();
@@ -252,10 +269,9 @@ mod tests {
         // Neighbours, strides, and keys that share a home with the first multiplier.
         let mut choices: Vec<Vec<_>> =
             [1, 2, 7, 16, 24].map(|step| all.iter().copied().step_by(step).take(16).collect()).into();
-        let share_home = |key: usize| {
-            multiplier_for(&[key, all[0]], INLINE_SLOTS, FIRST_MULTIPLIER) != Some(FIRST_MULTIPLIER)
-        };
-        choices.push(all.iter().copied().filter(|key| share_home(*key)).take(INLINE_KEYS).collect());
+        let share_home =
+            |key: usize| multiplier_for(&[key, all[0]], FIRST_MULTIPLIER) != Some(FIRST_MULTIPLIER);
+        choices.push(all.iter().copied().filter(|key| share_home(*key)).take(12).collect());
         for keys in choices {
             in_a_thread(move || {
                 for (count, key) in keys.iter().enumerate() {
@@ -326,7 +342,7 @@ mod tests {
                 set(*key, value(1)).unwrap();
                 set(*key, ptr::null_mut()).unwrap();
             }
-            assert!(Root::current_table().len() <= COLLISION_FREE_SLOTS);
+            assert!(Root::current_table().len() <= 2 * INLINE_SLOTS);
             keys.into_iter().chain(more).for_each(delete);
         });
     }

@@ -1,8 +1,9 @@
 //! The values of one thread: a hash table that has no collisions as long as it is small.
 //!
-//! One multiplication takes a key to its home, the slot where the search for it begins. If two keys of a small table
-//! would share a home, the table gets another multiplier, with which each key has its own home. So `get` need not
-//! search, whatever the keys are. Larger tables use open addressing with linear probing.
+//! One multiplication takes a key to its home, the slot where the search for it begins. It is one of the first 32 slots, in
+//! a larger table too: so the mask is a constant, and `get` need not load it. If two keys of a small table would share a
+//! home, the table gets another multiplier, with which each key has its own home. So `get` need not search, whatever the
+//! keys are. With more keys, open addressing with linear probing finds those that are not at home.
 //!
 //! Only its thread changes a table, but a signal handler may interrupt that at any instruction and call `get`. So each
 //! single step of a change leaves a table that reads right: an entry's key is written last, and a table that gets
@@ -23,17 +24,13 @@ use crate::sys::{self, Destructor};
 /// Slots of the inline table, a thread's first, which is part of its root.
 pub(crate) const INLINE_SLOTS: usize = 32;
 
-/// So many keys always fit into the inline table.
-pub(crate) const INLINE_KEYS: usize = 12;
+/// How many slots can be the home of a key, in a table of any size. A constant saves `get` a load.
+const HOMES: usize = INLINE_SLOTS;
 
-/// A table with more keys than this may have collisions. One multiplier in a hundred gives each of 16 keys its own home
-/// in 32 slots, and as many do so for 24 keys in 64 slots.
-pub(crate) const COLLISION_FREE_KEYS: usize = 24;
+/// With more keys than this, some may share a home. One multiplier in a hundred gives each of 16 keys its own.
+pub(crate) const COLLISION_FREE_KEYS: usize = 16;
 
-/// A table with more slots than this may have collisions.
-pub(crate) const COLLISION_FREE_SLOTS: usize = 64;
-
-/// How many multipliers are tried before a table counts as too small.
+/// How many multipliers are tried before keys share a home. For 12 keys, one of them always fits.
 const TRIES: usize = 512;
 
 /// The first multiplier: 2^64 divided by the golden ratio, which spreads neighbours best.
@@ -43,8 +40,8 @@ pub(crate) const FIRST_MULTIPLIER: usize = 0x9E37_79B9_7F4A_7C15_u64 as usize;
 /// spectrally good multipliers for congruential pseudorandom number generators".)
 const NEXT_MULTIPLIER: usize = 0xD134_2543_DE82_EF95_u64 as usize;
 
-/// The slot is chosen by the bits of the product from the middle on, which depend on the whole index. (A product of 32
-/// bits leaves 16 of them: the search for a value gets slow in a thread with more than 2^16 values.)
+/// A search begins at a slot that is chosen by the bits of the product from the middle on, which depend on the whole index.
+/// (A product of 32 bits leaves 16 of them: the search for a value gets slow in a thread with more than 2^16 values.)
 const SHIFT: u32 = usize::BITS / 2 - size_of::<Slot>().ilog2();
 
 /// The `key` of a slot that was never used. Ends a search.
@@ -64,9 +61,9 @@ impl NoTable {
         NoTable(
             Header {
                 multiplier: Cell::new(0),
+                used_bits: Cell::new(0),
                 mask: Cell::new(0),
                 used: Cell::new(0),
-                used_bits: Cell::new(0),
             },
             Slot {
                 key: AtomicUsize::new(EMPTY),
@@ -81,13 +78,13 @@ impl NoTable {
 // SAFETY: nobody writes to it.
 unsafe impl Sync for NoTable {}
 
-/// A multiplier that gives each of the keys its own home in a table with so many slots, if one is found.
-pub(crate) fn multiplier_for(keys: &[usize], slots: usize, first: usize) -> Option<usize> {
+/// A multiplier that gives each of the keys its own home, if one is found.
+pub(crate) fn multiplier_for(keys: &[usize], first: usize) -> Option<usize> {
     let next = |multiplier: &usize| Some(multiplier.wrapping_mul(NEXT_MULTIPLIER));
     iter::successors(Some(first), next).take(TRIES).find(|multiplier| {
         let mut taken = 0_u64;
         keys.iter().all(|key| {
-            let home = 1 << (offset(*key, *multiplier, mask(slots)) / size_of::<Slot>());
+            let home = 1 << (home_offset(*key, *multiplier) / size_of::<Slot>());
             let is_free = taken & home == 0;
             taken |= home;
             is_free
@@ -95,8 +92,13 @@ pub(crate) fn multiplier_for(keys: &[usize], slots: usize, first: usize) -> Opti
     })
 }
 
-/// Where the search for a key begins, in bytes from the first slot.
+/// A key's home, in bytes from the first slot: the highest bits of the product choose it.
 #[inline(always)]
+fn home_offset(key: usize, multiplier: usize) -> usize {
+    key.wrapping_mul(multiplier) >> (usize::BITS - HOMES.ilog2()) << size_of::<Slot>().ilog2()
+}
+
+/// Where to search for a key that is not at home, in a table of any size, in bytes from the first slot.
 fn offset(key: usize, multiplier: usize, mask: usize) -> usize {
     key.wrapping_mul(multiplier) >> SHIFT & mask
 }
@@ -163,16 +165,16 @@ impl Slot {
 
 /// The start of a table in memory. Its slots follow. As large as a slot.
 ///
-/// `get` reads `multiplier` and `mask` only. A signal handler never finds them half changed: they change only while the
-/// thread uses another table.
+/// Of a key that is at home, `get` reads `multiplier` only, which is first because it takes a byte less to load. A signal
+/// handler never finds `multiplier` and `mask` half changed: they change only while the thread uses another table.
 #[derive(Clone)]
 #[repr(C)]
 pub(crate) struct Header {
+    /// See `offset`.
+    multiplier: Cell<usize>,
     /// Which slots are not empty, if there are no more slots than bits, so that a thread's first value and its end need
     /// not read the others. Not next to `used`: compilers would clear both with a call of memset.
     used_bits: Cell<usize>,
-    /// See `offset`.
-    multiplier: Cell<usize>,
     /// See `mask`.
     mask: Cell<usize>,
     /// How many slots are not empty.
@@ -270,29 +272,34 @@ impl Table {
         unsafe { self.0.as_ref() }
     }
 
-    /// Where the search for a key begins.
-    #[inline]
-    fn home_offset(self, key: usize) -> usize {
-        offset(key, self.header().multiplier.get(), self.header().mask.get())
-    }
-
     /// The slot of `key`, if it is the key's home and the key is alive.
     #[inline(always)]
     pub(crate) fn at_home(self, key: usize) -> Option<&'static Slot> {
-        let slot = self.home(key);
+        Self::live_in(self.home(key), key)
+    }
+
+    /// The slot of `key`, if the search for keys that are not at home begins there, and the key is alive.
+    #[inline]
+    pub(crate) fn away_from_home(self, key: usize) -> Option<&'static Slot> {
+        Self::live_in(self.slot(offset(key, self.multiplier(), self.header().mask.get())), key)
+    }
+
+    /// The slot, one of the two above, if it has `key` and the key is alive.
+    #[inline(always)]
+    fn live_in(slot: &'static Slot, key: usize) -> Option<&'static Slot> {
         if slot.key.load(Relaxed) != key {
             return None;
         }
-        // SAFETY: an entry has a cell. The only other number in a slot is 0, whose home is the first slot, and that always
+        // SAFETY: an entry has a cell. The only other number in a slot is 0, which leads to the first slot, and that always
         // has a cell.
         let cell = unsafe { &*slot.cell.load(Relaxed) };
         cell.is_live(key).then_some(slot)
     }
 
     /// The slot where the search for a key begins.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn home(self, key: usize) -> &'static Slot {
-        self.slot(self.home_offset(key))
+        self.slot(home_offset(key, self.multiplier()))
     }
 
     /// The slot at an offset, which must be within the mask.
@@ -302,11 +309,13 @@ impl Table {
         unsafe { self.0.byte_add(size_of::<Header>() + offset).cast::<Slot>().as_ref() }
     }
 
-    /// The slots where a key may be, in the order in which they are tried.
+    /// The slots where a key may be, in the order in which they are tried: its home, and then all slots.
     fn search(self, key: usize) -> impl Iterator<Item = &'static Slot> {
         let mask = self.header().mask.get();
         let next = move |offset: &usize| Some((offset + size_of::<Slot>()) & mask);
-        iter::successors(Some(self.home_offset(key)), next).map(move |offset| self.slot(offset))
+        let others = iter::successors(Some(offset(key, self.multiplier(), mask)), next);
+        let others = others.map(move |offset| self.slot(offset));
+        iter::once(self.home(key)).chain(others)
     }
 
     /// The slot of `key`, if there is one and the key is alive.
@@ -377,7 +386,7 @@ impl Table {
         self.used() < self.room()
     }
 
-    /// Whether `key` can be added without another multiplier or more slots.
+    /// Whether `key` can be added without another multiplier or more slots. Few keys shall each be at home.
     pub(crate) fn has_place_for(self, key: usize) -> bool {
         self.has_room() && (self.home(key).is_free() || self.used() >= COLLISION_FREE_KEYS)
     }
@@ -393,6 +402,7 @@ impl Table {
     }
 
     /// The multiplier that gives each key its home.
+    #[inline]
     pub(crate) fn multiplier(self) -> usize {
         self.header().multiplier.get()
     }

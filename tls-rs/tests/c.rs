@@ -250,12 +250,12 @@ mod budgets {
     /// The budgets of calls as libguac makes them, in instructions and loads from memory. They do not depend on the processor, and
     /// the time that a call takes follows from them: on Intel's, a load costs half a cycle.
     const BUDGETS: [(&str, usize, usize); 6] = [
-        ("get", 15, 9),
-        ("set", 16, 8),
-        ("slot", 16, 8),
+        ("get", 15, 8),
+        ("set", 16, 7),
+        ("slot", 16, 7),
         ("create", 17, 5),
         ("delete", 32, 6),
-        ("set_first", 117, 32),
+        ("set_first", 126, 36),
     ];
 
     #[test]

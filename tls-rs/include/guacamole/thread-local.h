@@ -82,7 +82,7 @@ int guac_thread_local_key_delete(guac_thread_local_key_t key);
 
 /**
  * Sets the calling thread's value for a key. Each thread has room for the
- * values of 12 keys when it starts. Memory is allocated only when that room is
+ * values of 16 keys when it starts. Memory is allocated only when that room is
  * used up, by values or by keys whose value is NULL again.
  *
  * @param key
@@ -94,7 +94,7 @@ int guac_thread_local_key_delete(guac_thread_local_key_t key);
  * @return
  *     Zero, ENOMEM if there is not enough memory, in which case no value has
  *     changed, or EINVAL if the key does not exist or has been deleted. For a
- *     key with a destructor, and for more than 12 values, the library needs a
+ *     key with a destructor, and for more than 16 values, the library needs a
  *     pthread key to be called at thread exit: ENOMEM also if it has never
  *     got one since it was loaded.
  */

@@ -81,7 +81,7 @@ int main(void) {
     }
 
     /* Neither do a few values, or NULL, or setting a value again */
-    for (int i = 0; i < 12; i++)
+    for (int i = 0; i < 16; i++)
         CHECK(guac_thread_local_setspecific(keys[i], VALUE(i + 1)) == 0);
     CHECK(guac_thread_local_setspecific(keys[500], NULL) == 0);
     CHECK(guac_thread_local_setspecific(keys[11], VALUE(12)) == 0);
@@ -89,7 +89,7 @@ int main(void) {
     CHECK(made == 0);
 
     /* Each time that memory runs out, all values stay */
-    for (int i = 12; i < 1000; i++) {
+    for (int i = 16; i < 1000; i++) {
         int error = guac_thread_local_setspecific(keys[i], VALUE(i + 1));
         if (error != 0) {
             failures++;
