@@ -13,7 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustix::process::Signal;
 
-use crate::support::c::Preloaded;
+use crate::support::c::{Preloaded, compile_plugin};
 use crate::support::guacd::Guacd;
 use crate::support::processes::{children, descriptors, kill};
 use crate::support::target::{a_target_that_says_nothing, target};
@@ -30,6 +30,7 @@ crate::tests! {
         what_is_typed_is_sent_at_once,
         a_session_takes_no_thread_and_little_memory_of_guacd_itself,
         an_encrypted_session_takes_one_thread_of_guacd_itself,
+        the_end_of_a_session_is_not_spent_on_its_libraries,
         guacd_is_small_before_there_is_any_session,
         the_fork_server_looks_for_ended_sessions_only_if_there_are_any;
 }
@@ -224,6 +225,25 @@ fn the_fork_server_looks_for_ended_sessions_only_if_there_are_any() -> Result<()
         wait_until("the session is reaped", SOON, || children(fork_server).len() == left)?;
     }
     ensure!(looks() <= before + 40, "it has looked {} times for 10 sessions", looks() - before);
+    Ok(())
+}
+
+fn the_end_of_a_session_is_not_spent_on_its_libraries() -> Result<()> {
+    let exits = |variant: &str| -> Result<bool> {
+        let plugin = compile_plugin("last_words", variant)?;
+        let path = format!("export LD_LIBRARY_PATH={}:$LD_LIBRARY_PATH", plugin.path().display());
+        let guacd = Guacd::start_with(variant, &path, "")?;
+        let mut user = guacd.user("last_words")?;
+        user.handshake(&[])?;
+        user.expect_id()?;
+        guacd.expect_in_log("(1 users now present)")?;
+        drop(user);
+        // Stock needs ten seconds until it notices.
+        guacd.wait_for_the_end_of_connections(4 * SOON)?;
+        Ok(guacd.log()?.contains("exit() has been called"))
+    };
+    ensure!(!exits("patched")?, "the session ends with exit()");
+    ensure!(exits("stock")?, "stock: the session does not end with exit()");
     Ok(())
 }
 
