@@ -12,7 +12,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Resource, Rlimit, Signal, geteuid, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, geteuid, getrlimit, prlimit, setrlimit};
 
 use crate::support::c::Preloaded;
 use crate::support::guacd::{Guacd, left_on};
@@ -26,6 +26,8 @@ use crate::support::{SOON, wait_until};
 crate::tests! {
     Source:
         a_killed_fork_server_is_started_again_and_no_session_is_lost,
+        a_fork_server_that_hangs_is_killed_and_what_it_was_asked_is_done,
+        a_fork_server_that_cannot_be_started_is_started_later,
         only_guacd_itself_has_the_private_key,
         a_process_can_neither_read_nor_signal_another,
         the_kernel_ends_a_session_before_guacd,
@@ -36,6 +38,9 @@ crate::tests! {
 
 /// Within this time a user is served, or told why not.
 const ANSWER: Duration = Duration::from_secs(2);
+
+/// The time within which the fork server has to answer.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The time that guacd gives a client for its handshake.
 const HANDSHAKE: Duration = Duration::from_secs(15);
@@ -105,6 +110,48 @@ fn a_killed_fork_server_is_started_again_and_no_session_is_lost() -> Result<()> 
     kill(guacd.pid(), Signal::TERM);
     guacd.wait(SOON)?;
     ensure!(left_on(guacd.port, SOON).is_empty(), "processes are left");
+    Ok(())
+}
+
+fn a_fork_server_that_hangs_is_killed_and_what_it_was_asked_is_done() -> Result<()> {
+    let guacd = Guacd::start("patched")?;
+    let server = guacd.fork_server().context("no fork server")?;
+    kill(server, Signal::STOP);
+    let mut first = User::connect(guacd.port)?;
+    first.send(&["select", "ssh"])?;
+    // The second has waited for less time than that after which guacd gives up the fork server.
+    sleep(Duration::from_secs(2));
+    let mut second = User::connect(guacd.port)?;
+    second.send(&["select", "ssh"])?;
+    for (user, expected) in [(&mut first, "3.512;"), (&mut second, "4.args,")] {
+        wait_until("the user is answered", PATIENCE + SOON, || {
+            let _ = user.hear();
+            user.heard.contains(expected)
+        })
+        .with_context(|| {
+            format!("{expected} is not in {:?}: {}", user.heard, guacd.log().unwrap_or_default())
+        })?;
+    }
+    ensure!(!is_alive(server), "the fork server goes on");
+    guacd.expect_in_log(&format!("The fork server (process {server}) does not answer. Killing it."))?;
+    guacd.expect_in_log("was ended by signal 9 (Killed). Starting another.")?;
+    second.finish_handshake()?;
+    guacd.user("ssh")?.finish_handshake()?;
+    Ok(())
+}
+
+fn a_fork_server_that_cannot_be_started_is_started_later() -> Result<()> {
+    let guacd = Guacd::start("patched")?;
+    // Its process becomes a child of guacd, which then has other children than a fork server.
+    let _session = guacd.user("ssh")?;
+    let pid = Pid::from_raw(guacd.pid());
+    let short = Rlimit { current: Some(3), ..getrlimit(Resource::Nofile) };
+    let limit = prlimit(pid, Resource::Nofile, short)?;
+    kill(guacd.fork_server().context("no fork server")?, Signal::KILL);
+    guacd.expect_in_log("Unable to start fork server: Error opening socket pair")?;
+    prlimit(pid, Resource::Nofile, limit)?;
+    guacd.expect_in_log("The fork server was started again")?;
+    guacd.user("ssh")?.finish_handshake()?;
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::c::run_c_with_sources;
+use crate::support::c::{Preloaded, run_c_with_sources};
 use crate::support::guacd::Guacd;
 use crate::support::processes::{descriptors, kill};
 use crate::support::sshd::{ED25519, Sshd};
@@ -41,11 +41,13 @@ crate::tests! {
         at_the_limit_of_files_a_recording_ends_and_its_session_goes_on,
         fifos_in_place_of_recordings_block_no_session,
         a_drive_is_listed_and_closed_as_it_should_be,
+        a_file_of_a_drive_that_somebody_has_a_lease_of_is_opened,
         users_who_join_receive_the_color_scheme_as_it_was_set;
     SourceAndSshd:
         two_users_can_upload_at_once,
         a_cancelled_download_leaves_no_open_file,
         a_download_freezes_nothing_while_the_sftp_server_is_silent,
+        a_download_for_which_there_is_no_memory_ends_no_session,
         with_keep_alives_slow_answers_over_sftp_are_waited_for;
     Minutes:
         a_user_who_waits_for_a_silent_sftp_server_can_leave;
@@ -314,6 +316,15 @@ fn a_drive_is_listed_and_closed_as_it_should_be() -> Result<()> {
     Ok(())
 }
 
+fn a_file_of_a_drive_that_somebody_has_a_lease_of_is_opened() -> Result<()> {
+    let dir = TempDir::new()?;
+    let said = run_c_with_sources("drive", "patched", &[dir.path(), Path::new("lease")])?;
+    // Not all file systems have leases.
+    let expected = ["written to a file with a lease: 7\n", "a lease cannot be had\n"];
+    ensure!(expected.contains(&said.as_str()), "{said}");
+    Ok(())
+}
+
 fn users_who_join_receive_the_color_scheme_as_it_was_set() -> Result<()> {
     const LENGTH: usize = 16_000;
     // The owner sets a color scheme of `A` and one of `B` in turn. Returns the first that a guest receives which is neither.
@@ -486,6 +497,26 @@ fn a_download_freezes_nothing_while_the_sftp_server_is_silent() -> Result<()> {
     };
     ensure!(is_shown("patched")?, "nothing is shown until the SFTP server answers");
     ensure!(!is_shown("stock")?, "stock: something is shown before the SFTP server answers");
+    Ok(())
+}
+
+fn a_download_for_which_there_is_no_memory_ends_no_session() -> Result<()> {
+    let sshd = Sshd::start(&[("key", ED25519)])?;
+    let shortage = Preloaded::compile("shortage")?;
+    let guacd = shortage.start("patched")?;
+    let copies = shortage.file(&format!("copies-below-{}", guacd.fork_server().context("no fork server")?));
+    let download = "read line; printf '\\033]482200;/etc/passwd\\007'; ";
+    let command = format!("printf '\\033]482202;0;ready\\007'; {download}{download}exec sleep 60");
+    let mut user = Session::ssh(&guacd, &sshd, &[("command", &command)])?;
+    user.expect("pipe")?;
+    fs::write(&copies, "")?;
+    user.user.send(&["key", "65293", "1"])?;
+    guacd.expect_in_log("Unable to send file \"/etc/passwd\": Insufficient memory")?;
+    user.frames(3)?;
+    fs::remove_file(&copies)?;
+    user.user.send(&["key", "65293", "1"])?;
+    let file = user.expect("file")?;
+    ensure!(file[3] == "passwd", "{file:?}");
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
@@ -20,13 +20,14 @@ crate::tests! {
         the_fork_server_loads_plugins_and_keeps_one_thread_and_its_descriptors,
         a_session_begins_with_less_to_do_than_with_stock,
         a_plugin_that_is_replaced_is_used_by_the_next_session,
+        requests_that_wait_while_a_plugin_is_replaced_are_repeated,
         fonts_that_are_installed_are_known_to_the_next_session,
         a_plugin_that_cannot_be_prepared_is_loaded_by_its_sessions,
         a_plugin_that_crashes_as_it_is_loaded_disturbs_nobody;
 }
 
-/// After less than this, the fork server gives up a plugin that hangs.
-const GIVEN_UP: Duration = Duration::from_secs(14);
+/// After less than this, the fork server gives up a plugin that hangs. It has 7 seconds.
+const GIVEN_UP: Duration = Duration::from_secs(9);
 
 /// A directory for plugins, which guacd searches first.
 struct Plugins(TempDir);
@@ -93,6 +94,7 @@ fn the_fork_server_loads_plugins_and_keeps_one_thread_and_its_descriptors() -> R
     user.send(&["select", "nothing"])?;
     user.expect("3.512;")?;
     guacd.expect_in_log("Support for protocol \"nothing\" is not installed")?;
+    guacd.expect_in_log("Plugin not loaded: ")?;
     ensure!(threads(server) == 1, "{} threads", threads(server));
     wait_until("it closes all descriptors", SOON, || descriptors(server) == before)?;
     guacd.user("ssh")?.finish_handshake()?;
@@ -159,6 +161,33 @@ fn a_plugin_that_is_replaced_is_used_by_the_next_session() -> Result<()> {
     Ok(())
 }
 
+fn requests_that_wait_while_a_plugin_is_replaced_are_repeated() -> Result<()> {
+    let dir = Plugins::new()?;
+    dir.add("prepared", &["-DPREPARE=succeed"])?;
+    dir.add("slow", &["-DPREPARE=succeed_slowly"])?;
+    let guacd = dir.start()?;
+    guacd.user("prepared")?;
+    let server = fork_server(&guacd)?;
+    dir.add("prepared", &["-DPREPARE=succeed"])?;
+    // The fork server sees that only when it has loaded a plugin for the first of them. The next one has to load it anew.
+    let mut users = Vec::new();
+    for protocol in ["slow", "telnet", "prepared"] {
+        let mut user = User::connect(guacd.port)?;
+        user.send(&["select", protocol])?;
+        users.push((protocol, user));
+    }
+    for (protocol, mut user) in users {
+        wait_until("it is answered", 2 * SOON, || {
+            let _ = user.hear();
+            !user.heard.is_empty()
+        })
+        .context(protocol)?;
+        ensure!(user.heard.starts_with("4.args,"), "{protocol}: {}, {}", user.heard, guacd.log()?);
+    }
+    ensure!(!is_alive(server), "the fork server goes on");
+    guacd.expect_in_log("has ended, as what it had loaded has changed. Starting another.")
+}
+
 fn fonts_that_are_installed_are_known_to_the_next_session() -> Result<()> {
     let dir = TempDir::new()?;
     let (fonts, config) = (dir.path().join("fonts"), dir.path().join("fonts.conf"));
@@ -184,6 +213,12 @@ fn fonts_that_are_installed_are_known_to_the_next_session() -> Result<()> {
     guacd.user("ssh")?.finish_handshake()?;
     guacd.user("telnet")?;
     ensure!(guacd.fork_server() == Some(server), "another fork server was started: {}", guacd.log()?);
+    // Whatever copies a directory with its times sets them back.
+    sleep(Duration::from_millis(1100));
+    fs::write(fonts.join("copied.ttf"), "no font")?;
+    fs::File::open(&fonts)?.set_modified(SystemTime::now() - Duration::from_secs(3600))?;
+    guacd.user("ssh")?.finish_handshake()?;
+    ensure!(!is_alive(server), "the fork server goes on after a directory was copied");
     Ok(())
 }
 
@@ -214,6 +249,10 @@ fn a_plugin_that_cannot_be_prepared_is_loaded_by_its_sessions() -> Result<()> {
     let log = guacd.log()?;
     let warnings = log.matches("ahead of its connections").count();
     ensure!(warnings == 2 && !log.contains("by signal"), "{log}");
+    for (way, what) in [("crash", "failed"), ("hang", "takes too long")] {
+        let words = format!("protocol \"{way}\" ahead of its connections {what}");
+        ensure!(log.contains(&words), "{words} is not in {log}");
+    }
     Ok(())
 }
 

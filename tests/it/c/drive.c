@@ -1,4 +1,7 @@
-/* A drive of RDP, as a user and a server see it. `drive DIR` fills the directory, and prints what both receive. */
+/* A drive of RDP, as a user and a server see it. `drive DIR` fills the directory, and prints what both receive. `drive DIR lease`
+ * prints whether a server can open a file that another process has a lease of. */
+
+#define _GNU_SOURCE
 
 #include "config.h"
 
@@ -88,6 +91,38 @@ static int receive(guac_user* user, guac_object* object, char* name) {
     return 1;
 }
 
+/* Takes a lease of a file, says whether it could, and gives the lease up when somebody else opens the file. */
+static void keep_lease(const char* name, int result) {
+    sigset_t broken;
+    sigemptyset(&broken);
+    sigaddset(&broken, SIGIO);
+    sigprocmask(SIG_BLOCK, &broken, NULL);
+    int fd = open(name, O_CREAT | O_RDONLY, 0600);
+    char taken = fcntl(fd, F_SETLEASE, F_RDLCK) == 0;
+    if (write(result, &taken, 1) != 1 || !taken)
+        _exit(1);
+    int signal;
+    sigwait(&broken, &signal);
+    fcntl(fd, F_SETLEASE, F_UNLCK);
+    _exit(0);
+}
+
+static void open_leased(guac_rdp_fs* fs) {
+    int result[2];
+    char taken = 0;
+    if (pipe(result))
+        return;
+    signal(SIGCHLD, SIG_IGN);
+    if (fork() == 0)
+        keep_lease("leased", result[1]);
+    if (read(result[0], &taken, 1) != 1 || !taken) {
+        printf("a lease cannot be had\n");
+        return;
+    }
+    int id = guac_rdp_fs_open(fs, "/leased", GENERIC_WRITE, 0, FILE_OPEN, 0);
+    printf("written to a file with a lease: %i\n", guac_rdp_fs_write(fs, id, 0, "written", 7));
+}
+
 static void give_up(int signal) {
     (void) signal;
     _exit(0);
@@ -95,7 +130,6 @@ static void give_up(int signal) {
 
 int main(int argc, char** argv) {
 
-    (void) argc;
     if (chdir(argv[1]))
         return 1;
     for (int i = 0; i < FILES; i++) {
@@ -113,6 +147,11 @@ int main(int argc, char** argv) {
     user->client = client;
     user->socket = guac_socket_alloc();
     guac_object* object = guac_user_alloc_object(user);
+
+    if (argc > 2) {
+        open_leased(fs);
+        return 0;
+    }
 
     receive(user, object, "/");
     received[received_length] = '\0';

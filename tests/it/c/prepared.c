@@ -23,6 +23,11 @@ static inline int succeed(void) {
     return 0;
 }
 
+static inline int succeed_slowly(void) {
+    sleep(2);
+    return 0;
+}
+
 static inline int fail(void) {
     return 1;
 }

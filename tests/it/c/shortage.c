@@ -1,8 +1,8 @@
-/* A library to preload into guacd: threads, processes, sockets of libguac and what epoll watches cannot be had while a file
- * exists.
+/* A library to preload into guacd: threads, processes, sockets and copies of strings of libguac, and what epoll watches, cannot
+ * be had while a file exists.
  *
  * $SHORTAGE/threads-PID, $SHORTAGE/forks-PID and $SHORTAGE/watches-PID are for the process with that ID.
- * $SHORTAGE/threads-below-PID and $SHORTAGE/sockets-below-PID are for its children. */
+ * $SHORTAGE/threads-below-PID, $SHORTAGE/sockets-below-PID and $SHORTAGE/copies-below-PID are for its children. */
 
 #define _GNU_SOURCE
 
@@ -30,6 +30,11 @@ int pthread_create(pthread_t* thread, const pthread_attr_t* attributes, void* (*
 void* guac_socket_open(int fd) {
     void* (*libguacs)(int) = dlsym(RTLD_NEXT, "guac_socket_open");
     return is_short_of("sockets-below", getppid()) ? NULL : libguacs(fd);
+}
+
+char* guac_strdup(const char* string) {
+    char* (*libguacs)(const char*) = dlsym(RTLD_NEXT, "guac_strdup");
+    return is_short_of("copies-below", getppid()) ? NULL : libguacs(string);
 }
 
 pid_t fork(void) {
