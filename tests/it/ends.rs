@@ -1,6 +1,8 @@
 //! Do sessions end as they should? With their last user, without a crash, and with nothing left.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Barrier};
@@ -20,7 +22,7 @@ use crate::support::target::{
     a_target_that_says_nothing,
 };
 use crate::support::tls::start_encrypted;
-use crate::support::user::{Instructions, User};
+use crate::support::user::{Instructions, User, instruction};
 use crate::support::{SOON, wait_until};
 
 crate::tests! {
@@ -38,6 +40,10 @@ crate::tests! {
         an_encrypted_guest_who_does_not_read_is_disconnected,
         guests_who_do_not_read_hold_up_nobody,
         a_guest_who_reads_slowly_stays_and_catches_up,
+        guests_who_ask_but_do_not_read_have_to_wait,
+        a_guest_for_whom_too_much_is_queued_is_disconnected_and_the_log_says_why,
+        a_guest_who_answers_late_slows_down_nobody,
+        a_guest_who_has_not_read_everything_is_told_why_the_session_ends,
         an_owner_who_reads_slowly_stays,
         a_session_whose_owner_does_not_read_ends,
         a_session_ends_even_if_the_threads_of_its_users_do_not;
@@ -60,7 +66,7 @@ fn a_session_ends_with_its_last_user_though_somebody_is_about_to_join() -> Resul
     let mut guest = guacd.user(&id)?;
     let mut stream = guest.stream.try_clone()?;
     let sending = thread::spawn(move || {
-        while std::io::Write::write_all(&mut stream, b"3.nop;").is_ok() {
+        while stream.write_all(b"3.nop;").is_ok() {
             sleep(Duration::from_millis(50));
         }
     });
@@ -291,7 +297,7 @@ fn one_thread_keeps_a_socket_alive_in_time() -> Result<()> {
 fn only_send_nop(user: &User) -> Result<()> {
     let mut stream = user.stream.try_clone()?;
     thread::spawn(move || {
-        while std::io::Write::write_all(&mut stream, b"3.nop;").is_ok() {
+        while stream.write_all(b"3.nop;").is_ok() {
             sleep(Duration::from_secs(1));
         }
     });
@@ -413,32 +419,43 @@ fn read_slowly(user: &mut User, rate: usize, time: Duration) -> Result<()> {
 }
 
 /// Reads fast, so that the kernel makes its buffer large, then slowly, then fast again until the frames are those of the
-/// present. Checks that all instructions are whole, and that no frame is missing unless the user was told of a later one as if
-/// they had joined then. Returns how often that was.
+/// present. Checks that all instructions and images are whole, and that no frame is missing unless the user was told of a later
+/// one as if they had joined then. Returns how often that was.
 fn reads_slowly_and_catches_up(mut user: User, rate: usize, time: Duration) -> Result<usize> {
     only_send_nop(&user)?;
     let begun = Instant::now();
     read_slowly(&mut user, 100_000_000, Duration::from_secs(2))?;
     read_slowly(&mut user, rate, time)?;
     let (mut whole, mut first, mut frame, mut resumed) = (Instructions::default(), None, 0, 0);
+    let mut incomplete = BTreeSet::new();
     let deadline = Instant::now() + 6 * SOON;
     loop {
         for instruction in whole.take(std::mem::take(&mut user.heard).as_bytes())? {
             match instruction[0].as_str() {
                 "error" => bail!("{instruction:?}"),
+                "img" => {
+                    let stream = &instruction[1];
+                    ensure!(incomplete.insert(stream.clone()), "an image on stream {stream} has no end");
+                }
+                // The first image may have begun before the user joined.
+                "end" => {
+                    incomplete.remove(&instruction[1]);
+                }
                 "name" => {
+                    ensure!(incomplete.is_empty(), "the images on streams {incomplete:?} have no end");
                     frame = instruction[1].parse()?;
                     resumed += 1;
                 }
                 "log" => {
                     let number: usize = instruction[1].split(' ').next().unwrap_or_default().parse()?;
-                    // The rest of a frame in whose middle the user fell behind is followed by the number of a later one.
+                    // A frame in whose middle the user fell behind is followed by the number of a later one.
                     ensure!(frame == 0 || number <= frame + 1, "frame {number} follows {frame}");
                     frame = number;
                 }
                 "sync" => {
                     let time = Duration::from_millis(instruction[1].parse()?);
                     let first = *first.get_or_insert(time);
+                    ensure!(incomplete.is_empty(), "the images on streams {incomplete:?} have no end");
                     if time.saturating_sub(first) + Duration::from_secs(3) > begun.elapsed() {
                         return Ok(resumed);
                     }
@@ -460,6 +477,132 @@ fn a_guest_who_reads_slowly_stays_and_catches_up() -> Result<()> {
     ensure!(resumed >= 2, "the guest has not fallen behind");
     owner.sees(1)?;
     owner.leave()?;
+    crashed_nothing(&guacd)
+}
+
+/// Sends instructions that guacd answers, and reads nothing, until guacd takes no more of them. Returns how many it was.
+fn ask_until_blocked(user: &mut User) -> Result<usize> {
+    const MOST: usize = 1_000_000;
+    let request = instruction(&["file", "1", "text/plain", "x"]);
+    let requests = request.repeat(1000);
+    user.stream.set_write_timeout(Some(Duration::from_secs(2)))?;
+    let mut sent = 0;
+    while sent < MOST * request.len() {
+        match user.stream.write(&requests.as_bytes()[sent % requests.len()..]) {
+            Ok(length) => sent += length,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock) => return Ok(sent / request.len()),
+            Err(error) => return Err(error).with_context(|| format!("after {sent} bytes")),
+        }
+    }
+    bail!("guacd takes {MOST} instructions of a user who does not read the answers")
+}
+
+fn guests_who_ask_but_do_not_read_have_to_wait() -> Result<()> {
+    let (guacd, _plugin, owner, id) = start_busy()?;
+    let owner = Watcher::start(owner);
+    let join = || -> Result<User> {
+        let mut guest = guacd.user(&id)?;
+        rustix::net::sockopt::set_socket_recv_buffer_size(&guest.stream, 65_536)?;
+        guest.handshake(&[])?;
+        guest.expect_id()?;
+        Ok(guest)
+    };
+    let (mut asking, mut other) = ([join()?, join()?, join()?], join()?);
+    let other = thread::spawn(move || {
+        only_send_nop(&other)?;
+        read_slowly(&mut other, 200_000, 6 * SOON)
+    });
+    let asked = thread::scope(|scope| {
+        let asking: Vec<_> = asking.iter_mut().map(|user| scope.spawn(|| ask_until_blocked(user))).collect();
+        asking.into_iter().map(|asked| asked.join().ok().context("panicked")?).collect::<Result<Vec<_>>>()
+    })?;
+    // They have to wait for longer than a user may be silent.
+    sleep(4 * SOON);
+    owner.sees(1)?;
+    for (user, asked) in asking.iter_mut().zip(asked) {
+        let (mut whole, mut answered, deadline) = (Instructions::default(), 0, Instant::now() + 4 * SOON);
+        while answered < asked {
+            ensure!(user.hear()?, "a user who waited is disconnected");
+            let instructions = whole.take(std::mem::take(&mut user.heard).as_bytes())?;
+            answered += instructions.iter().filter(|instruction| instruction[0] == "ack").count();
+            ensure!(Instant::now() < deadline, "{answered} of {asked} instructions are answered");
+        }
+    }
+    other.join().ok().context("panicked")?.context("another guest")?;
+    owner.sees(1)?;
+    owner.leave()?;
+    crashed_nothing(&guacd)
+}
+
+fn a_guest_for_whom_too_much_is_queued_is_disconnected_and_the_log_says_why() -> Result<()> {
+    let (guacd, _plugin, owner, id) = start_busy()?;
+    let owner = Watcher::start(owner);
+    let mut guest = guacd.user(&id)?;
+    guest.handshake(&[])?;
+    guest.expect_id()?;
+    guest.send(&["key", "102", "1"])?;
+    guacd.expect_in_log("too much is waiting to be read")?;
+    guest.read_to_end(2 * SOON).context("the guest")?;
+    owner.sees(1)?;
+    owner.leave()?;
+    crashed_nothing(&guacd)
+}
+
+fn a_guest_who_answers_late_slows_down_nobody() -> Result<()> {
+    let (guacd, _plugin, mut owner, id) = start_busy()?;
+    let mut guest = guacd.user(&id)?;
+    guest.handshake(&[])?;
+    guest.expect_id()?;
+    let guest = thread::spawn(move || -> Result<()> {
+        let (mut whole, mut answered) = (Instructions::default(), 0);
+        let deadline = Instant::now() + 4 * SOON;
+        while answered < 2 {
+            for instruction in whole.take(std::mem::take(&mut guest.heard).as_bytes())? {
+                // The lag is that to the first answer, which must not come at once.
+                if instruction[0] == "sync" && answered < 2 {
+                    sleep(Duration::from_millis([100, 3000][answered]));
+                    guest.send(&["sync", &instruction[1]])?;
+                    answered += 1;
+                }
+            }
+            ensure!(guest.hear()?, "the connection ended");
+            ensure!(Instant::now() < deadline, "there are no frames");
+        }
+        guest.listen(SOON)
+    });
+    let (mut whole, mut longest) = (Instructions::default(), 0);
+    while !guest.is_finished() {
+        for instruction in whole.take(std::mem::take(&mut owner.heard).as_bytes())? {
+            match instruction[0].as_str() {
+                "sync" => owner.send(&["sync", &instruction[1]])?,
+                "log" => {
+                    let lag = instruction[1].split(' ').nth(1).context("no lag")?;
+                    longest = longest.max(lag.parse()?);
+                }
+                _ => {}
+            }
+        }
+        ensure!(owner.hear()?, "the owner's connection ended");
+    }
+    guest.join().ok().context("panicked")?.context("the guest")?;
+    ensure!(longest < 2000, "guacd reckons with a lag of {longest} ms");
+    Ok(())
+}
+
+fn a_guest_who_has_not_read_everything_is_told_why_the_session_ends() -> Result<()> {
+    let (guacd, _plugin, mut owner, id) = start_busy()?;
+    let mut guest = guacd.user(&id)?;
+    guest.handshake(&[])?;
+    guest.expect("3.log,").context("the guest")?;
+    only_send_nop(&guest)?;
+    owner.send(&["key", "97", "1"])?;
+    guacd.expect_in_log("Aborted on request.")?;
+    guest.read_to_end(2 * SOON)?;
+    let instructions = guest.instructions()?;
+    let errors = instructions.iter().filter(|instruction| instruction[0] == "error").count();
+    ensure!(errors == 1, "the guest is told {errors} times why the session ends");
+    drop(owner);
+    has_nothing_left(&guacd)?;
     crashed_nothing(&guacd)
 }
 

@@ -28,6 +28,7 @@ crate::tests! {
         formats_of_sound_end_no_session,
         desktops_of_absurd_size_are_refused,
         users_who_join_receive_the_last_frame_and_nothing_deadlocks,
+        users_who_join_see_what_is_selected,
         text_may_end_within_a_character,
         a_user_who_leaves_with_an_open_stream_silences_nobody,
         a_key_while_prompts_are_searched_for_ends_no_session,
@@ -357,6 +358,43 @@ fn users_who_join_receive_the_last_frame_and_nothing_deadlocks() -> Result<()> {
     let sent = "the last frame is 64x64, and the user is sent";
     ensure!(patched == format!("{sent} that\njoins\n"), "patched: {patched}");
     ensure!(stock == format!("{sent} 64x128\ndeadlocks\n"), "stock: {stock}");
+    Ok(())
+}
+
+fn users_who_join_see_what_is_selected() -> Result<()> {
+    // What fills the layer of the selection of a user who joins, while something is selected and afterwards.
+    let shown = |variant| -> Result<[Vec<Vec<String>>; 2]> {
+        let guacd = Guacd::start(variant)?;
+        let (mut owner, _, id) = telnet(&guacd)?;
+        let mut drag = |from: [&str; 2], to: [&str; 2]| -> Result<()> {
+            for (at, mask) in [(from, "0"), (from, "1"), (to, "1"), (to, "0")] {
+                owner.send(&["mouse", at[0], at[1], mask])?;
+            }
+            Ok(())
+        };
+        drag(["20", "20"], ["200", "20"])?;
+        owner.expect(",1.0,3.128,3.255,2.96;")?;
+        let joined = || -> Result<Vec<Vec<String>>> {
+            let mut guest = guacd.user(&id)?;
+            guest.handshake(&[])?;
+            guest.listen(Duration::from_secs(2))?;
+            let filled = guest.instructions()?.into_iter().filter(|words| words[0] == "cfill");
+            Ok(filled.map(|words| words[3..].to_vec()).collect())
+        };
+        let during = joined()?;
+        owner.heard.clear();
+        owner.send(&["mouse", "20", "100", "1"])?;
+        owner.send(&["mouse", "20", "100", "0"])?;
+        owner.expect(",1.0,1.0,1.0,1.0;")?;
+        Ok([during, joined()?])
+    };
+    let selection = ["0", "128", "255", "96"].map(str::to_owned).to_vec();
+    let nothing = ["0", "0", "0", "0"].map(str::to_owned).to_vec();
+    let [during, afterwards] = shown("patched")?;
+    ensure!(during.contains(&selection) && !during.contains(&nothing), "patched: {during:?}");
+    ensure!(afterwards.contains(&nothing) && !afterwards.contains(&selection), "patched: {afterwards:?}");
+    let [during, _] = shown("stock")?;
+    ensure!(!during.contains(&selection), "stock: {during:?}");
     Ok(())
 }
 

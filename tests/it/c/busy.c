@@ -1,6 +1,8 @@
-/* A plugin for guacd which sends two megabytes a second to all users, in twenty frames, at hardly any cost. The first frames come
- * as fast as the owner takes them, which makes the owner's kernel enlarge its buffer. A user who joins is told the number of the
- * last frame in a "name" instruction. */
+/* A plugin for guacd which sends two megabytes a second to all users, in twenty frames. Each is an image between two "log"
+ * instructions, which have the number of the frame and the lag that guacd knows of. The first frames come as fast as the owner
+ * takes them, which makes the owner's kernel enlarge its buffer. A user who joins is told the number of the last frame in a
+ * "name" instruction. Whoever presses "f" is sent more than guacd queues. If somebody presses "a", the others are sent more than
+ * the kernel buffers, and then the connection is aborted. */
 
 #include <guacamole/client.h>
 #include <guacamole/protocol.h>
@@ -8,12 +10,14 @@
 #include <guacamole/timestamp.h>
 #include <guacamole/user.h>
 
+#include <cairo/cairo.h>
 #include <pthread.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
-#define PARTS 17
-#define PART_LENGTH 6000
+#define IMAGE_SIZE 160
+#define PART_LENGTH 4000
 #define FAST_FRAMES 400
 
 static const char* arguments[] = { NULL };
@@ -24,17 +28,56 @@ static int started;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int frame;
 
+static void send_much(guac_user* user, int length) {
+    static char part[PART_LENGTH + 1];
+    memset(part, 'x', PART_LENGTH);
+    for (; length > 0; length -= PART_LENGTH)
+        guac_protocol_send_log(user->socket, "%s", part);
+    guac_socket_flush(user->socket);
+}
+
+static void* send_much_to_guest(guac_user* user, void* data) {
+    (void) data;
+    if (!user->owner)
+        send_much(user, 30 * 1024 * 1024);
+    return NULL;
+}
+
+static int key(guac_user* user, int keysym, int pressed) {
+
+    if (pressed && keysym == 'f')
+        send_much(user, 80 * 1024 * 1024);
+
+    if (pressed && keysym == 'a') {
+        pthread_mutex_lock(&lock);
+        guac_client_foreach_user(user->client, send_much_to_guest, NULL);
+        guac_client_abort(user->client, GUAC_PROTOCOL_STATUS_UPSTREAM_ERROR, "Aborted on request.");
+        pthread_mutex_unlock(&lock);
+    }
+
+    return 0;
+
+}
+
 static void* send_frames(void* data) {
 
     guac_client* client = (guac_client*) data;
-    static char part[PART_LENGTH + 1];
-    memset(part, 'x', PART_LENGTH);
+
+    /* Noise, which no image format makes small */
+    static uint32_t pixels[IMAGE_SIZE * IMAGE_SIZE];
+    uint32_t random = 1;
+    for (int i = 0; i < IMAGE_SIZE * IMAGE_SIZE; i++)
+        pixels[i] = (random = random * 1664525 + 1013904223) >> 8;
+    cairo_surface_t* surface = cairo_image_surface_create_for_data((unsigned char*) pixels, CAIRO_FORMAT_RGB24, IMAGE_SIZE,
+            IMAGE_SIZE, IMAGE_SIZE * 4);
 
     while (client->state == GUAC_CLIENT_RUNNING) {
+        int lag = guac_client_get_processing_lag(client);
         pthread_mutex_lock(&lock);
         frame++;
-        for (int i = 0; i < PARTS; i++)
-            guac_protocol_send_log(client->socket, "%i %s", frame, part);
+        guac_protocol_send_log(client->socket, "%i %i", frame, lag);
+        guac_client_stream_png(client, client->socket, GUAC_COMP_OVER, GUAC_DEFAULT_LAYER, 0, 0, surface);
+        guac_protocol_send_log(client->socket, "%i %i", frame, lag);
         guac_client_end_frame(client);
         guac_socket_flush(client->socket);
         pthread_mutex_unlock(&lock);
@@ -42,12 +85,14 @@ static void* send_frames(void* data) {
             guac_timestamp_msleep(50);
     }
 
+    cairo_surface_destroy(surface);
     return NULL;
 
 }
 
 static int join(guac_user* user, int argc, char** argv) {
     (void) argc; (void) argv;
+    user->key_handler = key;
     /* Others may be added before the owner */
     if (!user->owner)
         return 0;
