@@ -114,7 +114,9 @@ fn a_killed_fork_server_is_started_again_and_no_session_is_lost() -> Result<()> 
 }
 
 fn a_fork_server_that_hangs_is_killed_and_what_it_was_asked_is_done() -> Result<()> {
-    let guacd = Guacd::start("patched")?;
+    // In a session of its own: the kernel continues all stopped processes of a group that becomes orphaned, and sends SIGHUP to
+    // the others.
+    let guacd = Guacd::start_by("patched", ":", "setsid", "")?;
     let server = guacd.fork_server().context("no fork server")?;
     kill(server, Signal::STOP);
     let mut first = User::connect(guacd.port)?;
