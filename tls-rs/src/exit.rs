@@ -76,7 +76,9 @@ fn hook() -> Option<pthread_key_t> {
 ///
 /// A destructor may end the thread, through `pthread_exit` or cancellation. glibc then unwinds the frames of its callers,
 /// and musl abandons them, and both may call the hook again. So the hook has its value while destructors run, and the
-/// thread's root says how far the rounds are.
+/// thread's root says how far the rounds are. It has none while the last value is destroyed, as glibc goes through all native
+/// keys once more if a destructor has set any, even if only to NULL again. The table is dropped first, and the first value
+/// that the destructor sets arms the hook.
 ///
 /// Values without a destructor stay until the last of these destructors has run, and are dropped then: destructors of
 /// native keys that libc calls later do not see them. (glibc and musl clear such values in between. POSIX leaves it
@@ -105,8 +107,13 @@ extern "C" fn next(value: &mut *mut c_void) -> Option<Destructor> {
 fn next_of(root: &Root) -> Option<(*mut c_void, Destructor)> {
     loop {
         while let Some(key) = next_key(root) {
-            let Some(taken) = Root::current_table().take(key) else { continue };
-            let _ = arm(root); // if it fails, the destructor must not end the thread
+            let table = Root::current_table();
+            let Some(taken) = table.take(key) else { continue };
+            if table.has_values() {
+                let _ = arm(root); // if it fails, the destructor must not end the thread
+            } else {
+                drop_table(root);
+            }
             root.progress.called.set(true);
             return Some(taken);
         }
@@ -114,26 +121,37 @@ fn next_of(root: &Root) -> Option<(*mut c_void, Destructor)> {
             break;
         }
     }
-    let table = Root::current_table();
-    Root::exchange_table(Table::none());
-    root.release(table);
-    if let Some(spare) = root.take_spare() {
-        REGISTRY.give_back(spare);
-    }
+    drop_table(root);
     root.set_ended();
     None
 }
 
-/// Begins a round, unless the last one has called no destructor, or it was the last that POSIX requires.
+/// Frees what the thread has, so that libc need not call the hook again unless a value is set.
+fn drop_table(root: &Root) {
+    let table = Root::current_table();
+    Root::exchange_table(Table::none());
+    root.set_changing(Some(Table::none())); // a signal handler must no longer look into the old table
+    root.progress.queued.set(0); // the queue was in the table
+    root.release(table);
+    if let Some(spare) = root.take_spare() {
+        REGISTRY.give_back(spare);
+    }
+}
+
+/// Begins a round, unless there are no values, or the last round has called no destructor, or it was the last that POSIX
+/// requires.
 fn begin_round(root: &Root) -> bool {
     let progress = &root.progress;
     let rounds = progress.rounds.get();
     let again = rounds == 0 || progress.called.get() && usize::from(rounds) < PTHREAD_DESTRUCTOR_ITERATIONS;
+    let again = again && Root::current_table().has_values();
     progress.rounds.set(if again { rounds + 1 } else { 0 });
     progress.called.set(false);
     progress.last.set(0);
     progress.end.set(if again { REGISTRY.end() } else { 0 });
-    queue_all(root);
+    if again {
+        queue_all(root);
+    }
     again
 }
 

@@ -42,8 +42,8 @@ fn get_by_search(key: usize) -> *mut c_void {
     Root::current().table().find(key).map_or(ptr::null_mut(), Slot::value)
 }
 
-/// The location of this thread's value of `key`, until the thread sets a value of another key. NULL if the thread has set
-/// none, or the key is not alive.
+/// The location of this thread's value of `key`, until the thread sets a value of another key, or a destructor is called.
+/// NULL if the thread has set none, or thread exit has dropped the table, or the key is not alive.
 #[inline]
 #[allow(dead_code)] // not part of the preload library
 pub(crate) fn slot(key: usize) -> *mut *mut c_void {

@@ -460,6 +460,11 @@ impl Table {
         }
     }
 
+    /// Whether any slot has a value other than NULL.
+    pub(crate) fn has_values(self) -> bool {
+        self.used_slots().any(|slot| !slot.value().is_null())
+    }
+
     /// The keys that have a slot.
     pub(crate) fn keys(self) -> impl Iterator<Item = usize> {
         self.used_slots().map(|slot| slot.key.load(Relaxed))

@@ -1,6 +1,9 @@
 //! The library as C programs use it: built as for libguac, linked statically and into a shared library, and tested with the
 //! programs in `tests/c`.
 
+#[cfg(target_arch = "x86_64")]
+mod budgets;
+
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -240,93 +243,25 @@ fn a_shared_library_needs_libc_alone() {
     );
 }
 
-/// How many instructions and loads a call executes.
+#[test]
 #[cfg(target_arch = "x86_64")]
-mod budgets {
-    use std::collections::HashMap;
-
-    use super::{Command, HOST, answers, run, skipped};
-
-    /// The budgets of calls as libguac makes them, in instructions and loads from memory. They do not depend on the processor, and
-    /// the time that a call takes follows from them: on Intel's, a load costs half a cycle.
-    const BUDGETS: [(&str, usize, usize); 6] = [
-        ("get", 15, 8),
-        ("set", 16, 7),
-        ("slot", 16, 7),
-        ("create", 17, 5),
-        ("delete", 32, 6),
-        ("set_first", 126, 36),
-    ];
-
-    #[test]
-    fn no_call_executes_more_than_its_budget() {
-        if !answers("objdump") {
-            return skipped("objdump is not installed, so instructions have not been counted");
-        }
-        let output = run(Command::new(HOST.shared_program("steps")).env("LD_BIND_NOW", "1"));
-        let mut libraries = HashMap::new();
-        let mut counts: HashMap<&str, (usize, usize)> = HashMap::new();
-        for line in output.lines() {
-            let [call, library, address] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
-            let instructions = libraries.entry(library).or_insert_with(|| disassemble(library));
-            let count = counts.entry(call).or_default();
-            count.0 += 1;
-            count.1 += usize::from(is_load(&instructions[address]));
-        }
-        for call in ["get", "set"] {
-            let (ours, native) = (counts[call], counts[&*format!("pthread_{call}")]);
-            assert!(ours.0 < native.0, "{call}: {ours:?}, with a pthread key from 32 on {native:?}");
-        }
-        let over = BUDGETS.iter().filter(|(call, instructions, loads)| {
-            let count = counts[call];
-            count.0 > *instructions || count.1 > *loads
-        });
-        let over: Vec<_> = over.collect();
+fn no_call_executes_more_than_its_budget() {
+    if !answers("objdump") {
+        return skipped("objdump is not installed, so instructions have not been counted");
+    }
+    let counts = budgets::count(&HOST.shared_program("steps")).unwrap_or_else(|error| panic!("{error}"));
+    for call in ["get", "set"] {
+        let (ours, native) = (counts[call], counts[&format!("pthread_{call}")]);
         assert!(
-            over.is_empty(),
-            "over their budget: {over:?}\nall counts (instructions, loads): {counts:#?}"
+            ours.instructions < native.instructions,
+            "{call}: {ours:?}, with a pthread key from 32 on {native:?}"
         );
     }
-
-    /// The instructions of a library, by their addresses.
-    fn disassemble(library: &str) -> HashMap<String, String> {
-        let listing = run(Command::new("objdump").args(["-d", "--no-show-raw-insn", "-Mintel", library]));
-        let instructions = listing.lines().filter_map(|line| line.trim_start().split_once(":\t"));
-        instructions.map(|(address, text)| (address.to_owned(), text.to_owned())).collect()
-    }
-
-    /// Whether an instruction reads memory. `mov` with memory as its first operand only writes there.
-    fn is_load(text: &str) -> bool {
-        let text = text.split('#').next().unwrap_or_default().trim().trim_start_matches("lock ");
-        let (name, operands) = text.split_once(' ').unwrap_or((text, ""));
-        let writes =
-            || name.starts_with("mov") && operands.split(',').next().is_some_and(|to| to.contains('['));
-        match name {
-            "ret" | "pop" | "leave" => true,
-            "lea" | "nop" => false,
-            _ => operands.contains('[') && !writes(),
-        }
-    }
-
-    #[test]
-    fn instructions_that_read_memory_are_told_from_others() {
-        for text in [
-            "mov    rax,QWORD PTR fs:[rax]",
-            "ret",
-            "cmp    QWORD PTR [rdx],rdi",
-            "lock cmpxchg QWORD PTR [rcx],rsi",
-        ] {
-            assert!(is_load(text), "{text}");
-        }
-        for text in [
-            "mov    QWORD PTR [rax+0x28],rsi",
-            "lea    rax,[rip+0x2cf9]        # 5f80",
-            "imul   rcx,rdi",
-            "push   rbx",
-        ] {
-            assert!(!is_load(text), "{text}");
-        }
-    }
+    let over = budgets::BUDGETS.iter().filter(|(call, budget)| {
+        counts[*call].instructions > budget.instructions || counts[*call].loads > budget.loads
+    });
+    let over: Vec<_> = over.collect();
+    assert!(over.is_empty(), "over their budget: {over:?}\nall counts: {counts:#?}");
 }
 
 /// How programs are compiled and run.

@@ -125,9 +125,11 @@ void* guac_thread_local_getspecific(guac_thread_local_key_t key);
  *
  * @return
  *     The location of the value. It may be read and written until this thread
- *     sets the value of another key, or the key is deleted. NULL if this
- *     thread has not set any value, or if the key does not exist or has been
- *     deleted: guac_thread_local_setspecific() sets the first value.
+ *     sets the value of another key, a destructor is called for a value of
+ *     this thread, or the key is deleted. NULL if this thread has not set any
+ *     value, or if the key does not exist or has been deleted:
+ *     guac_thread_local_setspecific() sets the first value. It may also be
+ *     NULL in a destructor, if the value is NULL.
  */
 void** guac_thread_local_slot(guac_thread_local_key_t key);
 

@@ -307,6 +307,12 @@ static void a_destructor_may_end_the_thread(void) {
     CHECK(calls == KEYS + 1);
     delete_keys();
 
+    /* If it was called for the thread's only value */
+    create_keys(set_others_and_exit);
+    CHECK(run(set_first_key) == VALUE(9));
+    CHECK(calls == KEYS + 1);
+    delete_keys();
+
     create_keys(set_others_and_be_cancelled);
     run(set_five_keys);
     CHECK(calls == KEYS + 1);

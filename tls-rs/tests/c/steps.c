@@ -45,7 +45,7 @@ static void delete(void) {
     CHECK(guac_thread_local_key_delete(key) == 0);
 }
 
-static void set_first(void) {
+static void first_value(void) {
     CHECK(guac_thread_local_setspecific(keys[5], VALUE(1)) == 0);
 }
 
@@ -72,7 +72,7 @@ static const struct {
     const char* name;
     function call, counted;
 } calls[] = {
-    { "set_first", set_first, (function) guac_thread_local_setspecific },
+    { "first_value", first_value, (function) guac_thread_local_setspecific },
     { "get", get, (function) guac_thread_local_getspecific },
     { "set", set, (function) guac_thread_local_setspecific },
     { "slot", slot, (function) guac_thread_local_slot },

@@ -1,10 +1,13 @@
 //! `cargo xtask bench`: is tls-rs as fast as libc's keys? Compiles and runs the program in `bench/`, and compares its figures
 //! with limits.
 
+#[path = "../../../tls-rs/tests/budgets/mod.rs"]
+mod budgets;
 mod chart;
 mod report;
 mod rounds;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,12 +24,16 @@ use toolkit::ui;
 
 use crate::flags;
 
+use budgets::Count;
 use report::{Case, Library, Machine, Report};
 use rounds::Verdict;
 
 /// How many samples a round takes of each case, and how many nanoseconds a sample must last at least.
 const THOROUGH: [&str; 2] = ["9", "10000"];
 const QUICK: [&str; 2] = ["1", "5000"];
+
+/// Whether instructions can be counted on this architecture.
+const CAN_COUNT: bool = cfg!(target_arch = "x86_64");
 
 /// The flags of the C compiler. Functions and loops are aligned, so that no design is faster because of its addresses.
 const CFLAGS: [&str; 6] =
@@ -59,10 +66,12 @@ pub fn run(flags: &flags::Bench) -> Result<()> {
     ui::heading(format!("benchmark -> {}", dir.display()));
     let mut steps = Steps::open(&dir)?;
     let program = compile(&mut steps, &dir, flags.setup.source.offline)?;
+    let counts = count(&dir.join("steps"), flags.judge.name())?;
     let checkpoints: &[usize] = if flags.quick { &rounds::QUICK_CHECKPOINTS } else { &rounds::CHECKPOINTS };
     let cases = measure(&program, &dir, flags, checkpoints, libguacs.as_ref())?;
     let library = libguacs.map(|[stock, patched]| Library::compare(&stock, &patched, &dir)).transpose()?;
-    let report = Report::new(machine(), flags.quick, flags.judge.name(), cases, library, checkpoints.len());
+    let judged = flags.judge.name();
+    let report = Report::new(machine(), flags.quick, judged, cases, library, counts, checkpoints.len());
 
     ui::result(&report);
     if let Some(path) = &flags.json {
@@ -103,8 +112,7 @@ fn libguacs(flags: &flags::Bench) -> Result<[PathBuf; 2]> {
 /// Compiles the benchmark, with each design in a shared library that is linked as libguac is. Returns the program's path.
 fn compile(steps: &mut Steps, dir: &Path, offline: bool) -> Result<PathBuf> {
     let program = dir.join("bench");
-    let sources =
-        digest::files(&layout::root(), &["bench", "tls-rs/tests/c/mutex_array.c", "tls-rs/include"])?;
+    let sources = digest::files(&layout::root(), &["bench", "tls-rs/tests/c", "tls-rs/include"])?;
     let (compiler, rustc) = (tools::c_compiler_version(), tools::rustc_version());
     let inputs =
         [&*sources, &compiler, &rustc, &tls_rs::digest_of_inputs()?, &format!("{DESIGNS:?} {CFLAGS:?}")];
@@ -139,6 +147,15 @@ fn compile(steps: &mut Steps, dir: &Path, offline: bool) -> Result<PathBuf> {
             arguments.extend(names.map(|name| library(name).display().to_string()));
             arguments.extend([format!("-Wl,-rpath,{}", dir.display()), "-ldl".to_owned()]);
             cc(step, &program, arguments)?;
+            if CAN_COUNT {
+                let steps = ["tls-rs/tests/c/steps.c", "-Itls-rs/tests/c", "-pthread"].map(str::to_owned);
+                let linked = [
+                    library("tls_rs").display().to_string(),
+                    format!("-Wl,-rpath,{}", dir.display()),
+                    "-ldl".to_owned(),
+                ];
+                cc(step, &dir.join("steps"), steps.into_iter().chain(linked).collect())?;
+            }
             Ok(compiler.clone())
         },
     )?;
@@ -154,6 +171,21 @@ fn cc(step: &Running<'_>, output: &Path, arguments: Vec<String>) -> Result<()> {
     let arguments =
         words.chain(flags).chain(arguments).chain(["-o".to_owned(), output.display().to_string()]);
     step.run(&format!("compiling {}", output.display()), duct::cmd(program, arguments).dir(layout::root()))
+}
+
+/// Counts the instructions and loads of each call of tls-rs with the program `steps`. The inner error says why they cannot be
+/// counted.
+fn count(steps: &Path, judged: &str) -> Result<Result<HashMap<String, Count>, &'static str>> {
+    if judged != "tls_rs" {
+        return Ok(Err("they are for tls_rs only"));
+    }
+    if !CAN_COUNT {
+        return Ok(Err("they are for x86_64 only"));
+    }
+    if run::version_line("objdump", "--version").is_none() {
+        return Ok(Err("objdump is not installed"));
+    }
+    budgets::count(steps).map(Ok).map_err(anyhow::Error::msg).context("cannot count instructions")
 }
 
 /// Runs the benchmark, round by round, until each case is decided. Returns the cases.
@@ -193,6 +225,8 @@ fn machine() -> Machine {
     let text = |name| field(name).unwrap_or_default();
     Machine {
         cpu: format!("{}, family {} model {}", text("model name"), text("cpu family"), text("model\t")),
+        vendor: text("vendor_id"),
+        family: text("cpu family"),
         cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         libc: duct::cmd!("getconf", "GNU_LIBC_VERSION").stderr_null().read().unwrap_or_default(),

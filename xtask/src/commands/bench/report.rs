@@ -2,13 +2,14 @@
 //!
 //! The JSON is a contract: `bench/schema/report.v2.json` describes it. Within a version, fields may be added.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use super::budgets::{BUDGETS, Count};
 use super::rounds::{self, Figure, Interval, Rounds, Verdict};
 
 /// The version of the JSON.
@@ -24,9 +25,11 @@ pub struct Report {
     pub machine: Machine,
     /// The design whose figures were compared with the limits.
     pub judged: &'static str,
-    /// Whether it meets every limit for which there is a figure.
+    /// Whether it meets every limit that it must meet and for which there is a figure.
     pub passed: bool,
     pub thresholds: Vec<Threshold>,
+    /// Why no instructions and loads were counted. `None` if they were.
+    pub not_counted: Option<&'static str>,
     /// What tls-rs adds to libguac.so. `None` if no libguac was measured.
     pub library: Option<Library>,
     pub cases: Vec<Case>,
@@ -36,6 +39,9 @@ pub struct Report {
 #[derive(Serialize)]
 pub struct Machine {
     pub cpu: String,
+    /// The processor's vendor and family as in /proc/cpuinfo, or empty.
+    pub vendor: String,
+    pub family: String,
     pub cores: usize,
     pub kernel: String,
     pub libc: String,
@@ -215,7 +221,12 @@ pub struct Threshold {
     /// The worst case.
     pub case: String,
     pub verdict: Verdict,
+    /// Whether the limit must be met. Limits on times need not be met on processors other than [`MEASURED_ON`].
+    pub required: bool,
 }
+
+/// The processors on which the limits on times were measured: vendors and families as in /proc/cpuinfo.
+const MEASURED_ON: [(&str, &str); 1] = [("AuthenticAMD", "25")];
 
 /// A limit on the ratio of the judged design to another.
 struct Limit {
@@ -268,16 +279,28 @@ impl Report {
         judged: &'static str,
         cases: Vec<Case>,
         library: Option<Library>,
+        counts: Result<HashMap<String, Count>, &'static str>,
         checkpoints: usize,
     ) -> Report {
-        let thresholds = judge(&cases, library.as_ref(), judged, checkpoints);
-        let passed = thresholds.iter().all(|threshold| threshold.verdict == Verdict::Met);
-        Report { schema_version: SCHEMA_VERSION, quick, machine, judged, passed, thresholds, library, cases }
+        let mut thresholds = judge_times(&cases, judged, checkpoints, &machine);
+        thresholds.extend(judge_exactly(&cases, library.as_ref(), counts.as_ref().ok(), judged));
+        let met = |threshold: &Threshold| threshold.verdict == Verdict::Met || !threshold.required;
+        Report {
+            schema_version: SCHEMA_VERSION,
+            quick,
+            machine,
+            judged,
+            passed: thresholds.iter().all(met),
+            thresholds,
+            not_counted: counts.err(),
+            library,
+            cases,
+        }
     }
 
-    /// The thresholds with that verdict, each with its worst case.
+    /// The thresholds with that verdict that must be met, each with its worst case.
     pub fn thresholds_that_are(&self, verdict: Verdict) -> Vec<String> {
-        let thresholds = self.thresholds.iter().filter(|threshold| threshold.verdict == verdict);
+        let thresholds = self.thresholds.iter().filter(|one| one.required && one.verdict == verdict);
         thresholds.map(|threshold| format!("{} ({})", threshold.what, threshold.case)).collect()
     }
 }
@@ -312,8 +335,9 @@ fn judge_ratios<'a>(cases: &'a [Case], judged: &str, checkpoints: usize) -> Vec<
     judgements.collect()
 }
 
-/// Compares each limit with its worst case. Leaves out limits for which nothing was measured.
-fn judge(cases: &[Case], library: Option<&Library>, judged: &str, checkpoints: usize) -> Vec<Threshold> {
+/// Compares each limit on times with its worst case. Leaves out limits for which nothing was measured.
+fn judge_times(cases: &[Case], judged: &str, checkpoints: usize, machine: &Machine) -> Vec<Threshold> {
+    let required = MEASURED_ON.contains(&(&*machine.vendor, &*machine.family));
     let mut thresholds = Vec::new();
     let ratios = judge_ratios(cases, judged, checkpoints);
     for Limit { what, base, limit, .. } in &LIMITS {
@@ -332,9 +356,20 @@ fn judge(cases: &[Case], library: Option<&Library>, judged: &str, checkpoints: u
             rounds: Some(worst.figure.rounds),
             case: worst.case.title(),
             verdict: worst.verdict,
+            required,
         });
     }
-    // The figures of these limits have no noise.
+    thresholds
+}
+
+/// Compares the limits whose figures have no noise, and are the same on each processor, with their worst cases.
+fn judge_exactly(
+    cases: &[Case],
+    library: Option<&Library>,
+    counts: Option<&HashMap<String, Count>>,
+    judged: &str,
+) -> Vec<Threshold> {
+    let mut thresholds = Vec::new();
     let mut add = |what: &str, of: &str, limit: f64, mut figures: Vec<(f64, String)>| {
         figures.sort_by(|one, other| one.0.total_cmp(&other.0));
         if let Some((worst, case)) = figures.pop() {
@@ -349,9 +384,19 @@ fn judge(cases: &[Case], library: Option<&Library>, judged: &str, checkpoints: u
                 rounds: None,
                 case,
                 verdict,
+                required: true,
             });
         }
     };
+    for (call, budget) in BUDGETS {
+        let Some(count) = counts.and_then(|counts| counts.get(call)) else { continue };
+        let call = call.replace('_', " ");
+        for (of, limit, figure) in
+            [("instructions", budget.instructions, count.instructions), ("loads", budget.loads, count.loads)]
+        {
+            add(&format!("{call}, {of}"), of, limit as f64, vec![(figure as f64, "counted".into())]);
+        }
+    }
     let figures = cases.iter().filter(|case| case.operation == "memory");
     let figures = figures.filter_map(|case| Some((case.designs.get(judged)?.figure()?.median, case.title())));
     add("heap per thread", "bytes", MAX_MEMORY, figures.collect());
@@ -397,7 +442,9 @@ impl fmt::Display for Report {
             "\n{:<29} {:<12} {:>6} {:>7} {:<11} {:>6}  worst case",
             "limits", "ratio to", "limit", self.judged, "[interval]", "rounds"
         )?;
-        for Threshold { what, of, limit, worst, interval, rounds, case, verdict } in &self.thresholds {
+        for Threshold { what, of, limit, worst, interval, rounds, case, verdict, required } in
+            &self.thresholds
+        {
             let decimals = if BASES.contains(&of.as_str()) { 2 } else { 0 };
             let interval = interval.map_or(String::new(), |Interval { lower, upper }| {
                 let end = |end: Option<f64>| end.map_or("?".into(), |end| format!("{end:.2}"));
@@ -406,6 +453,7 @@ impl fmt::Display for Report {
             let rounds = rounds.map_or(String::new(), |rounds| rounds.to_string());
             let verdict = match verdict {
                 Verdict::Met => "",
+                _ if !required => "  not judged: not measured on this processor",
                 Verdict::Undecided => "  UNDECIDED",
                 Verdict::Missed => "  MISSED",
             };
@@ -413,6 +461,9 @@ impl fmt::Display for Report {
                 f,
                 "{what:<29} {of:<12} {limit:>6.decimals$} {worst:>7.decimals$} {interval:<11} {rounds:>6}  {case}{verdict}"
             )?;
+        }
+        if let Some(why) = self.not_counted {
+            writeln!(f, "\nThe budgets of instructions and loads were not judged: {why}.")?;
         }
         Ok(())
     }
@@ -508,8 +559,28 @@ mod tests {
         decide("tls_rs", &QUICK_CHECKPOINTS, round).unwrap().remove(0)
     }
 
+    fn machine(vendor: &str, family: &str) -> Machine {
+        Machine {
+            cpu: String::new(),
+            vendor: vendor.into(),
+            family: family.into(),
+            cores: 1,
+            kernel: String::new(),
+            libc: String::new(),
+            compiler: String::new(),
+            rustc: String::new(),
+        }
+    }
+
+    /// A report of a run on a processor that limits were measured on.
+    fn report(cases: &[Case], library: Option<Library>) -> Report {
+        let [(vendor, family)] = MEASURED_ON;
+        let machine = machine(vendor, family);
+        Report::new(machine, true, "tls_rs", cases.to_vec(), library, Err("this is a test"), 1)
+    }
+
     fn thresholds_that_are(verdict: Verdict, cases: &[Case], library: Option<&Library>) -> Vec<String> {
-        let thresholds = judge(cases, library, "tls_rs", 1).into_iter();
+        let thresholds = report(cases, library.cloned()).thresholds.into_iter();
         thresholds.filter(|threshold| threshold.verdict == verdict).map(|threshold| threshold.what).collect()
     }
 
@@ -559,15 +630,7 @@ mod tests {
     fn locks_are_compared_with_stocks_and_all_else_with_pthread_keys() {
         let get = case("get", &[("tls_rs", 0.9), ("pthread_low", 1.0)]);
         let lock = case("rwlock_read", &[("patched", 0.8), ("slots16", 1.2), ("stock", 1.0)]);
-        let machine = Machine {
-            cpu: String::new(),
-            cores: 1,
-            kernel: String::new(),
-            libc: String::new(),
-            compiler: String::new(),
-            rustc: String::new(),
-        };
-        let report = Report::new(machine, true, "tls_rs", vec![get, lock], None, 1);
+        let report = report(&[get, lock], None);
         let cells = |title: &str| {
             let row = ROWS.iter().find(|row| row.title == title).unwrap();
             COLUMNS.map(|(design, _)| report.cell(row, design))
@@ -584,6 +647,51 @@ mod tests {
         assert_eq!(missed(&[], Some(&large)), ["libguac.so grows by", "symbols other than libguac's"]);
         let small = Library { growth_bytes: MAX_GROWTH, foreign_symbols: Vec::new() };
         assert!(missed(&[], Some(&small)).is_empty());
+    }
+
+    #[test]
+    fn a_call_that_is_over_its_counted_budget_fails_on_any_processor() {
+        let counts: HashMap<_, _> = BUDGETS.map(|(call, budget)| (call.to_owned(), budget)).into();
+        let judge = |counts: &HashMap<_, _>| {
+            let counts = Ok(counts.clone());
+            Report::new(machine("", ""), true, "tls_rs", Vec::new(), None, counts, 1)
+        };
+        let within = judge(&counts);
+        assert!(within.passed && within.not_counted.is_none());
+        assert_eq!(within.thresholds.len(), 2 * BUDGETS.len());
+        for (call, Count { instructions, loads }) in BUDGETS {
+            for (of, over) in [
+                ("instructions", Count { instructions: instructions + 1, loads }),
+                ("loads", Count { instructions, loads: loads + 1 }),
+            ] {
+                let mut counts = counts.clone();
+                counts.insert(call.to_owned(), over);
+                let report = judge(&counts);
+                assert!(!report.passed, "{call}: {over:?}");
+                let missed = format!("{}, {of} (counted)", call.replace('_', " "));
+                assert_eq!(report.thresholds_that_are(Verdict::Missed), [missed]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_time_over_its_limit_fails_on_those_processors_only_that_it_was_measured_on() {
+        let slow = [case("get", &[("tls_rs", 2.0), ("pthread_low", 1.0)])];
+        for (vendor, family, fails) in
+            [("AuthenticAMD", "25", true), ("AuthenticAMD", "26", false), ("", "", false)]
+        {
+            let machine = machine(vendor, family);
+            let report = Report::new(machine, true, "tls_rs", slow.to_vec(), None, Err("this is a test"), 1);
+            assert_eq!(report.passed, !fails, "{vendor} {family}");
+            assert_eq!(report.thresholds_that_are(Verdict::Missed).is_empty(), !fails);
+            let text = report.to_string();
+            assert_eq!(text.contains("MISSED"), fails, "{text}");
+            assert_eq!(text.contains("not judged: not measured on this processor"), !fails, "{text}");
+            assert!(text.contains("not judged: this is a test"), "{text}");
+        }
+        // What does not depend on the processor fails on each.
+        let memory = vec![case("memory", &[("tls_rs", 16.0)])];
+        assert!(!Report::new(machine("", ""), true, "tls_rs", memory, None, Err("this is a test"), 1).passed);
     }
 
     /// As many cases of `get` as a run has altogether, each with the median that it is given, measured with noise. Returns how
