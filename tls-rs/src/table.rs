@@ -30,8 +30,8 @@ const HOMES: usize = INLINE_SLOTS;
 /// With more keys than this, some may share a home. One multiplier in a hundred gives each of 16 keys its own.
 pub(crate) const COLLISION_FREE_KEYS: usize = 16;
 
-/// How many multipliers are tried before keys share a home. For 12 keys, one of them always fits.
-const TRIES: usize = 512;
+/// How many multipliers are tried before keys share a home. That 16 random keys share one then has a chance of 1 in 10^9.
+const TRIES: usize = 2048;
 
 /// The first multiplier: 2^64 divided by the golden ratio, which spreads neighbours best.
 pub(crate) const FIRST_MULTIPLIER: usize = 0x9E37_79B9_7F4A_7C15_u64 as usize;
