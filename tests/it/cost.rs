@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustix::process::Signal;
+use tempfile::TempDir;
 
 use crate::support::c::{Preloaded, compile_plugin};
 use crate::support::guacd::Guacd;
@@ -229,10 +230,15 @@ fn the_fork_server_looks_for_ended_sessions_only_if_there_are_any() -> Result<()
 }
 
 fn the_end_of_a_session_is_not_spent_on_its_libraries() -> Result<()> {
-    let exits = |variant: &str| -> Result<bool> {
-        let plugin = compile_plugin("last_words", variant)?;
-        let path = format!("export LD_LIBRARY_PATH={}:$LD_LIBRARY_PATH", plugin.path().display());
-        let guacd = Guacd::start_with(variant, &path, "")?;
+    // Whether a session ends with exit(), and whether its end loads the library that unwinds the stacks of cancelled threads.
+    let what_happens = |variant: &str| -> Result<(bool, bool)> {
+        let (plugin, log) = (compile_plugin("last_words", variant)?, TempDir::new()?);
+        let shell = format!(
+            "export LD_LIBRARY_PATH={}:$LD_LIBRARY_PATH LD_DEBUG=files LD_DEBUG_OUTPUT={}/loader",
+            plugin.path().display(),
+            log.path().display()
+        );
+        let guacd = Guacd::start_with(variant, &shell, "")?;
         let mut user = guacd.user("last_words")?;
         user.handshake(&[])?;
         user.expect_id()?;
@@ -240,10 +246,17 @@ fn the_end_of_a_session_is_not_spent_on_its_libraries() -> Result<()> {
         drop(user);
         // Stock needs ten seconds until it notices.
         guacd.wait_for_the_end_of_connections(4 * SOON)?;
-        Ok(guacd.log()?.contains("exit() has been called"))
+        let mut loaded = String::new();
+        for file in fs::read_dir(log.path())? {
+            loaded += &fs::read_to_string(file?.path())?;
+        }
+        ensure!(loaded.contains("libguac-client-last_words.so"), "the loader says {loaded:?}");
+        let unwinds = |line: &str| line.contains("file=libgcc_s.so") && line.contains("dynamically loaded");
+        Ok((guacd.log()?.contains("exit() has been called"), loaded.lines().any(unwinds)))
     };
-    ensure!(!exits("patched")?, "the session ends with exit()");
-    ensure!(exits("stock")?, "stock: the session does not end with exit()");
+    let (patched, stock) = (what_happens("patched")?, what_happens("stock")?);
+    ensure!(patched == (false, false), "{patched:?}");
+    ensure!(stock == (true, true), "stock: {stock:?}");
     Ok(())
 }
 
