@@ -47,6 +47,7 @@ crate::tests! {
         two_users_can_upload_at_once,
         a_cancelled_download_leaves_no_open_file,
         a_download_freezes_nothing_while_the_sftp_server_is_silent,
+        a_fifo_on_the_server_is_not_downloaded,
         a_download_for_which_there_is_no_memory_ends_no_session,
         with_keep_alives_slow_answers_over_sftp_are_waited_for;
     Minutes:
@@ -320,7 +321,8 @@ fn a_file_of_a_drive_that_somebody_has_a_lease_of_is_opened() -> Result<()> {
     let dir = TempDir::new()?;
     let said = run_c_with_sources("drive", "patched", &[dir.path(), Path::new("lease")])?;
     // Not all file systems have leases.
-    let expected = ["written to a file with a lease: 7\n", "a lease cannot be had\n"];
+    let expected =
+        ["written to a file with a lease: 7\nreplaced\nopened as a FIFO: 0\n", "a lease cannot be had\n"];
     ensure!(expected.contains(&said.as_str()), "{said}");
     Ok(())
 }
@@ -497,6 +499,31 @@ fn a_download_freezes_nothing_while_the_sftp_server_is_silent() -> Result<()> {
     };
     ensure!(is_shown("patched")?, "nothing is shown until the SFTP server answers");
     ensure!(!is_shown("stock")?, "stock: something is shown before the SFTP server answers");
+    Ok(())
+}
+
+fn a_fifo_on_the_server_is_not_downloaded() -> Result<()> {
+    let (guacd, sshd) = (Guacd::start("patched")?, Sshd::start(&[("key", ED25519)])?);
+    let dir = TempDir::new()?;
+    let fifo = dir.path().join("fifo").display().to_string();
+    let command = format!(
+        "mkfifo {fifo}; printf '\\033]482202;0;ready\\007'; read line; \
+         printf '\\033]482200;{fifo}\\007\\033]482200;/etc/passwd\\007'; exec sleep 60"
+    );
+    let mut user = Session::ssh(&guacd, &sshd, &[("command", &command)])?;
+    let object = user.expect("filesystem")?[1].clone();
+    user.expect("pipe")?;
+    // An owner who asks for it receives as little as a program in the terminal that has it sent. What is asked for next is received.
+    user.user.send(&["get", &object, &fifo])?;
+    user.user.send(&["get", &object, "/etc/passwd"])?;
+    let body = user.expect("body")?;
+    ensure!(body[4] == "/etc/passwd", "{body:?}");
+    user.user.send(&["key", "65293", "1"])?;
+    let file = user.expect("file")?;
+    ensure!(file[3] == "passwd", "{file:?}");
+    let log = guacd.log()?;
+    let refused = log.matches(&format!("Unable to read file \"{fifo}\"")).count();
+    ensure!(refused == 2, "{log}");
     Ok(())
 }
 

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
-use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
@@ -11,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::support::c::compile_plugin_to;
 use crate::support::guacd::{Guacd, plugins};
-use crate::support::processes::{descriptors, is_alive};
+use crate::support::processes::{children, descriptors, is_alive};
 use crate::support::user::User;
 use crate::support::{SOON, built, wait_until};
 
@@ -21,9 +20,12 @@ crate::tests! {
         a_session_begins_with_less_to_do_than_with_stock,
         a_plugin_that_is_replaced_is_used_by_the_next_session,
         requests_that_wait_while_a_plugin_is_replaced_are_repeated,
+        requests_are_repeated_however_many_fork_servers_end,
         fonts_that_are_installed_are_known_to_the_next_session,
+        fonts_that_change_have_the_fork_server_started_again_once,
         a_plugin_that_cannot_be_prepared_is_loaded_by_its_sessions,
-        a_plugin_that_crashes_as_it_is_loaded_disturbs_nobody;
+        a_plugin_that_crashes_as_it_is_loaded_disturbs_nobody,
+        a_plugin_is_tried_without_the_sockets_of_the_fork_server;
 }
 
 /// After less than this, the fork server gives up a plugin that hangs. It has 7 seconds.
@@ -188,33 +190,69 @@ fn requests_that_wait_while_a_plugin_is_replaced_are_repeated() -> Result<()> {
     guacd.expect_in_log("has ended, as what it had loaded has changed. Starting another.")
 }
 
-fn fonts_that_are_installed_are_known_to_the_next_session() -> Result<()> {
-    let dir = TempDir::new()?;
+/// Has users ask for sessions at the same time, and waits until each has an answer.
+fn ask_at_once(guacd: &Guacd, protocol: &str, users: usize) -> Result<()> {
+    let mut waiting = Vec::new();
+    for _ in 0..users {
+        let mut user = User::connect(guacd.port)?;
+        user.send(&["select", protocol])?;
+        waiting.push(user);
+    }
+    for mut user in waiting {
+        wait_until("it is answered", 3 * SOON, || {
+            let _ = user.hear();
+            !user.heard.is_empty()
+        })?;
+        ensure!(user.heard.starts_with("4.args,"), "{}, {}", user.heard, guacd.log()?);
+    }
+    Ok(())
+}
+
+fn requests_are_repeated_however_many_fork_servers_end() -> Result<()> {
+    let dir = Plugins::new()?;
+    dir.add("once", &["-DPREPARE=succeed_once"])?;
+    ask_at_once(&dir.start()?, "once", 20)
+}
+
+/// Starts guacd with a directory of fonts, which it returns.
+fn start_with_fonts(dir: &TempDir) -> Result<(Guacd, PathBuf)> {
     let (fonts, config) = (dir.path().join("fonts"), dir.path().join("fonts.conf"));
     fs::create_dir(&fonts)?;
     let dirs = format!("<dir>/usr/share/fonts</dir><dir>{}</dir>", fonts.display());
     let cache = dir.path().join("cache").display().to_string();
     fs::write(&config, format!("<fontconfig>{dirs}<cachedir>{cache}</cachedir></fontconfig>"))?;
-    let shell = format!("export FONTCONFIG_FILE={}", config.display());
-    // Times of files are compared in seconds. What is modified in the second in which fonts are read may be too late for that.
-    sleep(Duration::from_millis(1100));
-    let guacd = Guacd::start_with("patched", &shell, "")?;
+    let guacd = Guacd::start_with("patched", &format!("export FONTCONFIG_FILE={}", config.display()), "")?;
+    Ok((guacd, fonts))
+}
+
+fn fonts_that_change_have_the_fork_server_started_again_once() -> Result<()> {
+    let dir = TempDir::new()?;
+    let (guacd, fonts) = start_with_fonts(&dir)?;
+    guacd.user("telnet")?;
+    fs::write(fonts.join("new.ttf"), "no font")?;
+    fs::remove_file(fonts.join("new.ttf"))?;
+    ask_at_once(&guacd, "telnet", 20)?;
+    let log = guacd.log()?;
+    ensure!(log.matches("Starting another").count() == 1, "{log}");
+    Ok(())
+}
+
+fn fonts_that_are_installed_are_known_to_the_next_session() -> Result<()> {
+    let dir = TempDir::new()?;
+    let (guacd, fonts) = start_with_fonts(&dir)?;
     guacd.user("ssh")?.finish_handshake()?;
     let server = fork_server(&guacd)?;
-    sleep(Duration::from_millis(1100));
     guacd.user("telnet")?;
     ensure!(guacd.fork_server() == Some(server), "another fork server was started: {}", guacd.log()?);
     fs::write(fonts.join("new.ttf"), "no font")?;
     guacd.user("ssh")?.finish_handshake()?;
     ensure!(!is_alive(server), "the fork server goes on");
-    sleep(Duration::from_millis(1100));
     guacd.user("ssh")?.finish_handshake()?;
     let server = fork_server(&guacd)?;
     guacd.user("ssh")?.finish_handshake()?;
     guacd.user("telnet")?;
     ensure!(guacd.fork_server() == Some(server), "another fork server was started: {}", guacd.log()?);
     // Whatever copies a directory with its times sets them back.
-    sleep(Duration::from_millis(1100));
     fs::write(fonts.join("copied.ttf"), "no font")?;
     fs::File::open(&fonts)?.set_modified(SystemTime::now() - Duration::from_secs(3600))?;
     guacd.user("ssh")?.finish_handshake()?;
@@ -272,5 +310,29 @@ fn a_plugin_that_crashes_as_it_is_loaded_disturbs_nobody() -> Result<()> {
     let tried = log.matches("ahead of its connections failed").count();
     let crashed = log.matches("was ended by signal 6").count();
     ensure!(tried == 1 && crashed == 3, "{log}");
+    Ok(())
+}
+
+fn a_plugin_is_tried_without_the_sockets_of_the_fork_server() -> Result<()> {
+    let dir = Plugins::new()?;
+    dir.add("hang", &["-DPREPARE=hang"])?;
+    let guacd = dir.start()?;
+    let server = fork_server(&guacd)?;
+    let mut user = User::connect(guacd.port)?;
+    user.send(&["select", "hang"])?;
+    let tries = || children(server).into_iter().find(|pid| plugins(*pid).contains("hang"));
+    wait_until("the plugin is tried", SOON, || tries().is_some())?;
+    let child = tries().context("it is tried no more")?;
+    // Sockets of this type are those between guacd, the fork server and connections.
+    let table = fs::read_to_string("/proc/net/unix")?;
+    let of_guacd = |name: &String| {
+        let inode = name.trim_start_matches("socket:[").trim_end_matches(']');
+        table.lines().any(|line| {
+            line.split_whitespace().nth(4) == Some("0005") && line.split_whitespace().nth(6) == Some(inode)
+        })
+    };
+    let sockets = |pid| descriptors(pid).into_iter().filter(of_guacd).count();
+    ensure!(sockets(server) == 2, "the fork server has {:?}", descriptors(server));
+    ensure!(sockets(child) == 0, "its child has {:?}", descriptors(child));
     Ok(())
 }

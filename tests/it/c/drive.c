@@ -1,5 +1,5 @@
 /* A drive of RDP, as a user and a server see it. `drive DIR` fills the directory, and prints what both receive. `drive DIR lease`
- * prints whether a server can open a file that another process has a lease of. */
+ * prints whether a server can open a file that another process has a lease of, and one that a FIFO then replaces. */
 
 #define _GNU_SOURCE
 
@@ -107,20 +107,41 @@ static void keep_lease(const char* name, int result) {
     _exit(0);
 }
 
-static void open_leased(guac_rdp_fs* fs) {
+/* Returns whether another process has a lease of the file by now. */
+static int has_lease(const char* name) {
     int result[2];
     char taken = 0;
     if (pipe(result))
-        return;
+        return 0;
     signal(SIGCHLD, SIG_IGN);
     if (fork() == 0)
-        keep_lease("leased", result[1]);
-    if (read(result[0], &taken, 1) != 1 || !taken) {
+        keep_lease(name, result[1]);
+    return read(result[0], &taken, 1) == 1 && taken;
+}
+
+/* The path of a file that a FIFO replaces as soon as it was looked at, or NULL. */
+static const char* replaced;
+
+int stat(const char* path, struct stat* info) {
+    int result = fstatat(AT_FDCWD, path, info, 0);
+    if (replaced != NULL && strstr(path, replaced) != NULL && rename("fifo", path) == 0)
+        printf("replaced\n");
+    return result;
+}
+
+static void open_leased(guac_rdp_fs* fs) {
+    if (!has_lease("leased") || !has_lease("replaced")) {
         printf("a lease cannot be had\n");
         return;
     }
     int id = guac_rdp_fs_open(fs, "/leased", GENERIC_WRITE, 0, FILE_OPEN, 0);
     printf("written to a file with a lease: %i\n", guac_rdp_fs_write(fs, id, 0, "written", 7));
+
+    /* This process ends if it waits for the reader of the FIFO. */
+    alarm(10);
+    replaced = "/replaced";
+    mkfifo("fifo", 0600);
+    printf("opened as a FIFO: %i\n", guac_rdp_fs_open(fs, replaced, GENERIC_WRITE, 0, FILE_OPEN, 0) >= 0);
 }
 
 static void give_up(int signal) {

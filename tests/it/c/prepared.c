@@ -13,6 +13,9 @@
 
 static const char* arguments[] = { ARGUMENT, NULL };
 
+/* How many times PREPARE was called. */
+static int calls;
+
 static inline void* rest(void* data) {
     for (;;)
         pause();
@@ -26,6 +29,11 @@ static inline int succeed(void) {
 static inline int succeed_slowly(void) {
     sleep(2);
     return 0;
+}
+
+/* Each fork server serves one session. */
+static inline int succeed_once(void) {
+    return calls > 1;
 }
 
 static inline int fail(void) {
@@ -48,6 +56,7 @@ static inline int start_a_thread(void) {
 
 #ifdef PREPARE
 int guac_client_prepare(void) {
+    calls++;
     return PREPARE();
 }
 #endif
