@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write, copy, sink};
 use std::net::{Ipv4Addr, Shutdown, TcpListener};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Barrier};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
@@ -19,11 +21,12 @@ use crate::support::guacd::Guacd;
 use crate::support::processes::{descriptors, is_alive, kill, left_of};
 use crate::support::target::{
     a_target_that_fills_the_screen_every, a_target_that_floods, a_target_that_never_rests,
-    a_target_that_says_nothing,
+    a_target_that_says_nothing, target,
 };
 use crate::support::tls::start_encrypted;
 use crate::support::user::{Instructions, User, instruction};
 use crate::support::{SOON, wait_until};
+use crate::vnc::{PIXEL, greet};
 
 crate::tests! {
     Source:
@@ -42,6 +45,8 @@ crate::tests! {
         a_guest_who_reads_slowly_stays_and_catches_up,
         guests_who_ask_but_do_not_read_have_to_wait,
         a_guest_for_whom_too_much_is_queued_is_disconnected_and_the_log_says_why,
+        a_guest_who_does_not_read_is_not_sent_every_clipboard,
+        a_guest_takes_up_two_descriptors,
         a_guest_who_answers_late_slows_down_nobody,
         a_guest_who_has_not_read_everything_is_told_why_the_session_ends,
         an_owner_who_reads_slowly_stays,
@@ -544,6 +549,93 @@ fn a_guest_for_whom_too_much_is_queued_is_disconnected_and_the_log_says_why() ->
     guacd.expect_in_log("too much is waiting to be read")?;
     guest.read_to_end(2 * SOON).context("the guest")?;
     owner.sees(1)?;
+    owner.leave()?;
+    crashed_nothing(&guacd)
+}
+
+fn a_guest_who_does_not_read_is_not_sent_every_clipboard() -> Result<()> {
+    const TEXTS: usize = 500;
+    const LENGTH: usize = 200_000;
+    let guacd = Guacd::start("patched")?;
+    let (signal, signals) = channel();
+    let signals = Mutex::new(signals);
+    let port = target(move |mut stream| {
+        greet(&mut stream, [800, 600])?;
+        stream.write_all(&PIXEL)?;
+        let mut reading = stream.try_clone()?;
+        thread::spawn(move || copy(&mut reading, &mut sink()));
+        let signals = signals.lock().map_err(|_| std::io::Error::other("panicked"))?;
+        for texts in signals.iter() {
+            // ServerCutText.
+            let head = [3, 0, 0, 0].into_iter().chain((LENGTH as u32).to_be_bytes());
+            let text: Vec<u8> = head.chain([b'x'; LENGTH]).collect();
+            (0..texts).try_for_each(|_| stream.write_all(&text))?;
+        }
+        Ok(())
+    })?;
+    let mut owner = guacd.user("vnc")?;
+    owner.handshake_with(&[("hostname", "127.0.0.1"), ("port", &port)])?;
+    let id = owner.expect_id()?;
+    owner.expect("4.size,1.0,3.800,3.600;")?;
+    only_send_nop(&owner)?;
+    let mut guest = guacd.user(&id)?;
+    rustix::net::sockopt::set_socket_recv_buffer_size(&guest.stream, 65_536)?;
+    guest.handshake_with(&[])?;
+    guest.expect("4.size,1.0,3.800,3.600;")?;
+    only_send_nop(&guest)?;
+    // The next instruction for all users comes only in five seconds.
+    owner.heard.clear();
+    let deadline = Instant::now() + 4 * SOON;
+    while !owner.heard.contains("3.nop;") {
+        ensure!(owner.hear()? && Instant::now() < deadline, "the owner receives no nop");
+    }
+    signal.send(TEXTS)?;
+    let received = Arc::new(AtomicUsize::new(0));
+    let (count, mut stream) = (Arc::clone(&received), owner.stream.try_clone()?);
+    stream.set_read_timeout(None)?;
+    thread::spawn(move || {
+        let mut buffer = vec![0; 1 << 20];
+        while let Ok(length @ 1..) = stream.read(&mut buffer) {
+            count.fetch_add(length, Ordering::Relaxed);
+        }
+    });
+    let is_all = || received.load(Ordering::Relaxed) > TEXTS * LENGTH / 3 * 4;
+    wait_until("the owner receives all texts", 12 * SOON, is_all)?;
+    // Once the guest has read what is queued, the next text arrives.
+    let (mut whole, mut texts) = (Instructions::default(), 0);
+    let mut quiet = Instant::now();
+    while quiet.elapsed() < Duration::from_secs(2) {
+        ensure!(guest.hear().context("the guest")?, "the guest is disconnected: {}", guacd.log()?);
+        for instruction in whole.take(std::mem::take(&mut guest.heard).as_bytes())? {
+            if instruction[0] == "clipboard" {
+                texts += 1;
+                quiet = Instant::now();
+            }
+        }
+    }
+    ensure!(texts < TEXTS / 5, "{texts} texts were queued for a guest who did not read");
+    signal.send(1)?;
+    guest.expect("9.clipboard,")?;
+    drop((owner, guest));
+    crashed_nothing(&guacd)
+}
+
+fn a_guest_takes_up_two_descriptors() -> Result<()> {
+    let (guacd, _plugin, owner, id) = start_busy()?;
+    let owner = Watcher::start(owner);
+    let process = *guacd.connections().first().context("no session")?;
+    let join = || -> Result<User> {
+        let mut guest = guacd.user(&id)?;
+        guest.handshake(&[])?;
+        guest.expect("3.log,")?;
+        Ok(guest)
+    };
+    let guests = [join()?, join()?];
+    let before = descriptors(process).len();
+    let more = [join()?, join()?, join()?];
+    let count = descriptors(process).len() - before;
+    ensure!(count == 2 * more.len(), "{} guests take up {count} descriptors", more.len());
+    drop((guests, more));
     owner.leave()?;
     crashed_nothing(&guacd)
 }
