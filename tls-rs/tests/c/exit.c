@@ -8,6 +8,7 @@
 
 #include <limits.h>
 #include <pthread.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -123,7 +124,7 @@ static void a_thread_may_be_cancelled_at_any_time(int threads) {
         started = calls = 0;
         CHECK(pthread_create(&thread, NULL, use_keys_until_cancelled, &counts[i % 4]) == 0);
         while (!started)
-            ;
+            sched_yield();
         for (volatile int spins = i * 7919 % 20000; spins > 0; spins--)
             ;
         CHECK(pthread_cancel(thread) == 0);
