@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use crate::support::c::{Preloaded, run_c};
 use crate::support::guacd::{Daemon, Guacd, free_port, left_on, processes_on, wait_until_it_listens};
 use crate::support::processes::{cpu_time, descriptors, kill, left_of};
-use crate::support::target::a_target_that_never_rests;
+use crate::support::target::{a_target_that_never_rests, a_target_that_says_nothing};
 use crate::support::tls::{Encrypted, start_encrypted};
 use crate::support::user::{Instructions, User, instruction};
 use crate::support::{self, SOON, wait_until};
@@ -229,8 +229,9 @@ fn a_daemon_lets_go_of_its_starter_and_is_stopped_by_its_pid_file() -> Result<()
     ensure!(starter.wait()?.success(), "{text}");
 
     wait_until_it_listens(guacd.port)?;
-    let mut user = User::select(guacd.port, "ssh")?;
-    user.finish_handshake()?;
+    let mut user = User::select(guacd.port, "telnet")?;
+    user.handshake(&["127.0.0.1", &a_target_that_says_nothing()?])?;
+    user.expect_id()?;
     ensure!(processes_on(guacd.port).len() == 3, "{:?}", processes_on(guacd.port));
     let pid: i32 = fs::read_to_string(&pid_file)?.trim().parse()?;
     kill(pid, Signal::TERM);
@@ -407,10 +408,10 @@ fn nothing_that_follows_select_is_lost() -> Result<()> {
 
 fn others_can_join() -> Result<()> {
     let guacd = Guacd::start("patched")?;
-    let mut owner = guacd.user("ssh")?;
-    let id = owner.finish_handshake()?;
+    let (_owner, id) = guacd.telnet(&a_target_that_says_nothing()?)?;
     let mut guest = guacd.user(&id)?;
-    ensure!(guest.finish_handshake()? == id, "the guest is elsewhere");
+    guest.handshake(&[])?;
+    ensure!(guest.expect_id()? == id, "the guest is elsewhere");
     let mut stranger = User::connect(guacd.port)?;
     stranger.send(&["select", "$00000000-0000-0000-0000-000000000000"])?;
     stranger.expect("3.516;")?;
