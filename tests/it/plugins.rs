@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-use crate::support::c::compile_plugin_to;
+use crate::support::c::{Preloaded, compile_plugin_to};
 use crate::support::guacd::{Guacd, plugins};
 use crate::support::processes::{children, descriptors, is_alive};
 use crate::support::user::User;
@@ -21,8 +22,13 @@ crate::tests! {
         a_plugin_that_is_replaced_is_used_by_the_next_session,
         requests_that_wait_while_a_plugin_is_replaced_are_repeated,
         requests_are_repeated_however_many_fork_servers_end,
+        requests_wait_for_a_fork_server_that_starts_slowly,
+        a_library_of_guacd_that_is_replaced_before_the_first_session_is_noticed,
         fonts_that_are_installed_are_known_to_the_next_session,
         fonts_that_change_have_the_fork_server_started_again_once,
+        fonts_that_are_older_are_noticed_behind_a_link_that_is_switched,
+        a_configuration_of_fonts_that_is_created_is_noticed,
+        fonts_are_checked_for_sessions_whose_plugin_is_not_prepared,
         a_plugin_that_cannot_be_prepared_is_loaded_by_its_sessions,
         a_plugin_that_crashes_as_it_is_loaded_disturbs_nobody,
         a_plugin_is_tried_without_the_sockets_of_the_fork_server;
@@ -50,14 +56,29 @@ impl Plugins {
         self.0.path().join(format!("libguac-client-{protocol}.so"))
     }
 
+    /// The shell command that comes before guacd.
+    fn shell(&self) -> String {
+        format!("export LD_LIBRARY_PATH={}:$LD_LIBRARY_PATH", self.0.path().display())
+    }
+
     fn start(&self) -> Result<Guacd> {
-        let path = format!("export LD_LIBRARY_PATH={}:$LD_LIBRARY_PATH", self.0.path().display());
-        Guacd::start_with("patched", &path, "")
+        Guacd::start_with("patched", &self.shell(), "")
     }
 }
 
 fn fork_server(guacd: &Guacd) -> Result<i32> {
     guacd.fork_server().context("no fork server")
+}
+
+/// Whether the next session has the fork server started again, and the one after it has not.
+fn expect_another_fork_server(guacd: &Guacd, protocol: &str, after: &str) -> Result<()> {
+    let server = fork_server(guacd)?;
+    guacd.user(protocol)?;
+    ensure!(!is_alive(server), "the fork server goes on after {after}: {}", guacd.log()?);
+    let server = fork_server(guacd)?;
+    guacd.user(protocol)?;
+    ensure!(guacd.fork_server() == Some(server), "another fork server was started: {}", guacd.log()?);
+    Ok(())
 }
 
 fn threads(pid: i32) -> usize {
@@ -214,20 +235,43 @@ fn requests_are_repeated_however_many_fork_servers_end() -> Result<()> {
     ask_at_once(&dir.start()?, "once", 20)
 }
 
-/// Starts guacd with a directory of fonts, which it returns.
-fn start_with_fonts(dir: &TempDir) -> Result<(Guacd, PathBuf)> {
-    let (fonts, config) = (dir.path().join("fonts"), dir.path().join("fonts.conf"));
-    fs::create_dir(&fonts)?;
+fn requests_wait_for_a_fork_server_that_starts_slowly() -> Result<()> {
+    let (dir, slow) = (Plugins::new()?, Preloaded::compile("slow_start")?);
+    dir.add("prepared", &["-DPREPARE=succeed"])?;
+    let guacd = Guacd::start_with("patched", &format!("{} && {}", slow.shell(), dir.shell()), "")?;
+    guacd.user("prepared")?;
+    fs::write(slow.file("slow"), "")?;
+    dir.add("prepared", &["-DPREPARE=succeed"])?;
+    ask_at_once(&guacd, "prepared", 3)
+}
+
+fn a_library_of_guacd_that_is_replaced_before_the_first_session_is_noticed() -> Result<()> {
+    let library = Preloaded::compile("slow_start")?;
+    let guacd = library.start("patched")?;
+    fs::copy(library.file("slow_start.so"), library.file("new"))?;
+    fs::rename(library.file("new"), library.file("slow_start.so"))?;
+    expect_another_fork_server(&guacd, "ssh", "a library was replaced")
+}
+
+/// Starts guacd after a shell command, with a directory as its home and that of fontconfig's configuration. Returns the directory
+/// of fonts, which is a link.
+fn start_with_fonts(dir: &TempDir, shell: &str) -> Result<(Guacd, PathBuf)> {
+    let (path, fonts) = (dir.path().display(), dir.path().join("fonts"));
+    fs::create_dir(dir.path().join("first"))?;
+    symlink("first", &fonts)?;
     let dirs = format!("<dir>/usr/share/fonts</dir><dir>{}</dir>", fonts.display());
-    let cache = dir.path().join("cache").display().to_string();
-    fs::write(&config, format!("<fontconfig>{dirs}<cachedir>{cache}</cachedir></fontconfig>"))?;
-    let guacd = Guacd::start_with("patched", &format!("export FONTCONFIG_FILE={}", config.display()), "")?;
-    Ok((guacd, fonts))
+    let includes = ["local.conf", "~/.config/fontconfig/fonts.conf"]
+        .map(|name| format!("<include ignore_missing=\"yes\">{name}</include>"))
+        .concat();
+    let config = format!("<fontconfig>{dirs}{includes}<cachedir>{path}/cache</cachedir></fontconfig>");
+    fs::write(dir.path().join("fonts.conf"), config)?;
+    let variables = format!("unset FONTCONFIG_FILE && export FONTCONFIG_PATH={path} HOME={path}");
+    Ok((Guacd::start_with("patched", &format!("{variables} && {shell}"), "")?, fonts))
 }
 
 fn fonts_that_change_have_the_fork_server_started_again_once() -> Result<()> {
     let dir = TempDir::new()?;
-    let (guacd, fonts) = start_with_fonts(&dir)?;
+    let (guacd, fonts) = start_with_fonts(&dir, ":")?;
     guacd.user("telnet")?;
     fs::write(fonts.join("new.ttf"), "no font")?;
     fs::remove_file(fonts.join("new.ttf"))?;
@@ -239,7 +283,7 @@ fn fonts_that_change_have_the_fork_server_started_again_once() -> Result<()> {
 
 fn fonts_that_are_installed_are_known_to_the_next_session() -> Result<()> {
     let dir = TempDir::new()?;
-    let (guacd, fonts) = start_with_fonts(&dir)?;
+    let (guacd, fonts) = start_with_fonts(&dir, ":")?;
     guacd.user("ssh")?.finish_handshake()?;
     let server = fork_server(&guacd)?;
     guacd.user("telnet")?;
@@ -258,6 +302,39 @@ fn fonts_that_are_installed_are_known_to_the_next_session() -> Result<()> {
     guacd.user("ssh")?.finish_handshake()?;
     ensure!(!is_alive(server), "the fork server goes on after a directory was copied");
     Ok(())
+}
+
+fn fonts_that_are_older_are_noticed_behind_a_link_that_is_switched() -> Result<()> {
+    let dir = TempDir::new()?;
+    fs::create_dir(dir.path().join("second"))?;
+    let (guacd, fonts) = start_with_fonts(&dir, ":")?;
+    guacd.user("telnet")?;
+    symlink("second", dir.path().join("new"))?;
+    fs::rename(dir.path().join("new"), fonts)?;
+    expect_another_fork_server(&guacd, "telnet", "a link was switched")
+}
+
+fn a_configuration_of_fonts_that_is_created_is_noticed() -> Result<()> {
+    let dir = TempDir::new()?;
+    let (guacd, _) = start_with_fonts(&dir, ":")?;
+    guacd.user("telnet")?;
+    for name in ["local.conf", ".config/fontconfig/fonts.conf"] {
+        let file = dir.path().join(name);
+        fs::create_dir_all(file.parent().context("no parent")?)?;
+        fs::write(file, "<fontconfig/>")?;
+        expect_another_fork_server(&guacd, "telnet", name)?;
+    }
+    Ok(())
+}
+
+fn fonts_are_checked_for_sessions_whose_plugin_is_not_prepared() -> Result<()> {
+    let (dir, plugins) = (TempDir::new()?, Plugins::new()?);
+    plugins.add("none", &[])?;
+    let (guacd, fonts) = start_with_fonts(&dir, &plugins.shell())?;
+    guacd.user("none")?;
+    guacd.user("telnet")?;
+    fs::write(fonts.join("new.ttf"), "no font")?;
+    expect_another_fork_server(&guacd, "none", "a font was installed")
 }
 
 fn a_plugin_that_cannot_be_prepared_is_loaded_by_its_sessions() -> Result<()> {
