@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::sync::mpsc::channel;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -32,6 +32,7 @@ crate::tests! {
         a_session_takes_no_thread_and_little_memory_of_guacd_itself,
         an_encrypted_session_takes_one_thread_of_guacd_itself,
         the_end_of_a_session_is_not_spent_on_its_libraries,
+        failed_handshakes_leave_nothing_in_memory,
         guacd_is_small_before_there_is_any_session,
         the_fork_server_looks_for_ended_sessions_only_if_there_are_any;
 }
@@ -226,6 +227,41 @@ fn the_fork_server_looks_for_ended_sessions_only_if_there_are_any() -> Result<()
         wait_until("the session is reaped", SOON, || children(fork_server).len() == left)?;
     }
     ensure!(looks() <= before + 40, "it has looked {} times for 10 sessions", looks() - before);
+    Ok(())
+}
+
+/// How many KiB the memory of a session grows by with 200 users whose handshakes fail, each after 40 kB.
+fn grown_by_failed_handshakes(variant: &str) -> Result<u64> {
+    let guacd = Guacd::start(variant)?;
+    let (mut owner, id) = guacd.telnet(&a_target_that_says_nothing()?)?;
+    let process = *guacd.connections().first().context("no session")?;
+    let long = "x".repeat(8000);
+    let mut fail = |times: usize| -> Result<u64> {
+        for number in 0..times {
+            let mut guest = guacd.user(&id)?;
+            for name in ["audio", "video", "image", "name", "timezone"] {
+                guest.send(&[name, &long])?;
+            }
+            // Some give arguments which there are not. Stock keeps the others until their time is up.
+            if number % 2 == 0 || variant == "stock" {
+                guest.send(&["connect", "1", "2", "3", "4"])?;
+            }
+            guest.stream.shutdown(Shutdown::Write)?;
+            guest.read_to_end(SOON).context(variant.to_owned())?;
+            owner.send(&["nop"])?;
+            owner.hear()?;
+        }
+        private_memory(process)
+    };
+    let before = fail(30)?;
+    Ok(fail(200)?.saturating_sub(before))
+}
+
+fn failed_handshakes_leave_nothing_in_memory() -> Result<()> {
+    let patched = grown_by_failed_handshakes("patched")?;
+    ensure!(patched < 2000, "the session has grown by {patched} KiB");
+    let stock = grown_by_failed_handshakes("stock")?;
+    ensure!(stock > 5000, "stock: the session has grown by {stock} KiB");
     Ok(())
 }
 

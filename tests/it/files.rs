@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -42,12 +43,14 @@ crate::tests! {
         fifos_in_place_of_recordings_block_no_session,
         a_drive_is_listed_and_closed_as_it_should_be,
         a_file_of_a_drive_that_somebody_has_a_lease_of_is_opened,
+        a_file_of_a_drive_that_is_one_too_many_ends_no_session,
         users_who_join_receive_the_color_scheme_as_it_was_set;
     SourceAndSshd:
         two_users_can_upload_at_once,
         a_cancelled_download_leaves_no_open_file,
         a_download_freezes_nothing_while_the_sftp_server_is_silent,
         a_fifo_on_the_server_is_not_downloaded,
+        downloads_that_a_program_requests_are_opened_one_by_one,
         a_download_for_which_there_is_no_memory_ends_no_session,
         with_keep_alives_slow_answers_over_sftp_are_waited_for;
     Minutes:
@@ -327,6 +330,17 @@ fn a_file_of_a_drive_that_somebody_has_a_lease_of_is_opened() -> Result<()> {
     Ok(())
 }
 
+fn a_file_of_a_drive_that_is_one_too_many_ends_no_session() -> Result<()> {
+    let dir = TempDir::new()?;
+    let said = run_c_with_sources("drive", "patched", &[dir.path(), Path::new("limit")])?;
+    ensure!(said == "taken for open: 0\nsomebody else: opened\nat the limit: refused\n", "{said}");
+    // Stock crashes. The error has what was printed before.
+    let stock = run_c_with_sources("drive", "stock", &[dir.path(), Path::new("limit")]);
+    let crash = stock.err().context("stock went on")?.to_string();
+    ensure!(crash.contains("somebody else: opened\n"), "stock: {crash}");
+    Ok(())
+}
+
 fn users_who_join_receive_the_color_scheme_as_it_was_set() -> Result<()> {
     const LENGTH: usize = 16_000;
     // The owner sets a color scheme of `A` and one of `B` in turn. Returns the first that a guest receives which is neither.
@@ -499,6 +513,83 @@ fn a_download_freezes_nothing_while_the_sftp_server_is_silent() -> Result<()> {
     };
     ensure!(is_shown("patched")?, "nothing is shown until the SFTP server answers");
     ensure!(!is_shown("stock")?, "stock: something is shown before the SFTP server answers");
+    Ok(())
+}
+
+/// Forwards connections to a port, each byte after a while. Returns the port on which it listens.
+fn a_slow_way_to(port: u16, delay: Duration) -> Result<String> {
+    target(move |stream| {
+        let server = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        stream.set_nodelay(true)?;
+        server.set_nodelay(true)?;
+        let forward = move |mut from: TcpStream, mut to: TcpStream| -> std::io::Result<()> {
+            let mut buffer = [0; 65536];
+            while let length @ 1.. = from.read(&mut buffer)? {
+                sleep(delay);
+                to.write_all(&buffer[..length])?;
+            }
+            to.shutdown(Shutdown::Write)
+        };
+        let (from, to) = (server.try_clone()?, stream.try_clone()?);
+        thread::spawn(move || forward(from, to));
+        forward(stream, server)
+    })
+}
+
+fn downloads_that_a_program_requests_are_opened_one_by_one() -> Result<()> {
+    const FILES: usize = 20;
+    let (guacd, sshd) = (Guacd::start("patched")?, Sshd::start(&[("key", ED25519)])?);
+    let dir = TempDir::new()?;
+    let names: Vec<String> = (0..FILES).map(|number| format!("file-{number}")).collect();
+    for name in &names {
+        fs::write(dir.path().join(name), name)?;
+    }
+    // What a program prints to request all these files, and then to open a pipe once another line was typed.
+    let command = |names: &[String]| -> Result<String> {
+        let path = dir.path().join("requests");
+        let request = |name| format!("\x1b]482200;{}/{name}\x07", dir.path().display());
+        fs::write(&path, names.iter().map(request).collect::<String>())?;
+        Ok(format!(
+            "printf '\\033]482202;0;ready\\007'; read line; cat {}; \
+             read line; printf '\\033]482202;0;typed\\007'; exec sleep 60",
+            path.display()
+        ))
+    };
+    // All of them arrive, though the program draws nothing more.
+    let requests = command(&names)?;
+    let mut user = Session::ssh(&guacd, &sshd, &[("command", &requests)])?;
+    user.expect("pipe")?;
+    user.user.send(&["key", "65293", "1"])?;
+    let begun = Instant::now();
+    for name in &names {
+        let file = user.expect("file")?;
+        ensure!(file[3] == *name, "{file:?} instead of {name}");
+    }
+    ensure!(begun.elapsed() < 2 * SOON, "{FILES} files take {:?}", begun.elapsed());
+    drop(user);
+
+    // The server is far away, and none of the files exists.
+    let missing: Vec<String> = (0..500).map(|number| format!("missing-{number}")).collect();
+    let requests = command(&missing)?;
+    let port = a_slow_way_to(sshd.port, Duration::from_millis(20))?;
+    let key = sshd.key("key")?;
+    let arguments = [
+        ("hostname", "127.0.0.1"),
+        ("port", &*port),
+        ("username", &*sshd.user),
+        ("private-key", &*key),
+        ("enable-sftp", "true"),
+        ("command", &*requests),
+    ];
+    let mut user = Session::start(&guacd, "ssh", &arguments)?;
+    user.expect("pipe")?;
+    user.user.send(&["key", "65293", "1"])?;
+    user.expect_any(&["sync"], |_| guacd.log().is_ok_and(|log| log.contains("missing-0\"")))?;
+    user.user.send(&["key", "65293", "1"])?;
+    let typed = user.expect_any(&["pipe"], |parts| parts[3] == "typed");
+    let opened = guacd.log()?.matches("missing-").count();
+    typed.with_context(|| format!("what the owner types is handled only after {opened} requests"))?;
+    ensure!(opened < missing.len() / 4, "it is handled after {opened} requests");
     Ok(())
 }
 

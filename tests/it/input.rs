@@ -28,6 +28,7 @@ crate::tests! {
         formats_of_sound_end_no_session,
         desktops_of_absurd_size_are_refused,
         users_who_join_receive_the_last_frame_and_nothing_deadlocks,
+        users_who_join_a_display_miss_nothing_and_receive_nothing_twice,
         users_who_join_see_what_is_selected,
         text_may_end_within_a_character,
         a_user_who_leaves_with_an_open_stream_silences_nobody,
@@ -358,6 +359,14 @@ fn users_who_join_receive_the_last_frame_and_nothing_deadlocks() -> Result<()> {
     let sent = "the last frame is 64x64, and the user is sent";
     ensure!(patched == format!("{sent} that\njoins\n"), "patched: {patched}");
     ensure!(stock == format!("{sent} 64x128\ndeadlocks\n"), "stock: {stock}");
+    Ok(())
+}
+
+fn users_who_join_a_display_miss_nothing_and_receive_nothing_twice() -> Result<()> {
+    let (stock, patched) = (run_c("display_promotion", "stock")?, run_c("display_promotion", "patched")?);
+    let [included, following] = ["a frame that the state includes:", "a frame that follows the state:"];
+    ensure!(patched == format!("{included} not sent\n{following} sent\n"), "patched: {patched}");
+    ensure!(stock.ends_with(&format!("{following} missed\n")), "stock: {stock}");
     Ok(())
 }
 

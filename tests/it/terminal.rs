@@ -1,19 +1,24 @@
 //! What can a program that runs in a terminal do to its session by what it prints? Each test also shows the fault of stock.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::mpsc::{TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use flate2::read::ZlibDecoder;
 
 use crate::support::SOON;
 use crate::support::c::run_c;
 use crate::support::guacd::Guacd;
 use crate::support::processes::cpu_time;
 use crate::support::sshd::{ED25519, Sshd};
-use crate::support::target::{stay_silent, target_with_a_small_buffer};
-use crate::support::user::User;
+use crate::support::target::{stay_silent, target, target_with_a_small_buffer};
+use crate::support::user::{Instructions, User};
 
 crate::tests! {
     Source:
@@ -22,6 +27,7 @@ crate::tests! {
         unknown_control_sequences_print_and_do_nothing,
         a_title_goes_to_its_end_and_is_utf_8,
         queries_of_a_program_that_does_not_read_freeze_nothing,
+        users_who_join_a_busy_terminal_miss_nothing,
         a_user_without_streams_is_sent_nothing_that_needs_one;
     SourceAndSshd:
         a_path_for_uploads_without_sftp_ends_no_session;
@@ -213,7 +219,7 @@ fn sequences() -> Vec<Vec<u8>> {
 fn unknown_control_sequences_print_and_do_nothing() -> Result<()> {
     // The target prints a letter on both sides of each, and asks for the position of the cursor.
     let wrong = |variant: &str| -> Result<Vec<String>> {
-        let (sender, answers) = std::sync::mpsc::channel();
+        let (sender, answers) = channel();
         let target = move |mut stream: TcpStream| {
             for sequence in sequences() {
                 stream.write_all(b"\x18\x1b[m\x1b[5;10Hx")?;
@@ -291,6 +297,137 @@ fn queries_of_a_program_that_does_not_read_freeze_nothing() -> Result<()> {
     let stock = outcome("stock").context("stock")?;
     // It is frozen, or has ended.
     ensure!(stock != Outcome::Proven, "stock: {stock:?}");
+    Ok(())
+}
+
+/// A telnet server that fills the screen with one color after another.
+fn a_target_of_many_colors() -> Result<String> {
+    target(|mut stream| {
+        // The cursor is not where the first pixel is.
+        stream.write_all(b"\x1b[5;5H")?;
+        for color in 0_u32.. {
+            write!(stream, "\x1b[48;2;{};{};{BLUE}m\x1b[2J", color >> 8 & 0xFF, color & 0xFF)?;
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    })
+}
+
+/// All of its colors have this much blue, and no other color has.
+const BLUE: u8 = 119;
+
+/// The colors of that target that a user is sent, in order.
+#[derive(Default)]
+struct Colors {
+    instructions: Instructions,
+    images: HashMap<String, Vec<u8>>,
+    last: Option<u32>,
+    all: Vec<u32>,
+}
+
+impl Colors {
+    fn take(&mut self, bytes: &[u8]) -> Result<()> {
+        for parts in self.instructions.take(bytes)? {
+            match parts[0].as_str() {
+                "cfill" => {
+                    let part = |index: usize| -> Result<u8> { Ok(parts[index].parse()?) };
+                    self.add([part(3)?, part(4)?, part(5)?]);
+                }
+                "img" => {
+                    self.images.insert(parts[1].clone(), Vec::new());
+                }
+                "blob" => {
+                    if let Some(image) = self.images.get_mut(&parts[1]) {
+                        image.extend(STANDARD.decode(&parts[2])?);
+                    }
+                }
+                "end" => {
+                    if let Some(image) = self.images.remove(&parts[1]) {
+                        self.add_image(&image)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the palette of a PNG, or the color of its first pixel if it has none.
+    fn add_image(&mut self, png: &[u8]) -> Result<()> {
+        let (mut compressed, mut rest) = (Vec::new(), &png[8..]);
+        while let [l1, l2, l3, l4, kind @ ..] = rest
+            && kind.len() >= 4
+        {
+            let length = u32::from_be_bytes([*l1, *l2, *l3, *l4]) as usize;
+            let (kind, data) = (&kind[..4], kind.get(4..4 + length).context("an incomplete image")?);
+            match kind {
+                b"PLTE" => {
+                    data.chunks_exact(3).for_each(|color| self.add([color[0], color[1], color[2]]));
+                    return Ok(());
+                }
+                b"IDAT" => compressed.extend_from_slice(data),
+                _ => {}
+            }
+            rest = rest.get(12 + length..).unwrap_or_default();
+        }
+        // None of the filters, of which the first byte is one, changes the first pixel.
+        let mut start = [0; 4];
+        ZlibDecoder::new(&*compressed).read_exact(&mut start)?;
+        self.add([start[1], start[2], start[3]]);
+        Ok(())
+    }
+
+    fn add(&mut self, [red, green, blue]: [u8; 3]) {
+        let color = u32::from(red) << 8 | u32::from(green);
+        if blue == BLUE && self.last.replace(color) != Some(color) {
+            self.all.push(color);
+        }
+    }
+}
+
+fn users_who_join_a_busy_terminal_miss_nothing() -> Result<()> {
+    const GUESTS: usize = 8;
+    let guacd = Guacd::start("patched")?;
+    let mut owner = guacd.user("telnet")?;
+    // It takes a while to encode such a screen.
+    owner.size = ["1600", "1200"];
+    owner.handshake_with(&[("hostname", "127.0.0.1"), ("port", &a_target_of_many_colors()?)])?;
+    let id = owner.expect_id()?;
+    let (done, finished) = channel::<()>();
+    let owner = thread::spawn(move || -> Result<Vec<u32>> {
+        let mut colors = Colors::default();
+        let mut told = Instant::now();
+        while finished.try_recv() == Err(TryRecvError::Empty) {
+            if told.elapsed() > Duration::from_secs(1) {
+                owner.send(&["nop"])?;
+                told = Instant::now();
+            }
+            ensure!(owner.hear()?, "the connection ended");
+            colors.take(std::mem::take(&mut owner.heard).as_bytes())?;
+        }
+        Ok(colors.all)
+    });
+    let mut pairs = Vec::new();
+    for _ in 0..GUESTS {
+        let mut guest = guacd.user(&id)?;
+        guest.handshake(&[])?;
+        let mut colors = Colors::default();
+        let deadline = Instant::now() + SOON;
+        while colors.all.len() < 2 {
+            ensure!(Instant::now() < deadline, "a guest sees no colors");
+            ensure!(guest.hear()?, "the connection of a guest ended");
+            colors.take(std::mem::take(&mut guest.heard).as_bytes())?;
+        }
+        pairs.push([colors.all[0], colors.all[1]]);
+    }
+    // The owner is sent at least what the guests were.
+    thread::sleep(Duration::from_millis(500));
+    drop(done);
+    let all = owner.join().ok().context("panicked")?.context("the owner")?;
+    // Those who are not sent the color that follows the one which fills the screen when they join.
+    let missing = pairs.iter().filter(|pair| !all.windows(2).any(|two| two == *pair)).count();
+    ensure!(missing == 0, "{missing} of {GUESTS} guests miss what is drawn when they join");
+    // With stock, guests miss something only now and then.
     Ok(())
 }
 

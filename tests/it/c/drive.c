@@ -1,5 +1,7 @@
 /* A drive of RDP, as a user and a server see it. `drive DIR` fills the directory, and prints what both receive. `drive DIR lease`
- * prints whether a server can open a file that another process has a lease of, and one that a FIFO then replaces. */
+ * prints whether a server can open a file that another process has a lease of, and one that a FIFO then replaces. `drive DIR
+ * limit` prints what becomes of a file that is opened while somebody else opens the last one, and how many files are taken for
+ * open once two threads have opened and closed many. */
 
 #define _GNU_SOURCE
 
@@ -23,7 +25,9 @@
 #include <winpr/stream.h>
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -144,6 +148,47 @@ static void open_leased(guac_rdp_fs* fs) {
     printf("opened as a FIFO: %i\n", guac_rdp_fs_open(fs, replaced, GENERIC_WRITE, 0, FILE_OPEN, 0) >= 0);
 }
 
+#define NAME "/a-file-with-a-name-as-files-have-them-1"
+#define ROUNDS 200000
+
+/* The drive on which another file is opened as soon as one is being opened, or NULL. */
+static guac_rdp_fs* opens_another;
+
+int open(const char* path, int flags, ...) {
+    va_list arguments;
+    va_start(arguments, flags);
+    int mode = flags & O_CREAT ? va_arg(arguments, int) : 0;
+    va_end(arguments);
+    guac_rdp_fs* fs = opens_another;
+    opens_another = NULL;
+    if (fs != NULL)
+        printf("somebody else: %s\n",
+                guac_rdp_fs_open(fs, NAME, GENERIC_READ, 0, FILE_OPEN, 0) >= 0 ? "opened" : "refused");
+    fflush(stdout);
+    return syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+}
+
+static void* open_and_close(void* fs) {
+    for (int i = 0; i < ROUNDS; i++)
+        guac_rdp_fs_close(fs, guac_rdp_fs_open(fs, NAME, GENERIC_READ, 0, FILE_OPEN, 0));
+    return NULL;
+}
+
+static void reach_limit(guac_rdp_fs* fs) {
+    pthread_t threads[2];
+    for (int i = 0; i < 2; i++)
+        pthread_create(&threads[i], NULL, open_and_close, fs);
+    for (int i = 0; i < 2; i++)
+        pthread_join(threads[i], NULL);
+    printf("taken for open: %i\n", fs->open_files);
+    fs->open_files = 0;
+    for (int i = 1; i < GUAC_RDP_FS_MAX_FILES; i++)
+        guac_rdp_fs_open(fs, NAME, GENERIC_READ, 0, FILE_OPEN, 0);
+    opens_another = fs;
+    int id = guac_rdp_fs_open(fs, NAME, GENERIC_READ, 0, FILE_OPEN, 0);
+    printf("at the limit: %s\n", id == GUAC_RDP_FS_ENFILE ? "refused" : "opened");
+}
+
 static void give_up(int signal) {
     (void) signal;
     _exit(0);
@@ -170,7 +215,10 @@ int main(int argc, char** argv) {
     guac_object* object = guac_user_alloc_object(user);
 
     if (argc > 2) {
-        open_leased(fs);
+        if (strcmp(argv[2], "lease") == 0)
+            open_leased(fs);
+        else
+            reach_limit(fs);
         return 0;
     }
 
