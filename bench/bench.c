@@ -139,15 +139,11 @@ static void end_case(void) {
 typedef struct { uintptr_t* keys; int count; } live_keys;
 static live_keys live_of[DESIGNS];
 
-/* The home that tls-rs gives a key, of 32, with the n-th multiplier that it tries */
+/* The home that tls-rs gives a key, of 32, with the n-th shift that it tries */
+#define SHIFTS (sizeof(uintptr_t) * 8 - 9)
+
 static uintptr_t home_with(uintptr_t key, int n) {
-    static uintptr_t multipliers[512];
-    if (multipliers[0] == 0) {
-        multipliers[0] = (uintptr_t) 0x9E3779B97F4A7C15;
-        for (int i = 1; i < LENGTH(multipliers); i++)
-            multipliers[i] = multipliers[i - 1] * (uintptr_t) 0xD1342543DE82EF95;
-    }
-    return key * multipliers[n] >> (sizeof(key) * 8 - 5);
+    return key >> (sizeof(key) * 8 - 5 - n) & 31;
 }
 
 static uintptr_t home(uintptr_t key) {
@@ -177,12 +173,12 @@ static int unlucky_stride(const live_keys* live, int used) {
 }
 
 /*
- * The choice of an adversary who knows the multipliers: of many keys with the
- * home of the first one, always the key that leaves the fewest multipliers
- * without a collision
+ * The choice of an adversary who knows the shifts: of many keys with the home
+ * of the first one, always the key that leaves the fewest shifts without a
+ * collision
  */
 static void worst_keys(const live_keys* live, uintptr_t* keys, int used) {
-    uint32_t taken[512] = { 0 };
+    uint32_t taken[SHIFTS] = { 0 };
     keys[0] = live->keys[0];
     for (int found = 0; found < used; found++) {
         int candidates = 0, fewest = LENGTH(taken) + 1;

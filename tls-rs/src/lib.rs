@@ -8,14 +8,14 @@
 //! # From a key to its value
 //!
 //! ```text
-//! key (a number)          generation | index                                 key.rs
+//! key (a number)          generation + spread | index                        key.rs
 //!
 //! registry, shared        32 cells   bucket 0: 64   bucket 1: 128   ...      registry.rs
 //!   cell                  key while it is alive, destructor
 //!
 //! one per thread          pointer to the table                               root.rs
 //!   root                  thread exit | armed | ended | changing | spare cell | inline table
-//!   table                 multiplier, mask, used | slot slot slot ...        table.rs
+//!   table                 shift, mask, used | slot slot slot ...             table.rs
 //!   slot                  key, value, pointer to the key's cell
 //! ```
 //!
@@ -26,13 +26,12 @@
 //!
 //! The **table** of a thread holds the values that this thread has set. Its size follows the keys that the thread uses,
 //! and not those that exist. `get` (`lookup.rs`) reads the pointer to the table, which takes two instructions on x86_64 and
-//! four on aarch64, as it is a variable in static thread-local storage. It multiplies the key to find the slot, and
-//! compares the key with that in the slot and with that in the cell. That is all as long as the thread has few values: the
-//! multiplier is chosen so that no two of its keys get the same slot. (Of more than 16 values, some are found by a search,
-//! which takes up to twice as long.) `set` does the same if the key has a slot. If not, it
-//! asks the registry whether the key is alive, and adds an entry. 16 values always fit into the inline table, and
-//! up to 24 if it has no slots of deleted keys. After that the table is allocated. When it is full, the values of live keys
-//! move to another.
+//! four on aarch64, as it is a variable in static thread-local storage. Five bits of the key say which slot to look at. It
+//! compares the key with that in the slot and with that in the cell. In a thread with few values, that is all: the table
+//! chooses the five bits so that its keys differ in them. (If two keys share a slot nevertheless, one of them is found by a
+//! search, which takes up to twice as long.) `set` does the same if the key has a slot. If not, it asks the registry whether
+//! the key is alive, and adds an entry. 16 values always fit into the inline table, and up to 24 if it has no slots of
+//! deleted keys. After that the table is allocated. When it is full, the values of live keys move to another.
 //!
 //! When a thread ends, libc calls the destructor of the one native key that the library has (`exit.rs`). That runs the
 //! destructors of the thread's values, by the index of their keys. Only threads that have something to destroy or to free set a value for this key.

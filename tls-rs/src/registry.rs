@@ -25,7 +25,7 @@ pub(crate) static REGISTRY: Registry = Registry::new();
 #[repr(C)]
 #[cfg_attr(all(test, loom), derive(Default))]
 pub(crate) struct KeyCell {
-    /// The key while it is alive, and the number with the next generation while there is none. It only ever grows.
+    /// The key while it is alive, and the number with the next generation while there is none.
     key: AtomicUsize,
     /// While the key is alive: its `Option<Destructor>`. While the cell is on the free list: the `key` of the cell below
     /// it, or 0.
@@ -73,7 +73,7 @@ impl FreeCell {
         let FreeCell(cell) = self;
         // Release: see `KeyCell::destructor`.
         cell.destructor.store(destructor.map_or(ptr::null_mut(), |f| f as *mut ()), Release);
-        let key = cell.key.load(Relaxed) + key::GENERATION;
+        let key = key::next(cell.key.load(Relaxed));
         // A store would do. But the key may be deleted soon, and that exchange would have to wait for the store.
         cell.key.swap(key, Release);
         key
@@ -130,7 +130,7 @@ impl Registry {
     #[inline]
     pub(crate) fn delete(&'static self, key: usize) -> Result<Option<FreeCell>, Errno> {
         let cell = self.cell_of(key).ok_or(EINVAL)?;
-        let dead = key.wrapping_add(key::GENERATION); // wraps for a number of the last generation, which is no key
+        let dead = key::next(key);
         // Of two threads that delete the same key, one succeeds. Acquire: the cell's next destructor is written after the
         // key's own, however the thread has learned of the key. (Loom cannot show that: it keeps writes in the order in
         // which they run.) Release: a thread that finds the key dead sees what was done before.
@@ -153,8 +153,7 @@ impl Registry {
     /// The cell that `key` has if it is alive.
     #[inline]
     fn cell_of(&'static self, key: usize) -> Option<&'static KeyCell> {
-        let is_odd = key & key::GENERATION != 0;
-        if is_odd { self.cell(key::index(key)) } else { None }
+        if key::is_odd(key) { self.cell(key::index(key)) } else { None }
     }
 
     /// The cell of `index`, if its bucket exists.

@@ -19,7 +19,7 @@ pub const BUDGETS: [(&str, Count); 6] = [
     ("set", Count { instructions: 16, loads: 7 }),
     ("slot", Count { instructions: 16, loads: 7 }),
     ("create", Count { instructions: 17, loads: 5 }),
-    ("delete", Count { instructions: 32, loads: 6 }),
+    ("delete", Count { instructions: 34, loads: 6 }),
     ("first_value", Count { instructions: 126, loads: 36 }),
 ];
 
