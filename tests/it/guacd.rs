@@ -31,6 +31,7 @@ crate::tests! {
         an_encrypted_connection_ends_with_its_process,
         a_killed_guacd_leaves_nothing_behind,
         a_stopped_guacd_ends_all_connections_together,
+        terminals_end_at_once_and_a_few_at_a_time,
         a_guacd_that_is_stopped_in_a_burst_leaves_nothing_behind,
         a_daemon_lets_go_of_its_starter_and_is_stopped_by_its_pid_file,
         a_short_size_does_not_free_the_parser_twice,
@@ -162,6 +163,34 @@ fn a_stopped_guacd_ends_all_connections_together() -> Result<()> {
     let (_, left, _) = stopped("stock", true)?;
     ensure!(left > 0, "stock waits for one after the other, but none was left");
     Ok(())
+}
+
+fn terminals_end_at_once_and_a_few_at_a_time() -> Result<()> {
+    // Beside other work, each of these may take long. Without the patches for it, both take long each time.
+    const ATTEMPTS: usize = 5;
+    let mut ends = Vec::new();
+    let mut starts = Vec::new();
+    for _ in 0..ATTEMPTS {
+        let mut guacd = Guacd::start_with("patched", ":", "-L debug")?;
+        let target = a_target_that_says_nothing()?;
+        // The last of them is told to end when others have ended.
+        const COUNT: usize = 80;
+        let users: Vec<_> = (0..COUNT).map(|_| guacd.telnet(&target)).collect::<Result<_>>()?;
+        let since = Instant::now();
+        kill(guacd.pid(), Signal::TERM);
+        guacd.wait(2 * SOON)?;
+        ends.push(since.elapsed());
+        let log = guacd.log()?;
+        let told: Vec<_> = log.match_indices("Stopping connection").map(|(at, _)| at).collect();
+        ensure!(told.len() == users.len(), "{} of {COUNT} were told to end", told.len());
+        starts.push(log[..told[COUNT - 1]].matches("Client terminated successfully").count());
+        // Each waits up to a second for output, so of so many some would take most of it.
+        if ends.iter().any(|end| *end < Duration::from_millis(500)) && starts.iter().any(|ended| *ended >= 8)
+        {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("it took {ends:?}, and before the last was told to end, so many had ended: {starts:?}")
 }
 
 fn a_guacd_that_is_stopped_in_a_burst_leaves_nothing_behind() -> Result<()> {

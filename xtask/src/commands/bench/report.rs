@@ -616,16 +616,17 @@ mod tests {
     fn each_limit_is_missed_by_what_is_twice_as_slow() {
         for Limit { what, base, .. } in LIMITS {
             let design = if base == "stock" { "patched" } else { "tls_rs" };
-            let found = ["get", "get_during_churn", "dependent_get", "set", "pair", "create_delete", "thread"]
-                .into_iter()
-                .chain(["rwlock_read", "rwlock_write", "guac_error"])
-                .flat_map(|operation| {
-                    [1, 2].map(|threads| {
-                        let slow = case(operation, &[(design, 2.0), (base, 1.0)]);
-                        missed(&[Case { threads, used: 1, keys: "strided".into(), ..slow }], None)
+            let found =
+                ["get", "get_during_churn", "dependent_get", "set", "pair", "create_delete", "thread"]
+                    .into_iter()
+                    .chain(["rwlock_read", "rwlock_write", "guac_error"])
+                    .flat_map(|operation| {
+                        [1, 2].map(|threads| {
+                            let slow = case(operation, &[(design, 2.0), (base, 1.0)]);
+                            missed(&[Case { threads, used: 1, keys: "strided".into(), ..slow }], None)
+                        })
                     })
-                })
-                .any(|missed| missed.iter().any(|missed| missed == what));
+                    .any(|missed| missed.iter().any(|missed| missed == what));
             assert!(found, "{what} is missed by nothing");
         }
     }
