@@ -8,5 +8,7 @@ self:
     TasksMax = lib.mkDefault "infinity";
     # The end of one session for want of memory must not stop all others.
     OOMPolicy = lib.mkDefault "continue";
+    # guacd ends its sessions itself, a few at a time.
+    KillMode = lib.mkDefault "mixed";
   };
 }
