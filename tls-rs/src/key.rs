@@ -35,7 +35,7 @@ pub(crate) const NONE: usize = 1;
 const GENERATION: usize = 1 << INDEX_BITS;
 
 /// Times the index, this is the spread: as many bits of the golden ratio as there are, so that neighbours differ most. Even.
-const SPREAD: u32 = (0x9E37_79B9_u32 >> (32 + INDEX_BITS - KEY_BITS)) & !1;
+const SPREAD: u32 = ((0x9E37_79B9_u32 >> (32 + INDEX_BITS - KEY_BITS)) + 1) & !1;
 
 /// The key of cell `index` in its `generation`.
 pub(crate) fn new(generation: u32, index: u32) -> usize {
