@@ -755,8 +755,7 @@ fn has_nothing_left(guacd: &Guacd) -> Result<()> {
 
 /// Checks that no process of a connection was ended by a signal.
 fn crashed_nothing(guacd: &Guacd) -> Result<()> {
-    // The process that logs a crash does so before it forks another connection.
-    let _ = guacd.user("ssh");
+    guacd.wait_until_all_are_reaped()?;
     let log = guacd.log()?;
     let crashes: Vec<&str> = log.lines().filter(|line| line.contains("was ended by signal")).collect();
     ensure!(crashes.is_empty(), "{} crashes: {}", crashes.len(), crashes.join("\n"));

@@ -298,6 +298,7 @@ fn a_connection_that_nobody_joined_ends_without_a_crash() -> Result<()> {
         drop(user);
         ensure!(left_of(&processes, SOON).is_empty(), "{protocol}: its process is still there");
     }
+    guacd.wait_until_all_are_reaped()?;
     ensure!(!guacd.log()?.contains("was ended by signal"), "{}", guacd.log()?);
 
     // A crash would have been logged.

@@ -103,6 +103,13 @@ impl Guacd {
             .with_context(|| self.log().unwrap_or_default())
     }
 
+    /// Waits until crashes of processes that have ended are logged. The fork server reaps them together, a moment later.
+    pub fn wait_until_all_are_reaped(&self) -> Result<()> {
+        wait_until("processes that have ended are reaped", SOON, || {
+            self.processes().into_iter().all(is_alive)
+        })
+    }
+
     /// The process that forks the connection processes.
     pub fn fork_server(&self) -> Option<i32> {
         // A connection process whose parent has ended is a child of guacd, too.
