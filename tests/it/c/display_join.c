@@ -11,6 +11,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "sleeps.h"
+
 static guac_display* display;
 
 /* The instructions that the user receives */
@@ -36,23 +38,10 @@ static void* complete(void* data) {
     return data;
 }
 
-/* Whether that thread is blocked */
-static int waits(void) {
-    char path[64], state = 0;
-    snprintf(path, sizeof(path), "/proc/self/task/%d/stat", (int) tid);
-    FILE* stat = fopen(path, "r");
-    if (stat != NULL) {
-        if (fscanf(stat, "%*d (%*[^)]) %c", &state) != 1)
-            state = 0;
-        fclose(stat);
-    }
-    return state == 'S';
-}
-
 /* Starts that thread with the first instruction that the user receives, and waits until it is blocked */
 static ssize_t receive_while_completing(guac_socket* socket, const void* buf, size_t count) {
     if (tid == 0 && pthread_create(&thread, NULL, complete, NULL) == 0) {
-        while (tid == 0 || !waits())
+        while (tid == 0 || !sleeps(tid))
             usleep(1000);
     }
     return receive(socket, buf, count);

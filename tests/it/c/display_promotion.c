@@ -12,6 +12,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "sleeps.h"
+
 #define SIZE 256
 
 /* Stock does not have this. */
@@ -39,18 +41,6 @@ static volatile int blocked;
 /* Whether another frame is drawn as soon as the state has been sent, and whether that has happened */
 static volatile int draws;
 static volatile int has_drawn;
-
-static int sleeps(pid_t tid) {
-    char path[64], state = 0;
-    snprintf(path, sizeof(path), "/proc/self/task/%d/stat", (int) tid);
-    FILE* stat = fopen(path, "r");
-    if (stat != NULL) {
-        if (fscanf(stat, "%*d (%*[^)]) %c", &state) != 1)
-            state = 0;
-        fclose(stat);
-    }
-    return state == 'S';
-}
 
 static ssize_t owner_receives(guac_socket* socket, const void* buf, size_t count) {
     (void) socket;
