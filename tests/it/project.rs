@@ -1,18 +1,23 @@
 //! Is the repository itself in order?
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use tempfile::TempDir;
 use toolkit::source::release::Release;
 use toolkit::source::series::Patch;
 
+use crate::support::processes::Descendants;
 use crate::support::{self, release, root, xtask};
 
 crate::tests! {
     Nothing:
         every_patch_says_what_it_is_for_and_where_it_comes_from,
         every_command_has_help_that_names_its_exit_codes,
+        interrupted_tests_leave_no_process,
         the_image_is_a_drop_in_for_the_official_one,
         the_image_repeats_no_pin_patch_or_flag;
 }
@@ -30,6 +35,21 @@ fn every_patch_says_what_it_is_for_and_where_it_comes_from() -> Result<()> {
     }
     ensure!(!series.is_empty(), "the series is empty");
     Ok(())
+}
+
+fn interrupted_tests_leave_no_process() -> Result<()> {
+    let dir = TempDir::new()?;
+    // It does as cargo does with tests that have started something.
+    let cargo = dir.path().join("cargo");
+    fs::write(&cargo, "#!/bin/sh\nsleep 60 & wait\n")?;
+    fs::set_permissions(&cargo, Permissions::from_mode(0o755))?;
+    let started = Descendants::since_now()?;
+    let mut tests = xtask(["test", "--quick"]).env("CARGO", &cargo).start()?;
+    tests.wait_until("a test", || started.called(Some("sleep")).is_ok_and(|found| !found.is_empty()))?;
+    let since = Instant::now();
+    tests.interrupt()?.expect(130, &["interrupted"])?;
+    ensure!(since.elapsed() < Duration::from_secs(30), "they end when they have done all");
+    started.ensure_gone()
 }
 
 fn every_command_has_help_that_names_its_exit_codes() -> Result<()> {

@@ -3,12 +3,13 @@
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use duct::Expression;
+use duct::{Expression, Handle};
 use fs_err::{self as fs, File};
 use rustix::process::{Pid, Signal};
 use shared::parent_death;
@@ -69,34 +70,49 @@ pub fn logged(
     log: &Path,
     when_interrupted: WhenInterrupted,
 ) -> Result<()> {
-    let end = when_interrupted == WhenInterrupted::End;
     let file = File::options().create(true).append(true).open(log)?;
-    let handle = command
-        .stdin_null()
-        .stderr_to_stdout()
-        .stdout_file(file)
-        .unchecked()
-        .before_spawn(move |command| {
-            // Its own process group: a signal to the group reaches make's children as well as make, and the terminal's
-            // Ctrl-C reaches none of them before xtask has seen it.
-            command.process_group(0);
-            if end {
-                parent_death::die_with_parent(command);
-            }
-            Ok(())
-        })
+    let handle = in_its_own_group(command.stderr_to_stdout().stdout_file(file), when_interrupted)
         .start()
         .with_context(|| format!("cannot start {what}"))?;
+    let status = wait(&handle, when_interrupted, || step.busy_with(last_line(log)))?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(anyhow!("{}\nthe whole log: {}", tail(log), log.display())
+        .context(format!("{what} failed ({status})")))
+}
+
+/// Runs a program whose output the user sees. Returns whether it succeeded.
+///
+/// # Errors
+///
+/// When the program cannot be started. [`Failure::Interrupted`] when a signal has asked xtask to stop: the program and those
+/// that it has started get SIGTERM.
+pub fn shown(command: Expression) -> Result<bool> {
+    let handle = in_its_own_group(command, WhenInterrupted::End).start()?;
+    Ok(wait(&handle, WhenInterrupted::End, || ())?.success())
+}
+
+/// The same program in its own process group: a signal to the group reaches make's children as well as make, and the terminal's
+/// Ctrl-C reaches none of them before xtask has seen it.
+fn in_its_own_group(command: Expression, when_interrupted: WhenInterrupted) -> Expression {
+    command.stdin_null().unchecked().before_spawn(move |command| {
+        command.process_group(0);
+        if when_interrupted == WhenInterrupted::End {
+            parent_death::die_with_parent(command);
+        }
+        Ok(())
+    })
+}
+
+/// Waits for the end of a program that has its own group. Calls `busy` meanwhile.
+fn wait(handle: &Handle, when_interrupted: WhenInterrupted, busy: impl Fn()) -> Result<ExitStatus> {
     loop {
         if let Some(output) = handle.wait_timeout(Duration::from_millis(100))? {
             check_interrupted()?;
-            if output.status.success() {
-                return Ok(());
-            }
-            return Err(anyhow!("{}\nthe whole log: {}", tail(log), log.display())
-                .context(format!("{what} failed ({})", output.status)));
+            return Ok(output.status);
         }
-        if end && check_interrupted().is_err() {
+        if when_interrupted == WhenInterrupted::End && check_interrupted().is_err() {
             for group in handle.pids().into_iter().filter_map(|pid| Pid::from_raw(pid.try_into().ok()?)) {
                 // The group may be gone already.
                 let _ = rustix::process::kill_process_group(group, Signal::TERM);
@@ -104,7 +120,7 @@ pub fn logged(
             handle.wait()?;
             bail!(Failure::Interrupted);
         }
-        step.busy_with(last_line(log));
+        busy();
     }
 }
 

@@ -112,16 +112,7 @@ fn cargo(title: &str, arguments: &[&str], remedy: &str, offline: bool) -> Result
 fn show(title: &str, arguments: &[&str], command: Expression, remedy: &str) -> Result<()> {
     run::check_interrupted()?;
     ui::heading(format!("{title}: cargo {}", arguments.join(" ")));
-    let output = command
-        .stdin_null()
-        .unchecked()
-        .before_spawn(|command| {
-            shared::parent_death::die_with_parent(command);
-            Ok(())
-        })
-        .run()?;
-    run::check_interrupted()?;
-    if !output.status.success() {
+    if !run::shown(command)? {
         bail!("{title} failed; to repeat or correct it: {remedy}");
     }
     Ok(())
