@@ -13,7 +13,14 @@ use super::{built, root};
 
 /// What a program prints that is compiled with the installed headers, and linked with a variant's libguac.
 pub fn run_c(name: &str, variant: &str) -> Result<String> {
-    compile_and_run(name, variant, &["-Wall", "-Werror"].map(OsString::from), &[])
+    run_c_with(name, variant, &[], &[])
+}
+
+/// The same for a program that needs further libraries, and has arguments.
+pub fn run_c_with(name: &str, variant: &str, libraries: &[&str], arguments: &[&str]) -> Result<String> {
+    let flags: Vec<OsString> = ["-Wall", "-Werror"].iter().chain(libraries).map(OsString::from).collect();
+    let arguments: Vec<&Path> = arguments.iter().map(Path::new).collect();
+    compile_and_run(name, variant, &flags, &arguments)
 }
 
 /// The same for a program that needs upstream's own sources and headers, and has arguments.
