@@ -11,6 +11,7 @@ mod bench;
 mod build;
 mod cost;
 mod daemon;
+mod display;
 mod docs;
 mod ends;
 mod fetch;
@@ -92,6 +93,7 @@ const TOGETHER: &[&[Test]] = &[
     plugins::TESTS,
     unread::TESTS,
     vnc::TESTS,
+    display::TESTS,
 ];
 
 /// How many of [`TOGETHER`] run at once.

@@ -13,7 +13,14 @@ use super::{built, root};
 
 /// What a program prints that is compiled with the installed headers, and linked with a variant's libguac.
 pub fn run_c(name: &str, variant: &str) -> Result<String> {
-    compile_and_run(name, variant, &["-Wall", "-Werror"].map(OsString::from), &[])
+    run_c_with(name, variant, &[], &[])
+}
+
+/// The same for a program that needs further libraries, and has arguments.
+pub fn run_c_with(name: &str, variant: &str, libraries: &[&str], arguments: &[&str]) -> Result<String> {
+    let flags: Vec<OsString> = ["-Wall", "-Werror"].iter().chain(libraries).map(OsString::from).collect();
+    let arguments: Vec<&Path> = arguments.iter().map(Path::new).collect();
+    compile_and_run(name, variant, &flags, &arguments)
 }
 
 /// The same for a program that needs upstream's own sources and headers, and has arguments.
@@ -46,6 +53,45 @@ fn compile_and_run(name: &str, variant: &str, flags: &[OsString], arguments: &[&
     let ran = Command::new(program).args(arguments).env("LD_LIBRARY_PATH", prefix.join("lib")).output()?;
     let (said, error) = (String::from_utf8(ran.stdout)?, String::from_utf8_lossy(&ran.stderr));
     ensure!(ran.status.success(), "{name} with {variant}: {}\n{said}{error}", ran.status);
+    Ok(said)
+}
+
+/// What a program prints that is compiled together with libguac, by a compiler that finds errors of the kinds that `sanitizers`
+/// names. Fails if any is found, except for those that a file with suppressions names.
+pub fn run_c_sanitized(
+    name: &str,
+    sanitizers: &str,
+    suppressions: Option<&Path>,
+    arguments: &[&str],
+) -> Result<String> {
+    let dir = TempDir::new()?;
+    let (program, build) = (dir.path().join(name), built("patched")?.with_file_name("build"));
+    let (libguac, tls_rs) = (build.join("src/libguac"), build.with_file_name("tls-rs"));
+    let mut cc = Command::new("cc");
+    cc.args(["-w", "-g", "-O1", "-fno-omit-frame-pointer"]).arg(format!("-fsanitize={sanitizers}"));
+    cc.arg("-o").arg(&program).arg("-include").arg(build.join("config.h")).arg(source(name));
+    for entry in fs::read_dir(&libguac)? {
+        let path = entry?.path();
+        // Windows has its own kind of sockets.
+        if path.extension().is_some_and(|extension| extension == "c") && !path.ends_with("socket-wsa.c") {
+            cc.arg(path);
+        }
+    }
+    for include in [&build, &libguac, &tls_rs.join("include")] {
+        cc.arg("-I").arg(include);
+    }
+    cc.arg("-L").arg(tls_rs.join("lib")).arg("-ltls_rs");
+    cc.args(
+        "cairo jpeg png webp ogg vorbis vorbisenc ssl crypto uuid z m dl"
+            .split(' ')
+            .map(|name| format!("-l{name}")),
+    );
+    cc.arg("-pthread");
+    compile(cc)?;
+    let suppressions = suppressions.map_or(String::new(), |file| format!("suppressions={}", file.display()));
+    let ran = Command::new(program).args(arguments).env("TSAN_OPTIONS", suppressions).output()?;
+    let (said, error) = (String::from_utf8(ran.stdout)?, String::from_utf8_lossy(&ran.stderr));
+    ensure!(ran.status.success() && error.is_empty(), "{name}, {sanitizers}: {}\n{said}{error}", ran.status);
     Ok(said)
 }
 
