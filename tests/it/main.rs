@@ -24,6 +24,7 @@ mod nix;
 mod plugins;
 mod preload;
 mod project;
+mod rdp;
 mod releases;
 mod reproduce;
 mod stress;
@@ -92,6 +93,7 @@ const TOGETHER: &[&[Test]] = &[
     plugins::TESTS,
     unread::TESTS,
     vnc::TESTS,
+    rdp::TESTS,
 ];
 
 /// How many of [`TOGETHER`] run at once.
