@@ -15,7 +15,7 @@ use rustix::net::sockopt::set_socket_linger;
 use crate::support::c::Preloaded;
 use crate::support::guacd::{Guacd, free_port, wait_until_it_listens};
 use crate::support::processes::{cpu_time, left_of};
-use crate::support::rdp::{Security, activate, draw, negotiate, open_channels};
+use crate::support::rdp::{Security, activate, draw, draw_with_nscodec, negotiate, open_channels};
 use crate::support::target::{stay_silent, target};
 use crate::support::tls::Certificate;
 use crate::support::user::User;
@@ -29,7 +29,8 @@ crate::tests! {
         users_learn_that_an_rdp_server_refuses_a_password,
         an_rdp_session_has_few_threads_however_many_processors,
         the_first_picture_of_an_rdp_session_comes_soon,
-        an_idle_rdp_session_gives_back_its_memory;
+        an_idle_rdp_session_gives_back_its_memory,
+        an_rdp_server_may_use_a_codec_late;
 }
 
 /// Where the server stops.
@@ -402,5 +403,27 @@ fn an_idle_rdp_session_gives_back_its_memory() -> Result<()> {
     let patched = patched.join().ok().context("a user panicked")??;
     let stock = stock.join().ok().context("a user panicked")??;
     ensure!(patched + 3 * 1024 < stock, "{patched} KiB, stock {stock} KiB");
+    Ok(())
+}
+
+fn an_rdp_server_may_use_a_codec_late() -> Result<()> {
+    let port = target(|mut stream| {
+        negotiate(&mut stream, Security::Rdp)?;
+        open_channels(&mut stream)?;
+        activate(&mut stream, [800, 600])?;
+        draw(&mut stream, [0, 0], [0, 0, 255])?;
+        // The codecs that were allocated while guacd connected have been freed by then.
+        sleep(Duration::from_secs(1));
+        draw_with_nscodec(&mut stream, [160, 320], 200)?;
+        stay_silent(stream)
+    })?;
+    // Stock has them all the time.
+    for variant in ["patched", "stock"] {
+        let guacd = Guacd::start(variant)?;
+        let (mut user, _) = connect(&guacd, &port, &[("security", "rdp")])?;
+        user.expect("9.image/png,1.0,1.0;").with_context(|| format!("{variant}: bitmap"))?;
+        user.expect_one_of(&["9.image/png,3.160,3.320;", "4.rect,1.0,3.160,3.320,"])
+            .with_context(|| format!("{variant}: NSCodec"))?;
+    }
     Ok(())
 }

@@ -169,9 +169,32 @@ pub fn draw(stream: &mut TcpStream, [x, y]: [u16; 2], color: [u8; 3]) -> IoResul
         [1, 1, x, y, x + SIDE - 1, y + SIDE - 1, SIDE, SIDE, 32, 0].map(u16::to_le_bytes).concat();
     update.extend(length(pixels.len())?.to_le_bytes());
     update.extend(pixels);
+    fast_path(stream, 1, &update)
+}
+
+/// Draws a gray square of 16 by 16 pixels, compressed by NSCodec.
+pub fn draw_with_nscodec(stream: &mut TcpStream, [x, y]: [u16; 2], shade: u8) -> IoResult<()> {
+    const SIDE: u16 = 16;
+    let size = usize::from(SIDE * SIDE);
+    // The sizes of the planes. One that is as long as the square is not compressed.
+    let mut data = [size as u32, size as u32, size as u32, 0].map(u32::to_le_bytes).concat();
+    data.extend([1, 0, 0, 0]);
+    data.extend(vec![shade; size]);
+    data.extend(vec![0; 2 * size]);
+    let mut update = [1, x, y, x + SIDE, y + SIDE].map(u16::to_le_bytes).concat();
+    // 32 bits per pixel, and the ID of NSCodec.
+    update.extend([32, 0, 0, 1]);
+    update.extend([SIDE, SIDE].map(u16::to_le_bytes).concat());
+    update.extend(u32::from(length(data.len())?).to_le_bytes());
+    update.extend(data);
+    fast_path(stream, 4, &update)
+}
+
+/// Sends an update of this type in the shorter form of output.
+fn fast_path(stream: &mut TcpStream, kind: u8, update: &[u8]) -> IoResult<()> {
     let mut message = vec![0];
     message.extend((length(update.len() + 6)? | 0x8000).to_be_bytes());
-    message.push(1);
+    message.push(kind);
     message.extend(length(update.len())?.to_le_bytes());
     message.extend(update);
     stream.write_all(&message)
