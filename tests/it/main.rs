@@ -25,6 +25,7 @@ mod nix;
 mod plugins;
 mod preload;
 mod project;
+mod rdp;
 mod releases;
 mod reproduce;
 mod stress;
@@ -94,6 +95,7 @@ const TOGETHER: &[&[Test]] = &[
     unread::TESTS,
     vnc::TESTS,
     display::TESTS,
+    rdp::TESTS,
 ];
 
 /// How many of [`TOGETHER`] run at once.

@@ -4,6 +4,7 @@ pub mod c;
 pub mod checkout;
 pub mod guacd;
 pub mod processes;
+pub mod rdp;
 pub mod sshd;
 pub mod target;
 pub mod tcp;

@@ -1,0 +1,429 @@
+//! What do users learn of an RDP server that refuses, ends or falls silent, and what does their session cost? Each test also
+//! shows the fault of stock.
+
+use std::fs;
+use std::io::{Read, Result as IoResult, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::net::sockopt::set_socket_linger;
+
+use crate::support::c::Preloaded;
+use crate::support::guacd::{Guacd, free_port, wait_until_it_listens};
+use crate::support::processes::{cpu_time, left_of};
+use crate::support::rdp::{Security, activate, draw, draw_with_nscodec, negotiate, open_channels};
+use crate::support::target::{stay_silent, target};
+use crate::support::tls::Certificate;
+use crate::support::user::User;
+use crate::support::{SOON, built, wait_until};
+
+crate::tests! {
+    Source:
+        users_learn_that_an_rdp_server_was_killed,
+        users_learn_that_an_rdp_server_ends_while_guacd_connects,
+        users_learn_that_an_rdp_server_says_nothing,
+        users_learn_that_an_rdp_server_refuses_a_password,
+        an_rdp_session_has_few_threads_however_many_processors,
+        the_first_picture_of_an_rdp_session_comes_soon,
+        an_idle_rdp_session_gives_back_its_memory,
+        an_rdp_server_may_use_a_codec_late;
+}
+
+/// Where the server stops.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Phase {
+    /// It has accepted the connection.
+    Tcp,
+    /// It has received the first message of TLS.
+    InTls,
+    /// It has received the first message over TLS.
+    AfterTls,
+    /// It has agreed to go without TLS.
+    Negotiated,
+    /// It has opened the channels.
+    Channels,
+    /// It shares a desktop.
+    Idle,
+    /// It draws.
+    Drawing,
+}
+
+/// How it stops.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Stop {
+    Closes,
+    Resets,
+    IsSilent,
+}
+
+/// An RDP server that gets so far with each connection, and then stops. Returns its port.
+fn stops(phase: Phase, stop: Stop, tls: &Arc<TlsServer>) -> Result<String> {
+    let tls = Arc::clone(tls);
+    target(move |mut stream| {
+        let mut server = None;
+        match phase {
+            Phase::Tcp => {}
+            Phase::InTls => {
+                negotiate(&mut stream, Security::Tls)?;
+                stream.read_exact(&mut [0])?;
+            }
+            Phase::AfterTls => {
+                negotiate(&mut stream, Security::Tls)?;
+                let mut secured = tls.serve(&stream).map_err(std::io::Error::other)?;
+                secured.read_one()?;
+                server = Some(secured);
+            }
+            _ => {
+                negotiate(&mut stream, Security::Rdp)?;
+                if phase != Phase::Negotiated {
+                    open_channels(&mut stream)?;
+                }
+                if matches!(phase, Phase::Idle | Phase::Drawing) {
+                    activate(&mut stream, [800, 600])?;
+                    draw(&mut stream, [0, 0], [0, 0, 255])?;
+                    // Until the users see it.
+                    let since = Instant::now();
+                    while since.elapsed() < Duration::from_secs(1) {
+                        if phase == Phase::Drawing {
+                            let shade = since.elapsed().as_millis() as u8;
+                            draw(&mut stream, [16 * u16::from(shade % 50), 0], [shade, 0, 0])?;
+                        }
+                        sleep(Duration::from_millis(10));
+                    }
+                }
+            }
+        }
+        match stop {
+            Stop::Closes => stream.shutdown(Shutdown::Both)?,
+            Stop::Resets => set_socket_linger(&stream, Some(Duration::ZERO))?,
+            Stop::IsSilent => return stay_silent(stream),
+        }
+        drop(stream);
+        drop(server);
+        Ok(())
+    })
+}
+
+/// OpenSSL's server, and its port.
+struct TlsServer {
+    certificate: Certificate,
+}
+
+/// A connection that OpenSSL's server decrypts.
+struct Secured {
+    server: Child,
+}
+
+impl TlsServer {
+    fn new() -> Result<Arc<TlsServer>> {
+        Ok(Arc::new(TlsServer { certificate: Certificate::new()? }))
+    }
+
+    /// Has OpenSSL's server go on with this connection.
+    fn serve(&self, stream: &TcpStream) -> Result<Secured> {
+        let port = free_port()?;
+        let server = Command::new("openssl")
+            .args(["s_server", "-quiet", "-accept", &format!("127.0.0.1:{port}")])
+            .arg("-key")
+            .arg(self.certificate.key())
+            .arg("-cert")
+            .arg(self.certificate.file())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let secured = Secured { server };
+        wait_until_it_listens(port)?;
+        let inner = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        for (mut from, mut to) in
+            [(stream.try_clone()?, inner.try_clone()?), (inner.try_clone()?, stream.try_clone()?)]
+        {
+            thread::spawn(move || {
+                let _ = std::io::copy(&mut from, &mut to);
+                let _ = to.shutdown(Shutdown::Both);
+            });
+        }
+        Ok(secured)
+    }
+}
+
+impl Secured {
+    /// Waits for something from the client.
+    fn read_one(&mut self) -> IoResult<()> {
+        self.server.stdout.as_mut().ok_or_else(|| std::io::Error::other("no output"))?.read_exact(&mut [0])
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> IoResult<()> {
+        self.server.stdin.as_mut().ok_or_else(|| std::io::Error::other("no input"))?.write_all(bytes)
+    }
+}
+
+impl Drop for Secured {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+/// A user of a session with the server on this port, and the process of the session.
+fn connect(guacd: &Guacd, port: &str, more: &[(&str, &str)]) -> Result<(User, i32)> {
+    let before = guacd.connections();
+    let mut user = guacd.user("rdp")?;
+    let arguments = [
+        &[("hostname", "127.0.0.1"), ("port", port), ("ignore-cert", "true"), ("username", "user")],
+        more,
+        &[("disable-audio", "true"), ("password", "password")],
+    ];
+    user.handshake_with(&arguments.concat())?;
+    let mut process = None;
+    wait_until("there is a process", SOON, || {
+        process = guacd.connections().into_iter().find(|pid| !before.contains(pid));
+        process.is_some()
+    })?;
+    Ok((user, process.context("no process")?))
+}
+
+/// The status of the error that the user receives within this time.
+fn error_within(user: &mut User, time: Duration) -> Option<String> {
+    let deadline = Instant::now() + time;
+    while Instant::now() < deadline {
+        let error = user.heard.split("5.error,").nth(1).and_then(|rest| rest.split_once(';'));
+        if let Some((error, _)) = error {
+            return Some(error.rsplit('.').next()?.to_owned());
+        }
+        if !user.hear().ok()? {
+            return None;
+        }
+        let _ = user.send(&["nop"]);
+    }
+    None
+}
+
+fn users_learn_that_an_rdp_server_was_killed() -> Result<()> {
+    let tls = TlsServer::new()?;
+    // What the user learns, whether the session keeps a processor busy, and whether it ends by itself.
+    let killed = |variant, phase, stop| -> Result<(Option<String>, bool, bool)> {
+        let guacd = Guacd::start(variant)?;
+        let (mut user, process) = connect(&guacd, &stops(phase, stop, &tls)?, &[("security", "rdp")])?;
+        user.expect("3.img,").with_context(|| format!("{variant}: no picture"))?;
+        let error = error_within(&mut user, SOON);
+        let before = cpu_time(process).unwrap_or_default();
+        sleep(Duration::from_millis(500));
+        let is_busy = cpu_time(process).is_ok_and(|now| now - before > Duration::from_millis(100));
+        drop(user);
+        Ok((error, is_busy, left_of(&[process], SOON).is_empty()))
+    };
+    for phase in [Phase::Idle, Phase::Drawing] {
+        for stop in [Stop::Closes, Stop::Resets] {
+            let patched = killed("patched", phase, stop)?;
+            ensure!(patched == (Some("520".to_owned()), false, true), "{phase:?}, {stop:?}: {patched:?}");
+        }
+    }
+    let stock = killed("stock", Phase::Idle, Stop::Closes)?;
+    ensure!(stock == (None, true, false), "stock: {stock:?}");
+    Ok(())
+}
+
+fn users_learn_that_an_rdp_server_ends_while_guacd_connects() -> Result<()> {
+    let tls = TlsServer::new()?;
+    let guacd = Guacd::start("patched")?;
+    for (phase, security) in [
+        (Phase::Tcp, "any"),
+        (Phase::InTls, "tls"),
+        (Phase::AfterTls, "tls"),
+        (Phase::Negotiated, "rdp"),
+        (Phase::Channels, "rdp"),
+    ] {
+        for stop in [Stop::Closes, Stop::Resets] {
+            let (mut user, process) = connect(&guacd, &stops(phase, stop, &tls)?, &[("security", security)])?;
+            let status = error_within(&mut user, SOON);
+            ensure!(status.as_deref() == Some("519"), "{phase:?}, {stop:?}: {status:?}, {}", guacd.log()?);
+            drop(user);
+            ensure!(left_of(&[process], SOON).is_empty(), "{phase:?}, {stop:?}: the session lives on");
+        }
+    }
+    // Nobody listens there. Stock, which measures FreeRDP for a third of a second first, tells it as well.
+    let mut user = guacd.user("rdp")?;
+    user.handshake_with(&[("hostname", "127.0.0.1"), ("port", "1")])?;
+    let status = error_within(&mut user, SOON);
+    ensure!(status.as_deref() == Some("519"), "refused: {status:?}");
+    Ok(())
+}
+
+fn users_learn_that_an_rdp_server_says_nothing() -> Result<()> {
+    // 20 seconds and the timeout that is given.
+    const LIMIT: Duration = Duration::from_secs(21);
+    let tls = TlsServer::new()?;
+    let guacd = Guacd::start("patched")?;
+    let stock = Guacd::start("stock")?;
+    let timeout = ("timeout", "1");
+    let told = |guacd: &Guacd, phase, security| -> Result<_> {
+        let (mut user, process) =
+            connect(guacd, &stops(phase, Stop::IsSilent, &tls)?, &[("security", security), timeout])?;
+        Ok(thread::spawn(move || {
+            let status = error_within(&mut user, LIMIT + SOON);
+            let before = cpu_time(process).unwrap_or_default();
+            sleep(Duration::from_millis(500));
+            let is_busy = cpu_time(process).is_ok_and(|now| now - before > Duration::from_millis(100));
+            drop(user);
+            // guacd gives it some seconds to free what it has.
+            (status, is_busy, left_of(&[process], 3 * SOON).is_empty())
+        }))
+    };
+    let mut silent = Vec::new();
+    for (phase, security) in [
+        (Phase::Tcp, "any"),
+        (Phase::InTls, "tls"),
+        (Phase::AfterTls, "tls"),
+        (Phase::Negotiated, "rdp"),
+        (Phase::Channels, "rdp"),
+    ] {
+        silent.push((phase, told(&guacd, phase, security)?));
+    }
+    let stocks = told(&stock, Phase::Tcp, "any")?;
+    for (phase, user) in silent {
+        let patched = user.join().ok().context("a user panicked")?;
+        ensure!(patched == (Some("514".to_owned()), false, true), "{phase:?}: {patched:?}, {}", guacd.log()?);
+    }
+    let stock = stocks.join().ok().context("a user panicked")?;
+    ensure!(stock.0.is_none(), "stock: {stock:?}");
+    Ok(())
+}
+
+fn users_learn_that_an_rdp_server_refuses_a_password() -> Result<()> {
+    // The answer of a server with network level authentication, whose error is STATUS_LOGON_FAILURE.
+    const REFUSAL: &[u8] = &[0x30, 13, 0xA0, 3, 2, 1, 6, 0xA4, 6, 2, 4, 0xC0, 0, 0, 0x6D];
+    let tls = TlsServer::new()?;
+    let port = target(move |mut stream| {
+        negotiate(&mut stream, Security::Nla)?;
+        let mut secured = tls.serve(&stream).map_err(std::io::Error::other)?;
+        secured.read_one()?;
+        secured.write(REFUSAL)?;
+        stay_silent(stream)
+    })?;
+    let guacd = Guacd::start("patched")?;
+    let (mut user, process) = connect(&guacd, &port, &[("security", "nla")])?;
+    let status = error_within(&mut user, SOON);
+    ensure!(status.as_deref() == Some("769"), "{status:?}, {}", guacd.log()?);
+    drop(user);
+    ensure!(left_of(&[process], SOON).is_empty(), "the session lives on");
+    Ok(())
+}
+
+/// A session whose server draws something once, and its process.
+fn idle_session(guacd: &Guacd, tls: &Arc<TlsServer>) -> Result<(User, i32)> {
+    let (mut user, process) =
+        connect(guacd, &stops(Phase::Idle, Stop::IsSilent, tls)?, &[("security", "rdp")])?;
+    user.expect("3.img,").context("no picture")?;
+    Ok((user, process))
+}
+
+fn an_rdp_session_has_few_threads_however_many_processors() -> Result<()> {
+    let tls = TlsServer::new()?;
+    let cores = Preloaded::compile("many_cores")?;
+    let threads = |variant, shell: &str, options| -> Result<usize> {
+        let guacd = Guacd::start_with(variant, &format!("{} {shell}", cores.shell()), options)?;
+        let (_user, process) = idle_session(&guacd, &tls)?;
+        // Those that only connect have ended a moment later.
+        let count = || fs::read_dir(format!("/proc/{process}/task")).map_or(0, Iterator::count);
+        let mut last = 0;
+        wait_until("the threads have started", SOON, || {
+            let before = std::mem::replace(&mut last, count());
+            sleep(Duration::from_millis(100));
+            before == last
+        })?;
+        Ok(last)
+    };
+    let patched = threads("patched", "", "")?;
+    ensure!(patched <= 14, "{patched} threads");
+    for (shell, options, display) in [
+        ("", "-T 1", 1),
+        ("GUACD_DISPLAY_THREADS=6", "", 6),
+        ("GUACD_DISPLAY_THREADS=6", "-T 2", 2),
+        ("", "-T 256", 64),
+    ] {
+        let count = threads("patched", shell, options)?;
+        ensure!(count + 4 == patched + display, "{shell} {options}: {count} threads, by default {patched}");
+    }
+    let stock = threads("stock", "", "")?;
+    ensure!(stock > 64 + 2 * 64, "stock: {stock} threads");
+
+    for (variable, option) in [("", "-T0"), ("", "-Tmany"), ("257", "-v")] {
+        let guacd = Command::new(built("patched")?.join("sbin/guacd"))
+            .env("LD_LIBRARY_PATH", built("patched")?.join("lib"))
+            .envs((!variable.is_empty()).then_some(("GUACD_DISPLAY_THREADS", variable)))
+            .arg(option)
+            .output()?;
+        let said = String::from_utf8_lossy(&guacd.stderr);
+        ensure!(!guacd.status.success() && said.contains("between 1 and 256"), "{variable} {option}: {said}");
+    }
+    Ok(())
+}
+
+fn the_first_picture_of_an_rdp_session_comes_soon() -> Result<()> {
+    let tls = TlsServer::new()?;
+    let soonest = |variant, tries| -> Result<Duration> {
+        let guacd = Guacd::start(variant)?;
+        let mut soonest = Duration::MAX;
+        for _ in 0..tries {
+            let since = Instant::now();
+            let _session = idle_session(&guacd, &tls)?;
+            soonest = soonest.min(since.elapsed());
+        }
+        Ok(soonest)
+    };
+    let patched = soonest("patched", 5)?;
+    // FreeRDP measures itself for 0.3 seconds, and sleeps at least five times.
+    let stock = soonest("stock", 2)?;
+    ensure!(stock > Duration::from_millis(800), "stock: {stock:?}");
+    ensure!(patched < stock / 2, "{patched:?}, stock {stock:?}");
+    Ok(())
+}
+
+fn an_idle_rdp_session_gives_back_its_memory() -> Result<()> {
+    let tls = TlsServer::new()?;
+    let (patched, stock) = (Guacd::start("patched")?, Guacd::start("stock")?);
+    let memory = |guacd| -> Result<_> {
+        let (mut user, process) = idle_session(guacd, &tls)?;
+        Ok(thread::spawn(move || -> Result<u64> {
+            // A session counts as idle after 15 seconds.
+            user.listen(Duration::from_secs(18))?;
+            let smaps = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
+            let line = smaps.lines().find_map(|line| line.strip_prefix("Private_Dirty:"));
+            Ok(line.context("no size")?.trim().trim_end_matches(" kB").parse()?)
+        }))
+    };
+    // What is loaded once for all counts as their own while there is one session.
+    let _others = (idle_session(&patched, &tls)?, idle_session(&stock, &tls)?);
+    let (patched, stock) = (memory(&patched)?, memory(&stock)?);
+    let patched = patched.join().ok().context("a user panicked")??;
+    let stock = stock.join().ok().context("a user panicked")??;
+    ensure!(patched + 3 * 1024 < stock, "{patched} KiB, stock {stock} KiB");
+    Ok(())
+}
+
+fn an_rdp_server_may_use_a_codec_late() -> Result<()> {
+    let port = target(|mut stream| {
+        negotiate(&mut stream, Security::Rdp)?;
+        open_channels(&mut stream)?;
+        activate(&mut stream, [800, 600])?;
+        draw(&mut stream, [0, 0], [0, 0, 255])?;
+        // The codecs that were allocated while guacd connected have been freed by then.
+        sleep(Duration::from_secs(1));
+        draw_with_nscodec(&mut stream, [160, 320], 200)?;
+        stay_silent(stream)
+    })?;
+    // Stock has them all the time.
+    for variant in ["patched", "stock"] {
+        let guacd = Guacd::start(variant)?;
+        let (mut user, _) = connect(&guacd, &port, &[("security", "rdp")])?;
+        user.expect("9.image/png,1.0,1.0;").with_context(|| format!("{variant}: bitmap"))?;
+        user.expect_one_of(&["9.image/png,3.160,3.320;", "4.rect,1.0,3.160,3.320,"])
+            .with_context(|| format!("{variant}: NSCodec"))?;
+    }
+    Ok(())
+}
