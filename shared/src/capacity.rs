@@ -5,22 +5,32 @@ use std::{fs, path::Path};
 use rustix::process::{Resource, geteuid, getrlimit};
 use serde::{Deserialize, Serialize};
 
-/// The memory that an SSH session needs, in bytes: in its own process of guacd, in guacd's parent, and in the load generator.
-/// All figures of this module were measured with stock 1.6.0, and with servers in the load generator.
-pub const SSH_BYTES: f64 = 14.5e6;
+/// What a session needs in guacd: in its own process, and in guacd's parent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Need {
+    /// Memory in bytes, with what the load generator needs for it.
+    pub bytes: f64,
+    /// Tasks: processes and threads.
+    pub tasks: f64,
+}
 
-/// The same for a telnet session.
-pub const TELNET_BYTES: f64 = 13.5e6;
+/// What an SSH session needs. All figures of this module were measured with stock 1.6.0, and with servers in the load generator.
+pub const SSH: Need = Need { bytes: 14.5e6, tasks: 12.0 };
 
-/// The same for a VNC session.
-pub const VNC_BYTES: f64 = 8.5e6;
+/// What a telnet session needs.
+pub const TELNET: Need = Need { bytes: 13.5e6, tasks: 12.0 };
+
+/// What a VNC session needs.
+pub const VNC: Need = Need { bytes: 8.5e6, tasks: 12.0 };
+
+/// What an RDP session needs on a machine with two cores. With more cores, it has more threads.
+pub const RDP: Need = Need { bytes: 22.0e6, tasks: 22.0 };
 
 /// What an sshd needs for a session: memory in bytes, and tasks.
 const SSHD_BYTES: f64 = 4.0e6;
 const SSHD_TASKS: f64 = 2.0;
 
-/// What guacd needs for a session: threads, in its parent and in the session's process, and descriptors in the parent.
-const TASKS: f64 = 12.0;
+/// Descriptors in guacd's parent for a session.
 const DESCRIPTORS: f64 = 3.0;
 
 /// Memory mappings in guacd's parent for a session: two threads, each with a stack and its guard, and malloc's for them.
@@ -47,9 +57,9 @@ pub struct Limit {
 /// What a session needs of this machine.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Demand {
-    /// The memory of a session, in bytes, if guacd runs on this machine. `None` if it runs elsewhere: then a session needs only
-    /// a port and two descriptors here.
-    pub guacd_bytes: Option<f64>,
+    /// What a session needs in guacd, if that runs on this machine. `None` if it runs elsewhere: then a session needs only a
+    /// port and two descriptors here.
+    pub guacd: Option<Need>,
     /// Whether an sshd on this machine serves the session.
     pub has_sshd: bool,
 }
@@ -68,13 +78,13 @@ pub fn limits(demand: Demand) -> Vec<Limit> {
             sessions: (available as f64 / per_session) as u64,
         });
     };
-    let descriptors = if demand.guacd_bytes.is_some() { DESCRIPTORS } else { 2.0 };
+    let descriptors = if demand.guacd.is_some() { DESCRIPTORS } else { 2.0 };
     limit("open files", "RLIMIT_NOFILE", getrlimit(Resource::Nofile).maximum, descriptors);
     // A session has one port towards guacd, and one from guacd to its target.
     limit("ports", "net.ipv4.ip_local_port_range", ports(), 1.0);
-    if let Some(bytes) = demand.guacd_bytes {
-        let bytes = bytes + sshd * SSHD_BYTES;
-        let tasks = TASKS + sshd * SSHD_TASKS;
+    if let Some(need) = demand.guacd {
+        let bytes = need.bytes + sshd * SSHD_BYTES;
+        let tasks = need.tasks + sshd * SSHD_TASKS;
         limit("memory", "MemAvailable", memory(), bytes);
         limit(
             "memory",
@@ -162,7 +172,7 @@ mod tests {
 
     #[test]
     fn the_limit_that_is_reached_first_comes_first() {
-        let limits = limits(Demand { guacd_bytes: Some(SSH_BYTES), has_sshd: false });
+        let limits = limits(Demand { guacd: Some(SSH), has_sshd: false });
         assert!(limits.is_sorted_by_key(|limit| limit.sessions));
         for name in ["memory", "open files", "tasks", "ports", "mappings"] {
             assert!(
@@ -174,9 +184,9 @@ mod tests {
 
     #[test]
     fn a_real_sshd_needs_terminals_and_a_guacd_elsewhere_only_ports_and_files_here() {
-        let limits_with_sshd = limits(Demand { guacd_bytes: Some(SSH_BYTES), has_sshd: true });
+        let limits_with_sshd = limits(Demand { guacd: Some(SSH), has_sshd: true });
         assert!(limits_with_sshd.iter().any(|limit| limit.name == "terminals"));
-        let limits = limits(Demand { guacd_bytes: None, has_sshd: false });
+        let limits = limits(Demand { guacd: None, has_sshd: false });
         let names = limits.into_iter().map(|limit| limit.name).collect::<Vec<_>>();
         assert_eq!(names.len(), 2, "{names:?}");
     }

@@ -1,6 +1,6 @@
 //! What do the sessions of a run need of this machine, and how many of them can it carry?
 
-use shared::capacity::{self, Demand, Limit, SSH_BYTES, TELNET_BYTES, VNC_BYTES};
+use shared::capacity::{self, Demand, Limit, Need};
 
 use crate::{
     load::flags::Load,
@@ -10,14 +10,21 @@ use crate::{
 /// The limits of this machine for the sessions of a run, the one that is reached first in front.
 pub fn limits(load: &Load) -> Vec<Limit> {
     let each = load.protocol.each();
-    let bytes = each.iter().map(|protocol| match protocol {
-        Protocol::Ssh | Protocol::Mix => SSH_BYTES,
-        Protocol::Telnet => TELNET_BYTES,
-        Protocol::Vnc => VNC_BYTES,
-    });
-    let bytes = bytes.sum::<f64>() / each.len() as f64;
-    let guacd_bytes = load.guacd.is_none().then_some(bytes);
-    capacity::limits(Demand { guacd_bytes, has_sshd: load.target == Target::OpenSsh })
+    let mean = |what: fn(Need) -> f64| {
+        each.iter().map(|&protocol| what(need(protocol))).sum::<f64>() / each.len() as f64
+    };
+    let is_here = load.guacd.is_none();
+    let guacd = is_here.then(|| Need { bytes: mean(|need| need.bytes), tasks: mean(|need| need.tasks) });
+    capacity::limits(Demand { guacd, has_sshd: load.target == Target::OpenSsh })
+}
+
+fn need(protocol: Protocol) -> Need {
+    match protocol {
+        Protocol::Ssh | Protocol::Mix => capacity::SSH,
+        Protocol::Telnet => capacity::TELNET,
+        Protocol::Vnc => capacity::VNC,
+        Protocol::Rdp => capacity::RDP,
+    }
 }
 
 #[cfg(test)]
@@ -44,12 +51,13 @@ mod tests {
     }
 
     #[test]
-    fn a_session_over_vnc_needs_less_memory_than_one_over_ssh() {
+    fn the_protocol_decides_how_much_memory_a_session_needs() {
         let bytes = |flag: &str| {
             let limits = limits(&Flags::parse_from(["guac-stress", flag]).load);
             limits.iter().find(|limit| limit.source == "MemAvailable").unwrap().per_session
         };
-        assert!(bytes("--protocol=vnc") < bytes("--protocol=mix"));
-        assert!(bytes("--protocol=mix") < bytes("--protocol=ssh"));
+        assert!(bytes("--protocol=vnc") < bytes("--protocol=ssh"));
+        assert!(bytes("--protocol=ssh") < bytes("--protocol=mix"));
+        assert!(bytes("--protocol=mix") < bytes("--protocol=rdp"));
     }
 }

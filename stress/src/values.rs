@@ -19,6 +19,8 @@ pub enum Protocol {
     Telnet,
     /// VNC.
     Vnc,
+    /// RDP.
+    Rdp,
     /// One session of each, in turn.
     Mix,
 }
@@ -30,6 +32,7 @@ impl Protocol {
             Self::Ssh => "ssh",
             Self::Telnet => "telnet",
             Self::Vnc => "vnc",
+            Self::Rdp => "rdp",
             Self::Mix => "mix",
         }
     }
@@ -40,7 +43,8 @@ impl Protocol {
             Self::Ssh => &[Self::Ssh],
             Self::Telnet => &[Self::Telnet],
             Self::Vnc => &[Self::Vnc],
-            Self::Mix => &[Self::Ssh, Self::Telnet, Self::Vnc],
+            Self::Rdp => &[Self::Rdp],
+            Self::Mix => &[Self::Ssh, Self::Telnet, Self::Vnc, Self::Rdp],
         }
     }
 }

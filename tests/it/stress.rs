@@ -16,7 +16,8 @@ use guac_stress::report::{Failure, Run, StressReport};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::support::processes::{Descendants, SERVER_VARIABLE};
+use crate::support::processes::{Descendants, SERVER_VARIABLE, descriptors, kill};
+use crate::support::tcp::{Connection, connections};
 use crate::support::{self, Output, Running, xtask};
 
 crate::tests! {
@@ -27,7 +28,9 @@ crate::tests! {
         stock_carries_58_sessions_of_128_keys_and_patched_all_300,
         the_same_holds_with_openssh_behind_it,
         patched_carries_300_sessions,
-        sessions_over_telnet_and_vnc_live_next_to_those_over_ssh,
+        sessions_over_all_protocols_live_next_to_one_another,
+        twenty_desktops_over_rdp_prove_themselves,
+        desktops_whose_server_falls_silent_are_not_proven,
         waves_come_and_go,
         sessions_survive_the_disruption_of_others,
         malformed_handshakes_harm_no_session,
@@ -122,7 +125,7 @@ fn patched_carries_300_sessions() -> Result<()> {
     all_proved(&report.runs[0], 300)
 }
 
-fn sessions_over_telnet_and_vnc_live_next_to_those_over_ssh() -> Result<()> {
+fn sessions_over_all_protocols_live_next_to_one_another() -> Result<()> {
     let report = Stress::new()?.run(0, &["--count", "12", "--hold", "2s", "--protocol", "mix"])?;
     let run = &report.runs[0];
     all_proved(run, 12)?;
@@ -133,6 +136,44 @@ fn sessions_over_telnet_and_vnc_live_next_to_those_over_ssh() -> Result<()> {
     ensure!(guacd.samples.iter().any(|sample| sample.children >= 12 && sample.tasks > 60), "{guacd:#?}");
     ensure!(guacd.idle_cpu_ms_per_second.is_none_or(|taken| taken < 100.0), "{guacd:#?}");
     Ok(())
+}
+
+fn twenty_desktops_over_rdp_prove_themselves() -> Result<()> {
+    let load = ["--count", "20", "--rate", "4", "--hold", "2s", "--protocol", "rdp"];
+    all_proved(&Stress::new()?.run(0, &load)?.runs[0], 20)
+}
+
+fn desktops_whose_server_falls_silent_are_not_proven() -> Result<()> {
+    // The server of one run is the target of the other.
+    let serving = Stress::new()?;
+    let guacd = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let port = guacd.to_string();
+    let load = ["--protocol", "rdp", "--count", "1", "--hold", "5m", "--port", &port];
+    let mut server = serving.start(&load)?;
+    server.wait_for_words("holding: 1 alive")?;
+    let connections = connections()?;
+    let found = serving.started.called(Some("guac-stress"))?.into_iter().find_map(|pid| {
+        let open = descriptors(pid);
+        let is_its = |connection: &&Connection| open.contains(&format!("socket:[{}]", connection.inode));
+        // Its other connection is the one to guacd.
+        let desktop = connections.iter().filter(is_its).find(|connection| connection.remote != guacd)?;
+        Some((pid, desktop.local))
+    });
+    let (pid, port) = found.context("the server has no connection")?;
+    let stress = Stress::new()?;
+    let target = format!("127.0.0.1:{port}");
+    let load = ["--protocol", "rdp", "--count", "2", "--hold", "5s", "--timeout", "20s", "--target", &target];
+    let mut running = stress.start(&load)?;
+    running.wait_for_words("holding: 2 alive")?;
+    kill(pid, Signal::STOP);
+    let output = running.wait();
+    kill(pid, Signal::CONT);
+    let output = output?;
+    let run = stress.report(&output)?.runs.remove(0);
+    output.expect(5, &[])?;
+    ensure!(run.established == 2 && run.proven == 0, "{run:#?}");
+    ensure!(run.failures[0].reason.contains("what was typed did not come back"), "{run:#?}");
+    server.interrupt()?.expect(130, &[])
 }
 
 /// Whether real servers for telnet and VNC are installed.
@@ -269,7 +310,7 @@ fn malformed_handshakes_harm_no_session() -> Result<()> {
 
 fn odd_instructions_to_sessions_harm_none() -> Result<()> {
     let stress = Stress::new()?;
-    for protocol in ["ssh", "telnet", "vnc"] {
+    for protocol in ["ssh", "telnet", "vnc", "rdp"] {
         let inputs = ["fuzz", "--kind", "session", "--count", "2", "--inputs", "300", "--seed", "1"];
         let report = stress.run(0, &[&inputs[..], &["--protocol", protocol, "--settle", "5s"]].concat())?;
         let run = &report.runs[0];
@@ -408,21 +449,26 @@ fn a_guacd_that_dies_fails_every_session() -> Result<()> {
 fn a_target_that_refuses_fails_every_session() -> Result<()> {
     // Bound and closed again: a connection is refused.
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    fails_every_session(&format!("127.0.0.1:{port}"))
+    let target = format!("127.0.0.1:{port}");
+    fails_every_session("ssh", &target)?;
+    fails_every_session("rdp", &target)
 }
 
 fn a_target_that_never_answers_fails_every_session() -> Result<()> {
     let silent = TcpListener::bind("127.0.0.1:0")?;
-    fails_every_session(&silent.local_addr()?.to_string())
+    let target = silent.local_addr()?.to_string();
+    fails_every_session("ssh", &target)?;
+    fails_every_session("rdp", &target)
 }
 
-fn fails_every_session(target: &str) -> Result<()> {
+fn fails_every_session(protocol: &str, target: &str) -> Result<()> {
     let dir = TempDir::new()?;
     let password = dir.path().join("password");
     fs::write(&password, "secret\n")?;
     let password = password.to_string_lossy();
     let credentials = ["--user", "nobody", "--password-file", &password];
-    let load = ["--count", "3", "--hold", "1s", "--timeout", "8s", "--target", target];
+    let load =
+        ["--count", "3", "--hold", "1s", "--timeout", "8s", "--protocol", protocol, "--target", target];
     let report = Stress::new()?.run(5, &[&load[..], &credentials[..]].concat())?;
     let run = &report.runs[0];
     let failed: u32 = run.failures.iter().map(|failure| failure.count).sum();

@@ -252,7 +252,8 @@ mod tests {
         assert!(check(&["churn", "--prefix=a=/x", "--count=50"]).contains("--wave"));
         assert!(check(&["soak", "--prefix=a=/x", "--hold=1s"]).contains("--prove-every"));
         assert!(check(&["--prefix=a=/x", "--protocol=vnc", "--target=openssh"]).contains("--protocol"));
-        assert!(check(&["--prefix=a=/x", "--protocol=mix", "--target=box:22"]).contains("three servers"));
+        assert!(check(&["--prefix=a=/x", "--protocol=rdp", "--target=openssh"]).contains("--protocol"));
+        assert!(check(&["--prefix=a=/x", "--protocol=mix", "--target=box:22"]).contains("four servers"));
         for bad in ["--kill=101%", "--kill=-1", "--kill=some", "--max-slowdown=0"] {
             assert_eq!(parse(&["chaos", "--prefix=a=/x", bad]).expect_err(bad).exit_code(), 2);
         }
@@ -286,6 +287,7 @@ mod tests {
         assert!(check(&["--target=box:22"]).unwrap_err().contains("--user"));
         assert!(check(&["--target=box:23", "--protocol=telnet"]).is_ok());
         assert!(check(&["--target=box:5900", "--protocol=vnc", "--password-file=x"]).is_ok());
+        assert!(check(&["--target=box:3389", "--protocol=rdp", "--user=me", "--password-file=x"]).is_ok());
         let key = ["--target=box:5900", "--protocol=vnc", "--private-key-file=x"];
         assert!(check(&key).unwrap_err().contains("--password-file"));
         assert!(check(&["--user=me"]).unwrap_err().contains("embedded"));

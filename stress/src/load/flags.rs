@@ -18,19 +18,19 @@ pub struct Load {
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = timeout)]
     pub timeout: Duration,
 
-    /// The protocol that the sessions use. A VNC session proves itself by the text on its clipboard.
+    /// The protocol that the sessions use. A session over VNC or RDP proves itself by the text on its clipboard.
     #[arg(long, value_enum, value_name = "PROTOCOL", default_value_t)]
     pub protocol: Protocol,
 
     /// What guacd connects to: `embedded`, servers within this program; `openssh`, this machine's sshd with temporary keys
     /// and a free port; or the HOST:PORT of a server for the --protocol.
     ///
-    /// An SSH or telnet server must start a shell. A VNC server must give each session its own desktop, with a program that
-    /// puts each line that is typed onto the clipboard: stress/examples/vnc-desktop.sh is one.
+    /// An SSH or telnet server must start a shell. A VNC or RDP server must give each session its own desktop, with a program
+    /// that puts each line that is typed onto the clipboard: for VNC, stress/examples/vnc-desktop.sh is one.
     #[arg(long, value_name = "TARGET", default_value_t = Target::Embedded)]
     pub target: Target,
 
-    /// The user to log in as, on a target given as HOST:PORT. Telnet and VNC may have none.
+    /// The user to log in as, on a target given as HOST:PORT. Only SSH needs one.
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
 
@@ -95,12 +95,12 @@ impl Load {
     /// What to change, for a usage error.
     pub fn check(&self) -> Result<(), String> {
         match (self.protocol, &self.target) {
-            (Protocol::Telnet | Protocol::Vnc | Protocol::Mix, Target::OpenSsh) => {
+            (protocol, Target::OpenSsh) if protocol != Protocol::Ssh => {
                 return Err("the target 'openssh' serves SSH only: leave out --target or --protocol".into());
             }
             (Protocol::Mix, Target::Address(address)) => {
                 return Err(format!(
-                    "a mix needs three servers, and {address} is one: leave out --target, or give another --protocol"
+                    "a mix needs four servers, and {address} is one: leave out --target, or give another --protocol"
                 ));
             }
             _ => {}

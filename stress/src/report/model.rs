@@ -72,7 +72,7 @@ pub struct Run {
     /// What was done to it.
     #[serde(default)]
     pub scenario: ScenarioName,
-    /// `ssh`, `telnet`, `vnc`, or `mix` for all of them in turn.
+    /// `ssh`, `telnet`, `vnc`, `rdp`, or `mix` for all of them in turn.
     #[serde(default = "ssh")]
     pub protocol: String,
     /// `embedded`, `openssh` or HOST:PORT.

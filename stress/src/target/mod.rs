@@ -1,5 +1,5 @@
 //! What does guacd connect to? A server with a program that gives back what is typed: over SSH and telnet on a pipe that the
-//! program opens, over VNC on the clipboard.
+//! program opens, over VNC and RDP on the clipboard.
 
 use std::{net::Ipv4Addr, path::Path, sync::Arc};
 
@@ -20,6 +20,7 @@ use crate::{
 
 pub mod connections;
 mod openssh;
+mod rdp;
 mod ssh;
 mod telnet;
 mod vnc;
@@ -45,6 +46,7 @@ impl Targets {
             let login = match protocol {
                 Protocol::Telnet => target.telnet(load)?,
                 Protocol::Vnc => target.vnc(load)?,
+                Protocol::Rdp => target.rdp(load)?,
                 Protocol::Ssh | Protocol::Mix => target.ssh(load, scratch)?,
             };
             target.logins.push(login);
@@ -112,6 +114,23 @@ impl Targets {
             }
         };
         Ok(Login { protocol: Protocol::Vnc.as_str(), arguments, echo: Echo::Clipboard { screen }, call })
+    }
+
+    fn rdp(&self, load: &Load) -> Result<Login> {
+        let (mut arguments, screen, call) = match &load.target {
+            values::Target::Address(address) => {
+                (running(load, address)?, None, Some("guac-stress".to_owned()))
+            }
+            _ => {
+                let mut arguments = embedded(rdp::start(&self.connections)?);
+                arguments.push(("security", "tls".into()));
+                (arguments, Some(rdp::SIZE.map(|length| length.to_string())), None)
+            }
+        };
+        // Nobody vouches for a certificate, and nobody listens. Drives and printing are off by default.
+        arguments.extend(["ignore-cert", "disable-audio"].map(|name| (name, "true".to_owned())));
+        arguments.push(timeout(load));
+        Ok(Login { protocol: Protocol::Rdp.as_str(), arguments, echo: Echo::Clipboard { screen }, call })
     }
 
     /// What sessions connect with, in turn.

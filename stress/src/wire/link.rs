@@ -2,7 +2,7 @@
 //! answers and at most one [`Event`] come out.
 //!
 //! Only the bytes of one stream prove anything, and only after the nonce was typed: those of the pipe stream that the target's
-//! program opened or, for VNC, of a clipboard stream that was opened since.
+//! program opened or, for VNC and RDP, of a clipboard stream that was opened since.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 

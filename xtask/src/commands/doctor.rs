@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use serde::Serialize;
-use shared::capacity::{self, Demand, Limit, SSH_BYTES};
+use shared::capacity::{self, Demand, Limit, SSH};
 use toolkit::failure::Failure;
 use toolkit::host::tools::{self, Finding, Need, OF_A_BUILD};
 use toolkit::ui;
@@ -35,7 +35,7 @@ pub fn run(flags: &flags::Doctor) -> Result<()> {
         findings = tools::probe();
     }
     let missing = tools::missing_packages(&findings, of_a_build);
-    let limits = capacity::limits(Demand { guacd_bytes: Some(SSH_BYTES), has_sshd: false });
+    let limits = capacity::limits(Demand { guacd: Some(SSH), has_sshd: false });
     let command = (!missing.is_empty()).then(|| tools::install_command(&missing)).flatten();
     if flags.json {
         let report = Diagnosis { schema_version: 2, findings: &findings, limits: &limits, install: command };
