@@ -228,16 +228,19 @@ fn users_learn_that_an_rdp_server_was_killed() -> Result<()> {
     Ok(())
 }
 
+/// Each phase of connecting, and the security with which it is reached.
+const WHILE_CONNECTING: [(Phase, &str); 5] = [
+    (Phase::Tcp, "any"),
+    (Phase::InTls, "tls"),
+    (Phase::AfterTls, "tls"),
+    (Phase::Negotiated, "rdp"),
+    (Phase::Channels, "rdp"),
+];
+
 fn users_learn_that_an_rdp_server_ends_while_guacd_connects() -> Result<()> {
     let tls = TlsServer::new()?;
     let guacd = Guacd::start("patched")?;
-    for (phase, security) in [
-        (Phase::Tcp, "any"),
-        (Phase::InTls, "tls"),
-        (Phase::AfterTls, "tls"),
-        (Phase::Negotiated, "rdp"),
-        (Phase::Channels, "rdp"),
-    ] {
+    for (phase, security) in WHILE_CONNECTING {
         for stop in [Stop::Closes, Stop::Resets] {
             let (mut user, process) = connect(&guacd, &stops(phase, stop, &tls)?, &[("security", security)])?;
             let status = error_within(&mut user, SOON);
@@ -275,13 +278,7 @@ fn users_learn_that_an_rdp_server_says_nothing() -> Result<()> {
         }))
     };
     let mut silent = Vec::new();
-    for (phase, security) in [
-        (Phase::Tcp, "any"),
-        (Phase::InTls, "tls"),
-        (Phase::AfterTls, "tls"),
-        (Phase::Negotiated, "rdp"),
-        (Phase::Channels, "rdp"),
-    ] {
+    for (phase, security) in WHILE_CONNECTING {
         silent.push((phase, told(&guacd, phase, security)?));
     }
     let stocks = told(&stock, Phase::Tcp, "any")?;
