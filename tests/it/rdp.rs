@@ -376,7 +376,7 @@ fn the_first_picture_of_an_rdp_session_comes_soon() -> Result<()> {
     let patched = soonest("patched", 5)?;
     // FreeRDP measures itself for 0.3 seconds, and sleeps at least five times.
     let stock = soonest("stock", 2)?;
-    ensure!(stock > Duration::from_millis(800), "stock: {stock:?}");
+    ensure!(stock > Duration::from_millis(600), "stock: {stock:?}");
     ensure!(patched < stock / 2, "{patched:?}, stock {stock:?}");
     Ok(())
 }
