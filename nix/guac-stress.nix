@@ -17,14 +17,15 @@ rustPlatform.buildRustPackage {
   cargoBuildFlags = [
     "--package=guac-stress"
     "--package=key-limit"
+    "--package=pretend-cores"
   ];
 
   # `cargo xtask test` runs the tests: they need a guacd and an sshd.
   doCheck = false;
 
-  # It looks for the key-limit library in its own directory.
+  # It looks for its libraries in its own directory.
   postInstall = ''
-    ln -s ../lib/libkey_limit.so $out/bin
+    ln -s ../lib/libkey_limit.so ../lib/libpretend_cores.so $out/bin
   '';
 
   meta = {

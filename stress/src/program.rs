@@ -16,6 +16,7 @@ use tokio::{
 
 use crate::{
     guacd::{
+        cores::Cores,
         processes,
         start::{Guacd, Start},
     },
@@ -29,7 +30,7 @@ use crate::{
         console::{self, ProgressDisplay},
         json::JsonFile,
     },
-    scenario::{self, results::Context, run::measure},
+    scenario::{self, Scenario, results::Context, run::measure},
     target::Targets,
     values::{HostPort, Prefix, Target},
 };
@@ -52,6 +53,8 @@ fn start_and_load(plan: &Plan, scratch: &Path) -> Result<StressReport> {
     processes::adopt_orphans()?;
     processes::raise_process_limit();
     enough_descriptors(plan)?;
+    // Before there are other threads, which inherit this.
+    let cores = divide_processors(plan)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -60,9 +63,9 @@ fn start_and_load(plan: &Plan, scratch: &Path) -> Result<StressReport> {
     // On the main thread: what is started here ends with the thread that started it.
     let report = runtime.block_on(async {
         let stop = stop_on_signals()?;
-        let can_be_cut = matches!(plan.scenario, scenario::Scenario::Chaos(_));
+        let can_be_cut = matches!(plan.scenario, Scenario::Chaos(_));
         let target = Targets::start(&plan.load, can_be_cut, scratch).await?;
-        load_all(plan, scratch, &target, output.as_mut(), stop).await
+        load_all(plan, scratch, (&target, cores.as_ref()), output.as_mut(), stop).await
     })?;
     runtime.shutdown_background();
     Ok(report)
@@ -72,7 +75,7 @@ fn start_and_load(plan: &Plan, scratch: &Path) -> Result<StressReport> {
 async fn load_all(
     plan: &Plan,
     scratch: &Path,
-    target: &Targets,
+    surroundings: Surroundings<'_>,
     mut output: Option<&mut JsonFile>,
     stop: watch::Receiver<bool>,
 ) -> Result<StressReport> {
@@ -95,7 +98,7 @@ async fn load_all(
         if *stop.borrow() {
             break;
         }
-        let guacd = match load_one(plan, scratch, guacd, target, stop.clone()).await {
+        let guacd = match load_one(plan, scratch, guacd, surroundings, stop.clone()).await {
             Ok((run, guacd)) => {
                 report.runs.push(run);
                 guacd
@@ -126,6 +129,20 @@ async fn load_all(
     Ok(report)
 }
 
+/// What guacd connects to, and its processors, unless it may use all.
+type Surroundings<'a> = (&'a Targets, Option<&'a Cores>);
+
+/// Divides the processors, where guacd's capacity is measured and they are not needed for both.
+fn divide_processors(plan: &Plan) -> Result<Option<Cores>> {
+    let Scenario::Capacity(capacity) = &plan.scenario else { return Ok(None) };
+    if plan.load.guacd.is_some() {
+        return Ok(None);
+    }
+    let cores = Cores::divide(capacity.cores)?;
+    cores.iter().try_for_each(Cores::use_ours)?;
+    Ok(cores)
+}
+
 /// The guacd to load: one that runs already, or one to be started.
 enum Subject<'a> {
     Running(&'a HostPort),
@@ -137,13 +154,13 @@ async fn load_one(
     plan: &Plan,
     scratch: &Path,
     subject: Subject<'_>,
-    target: &Targets,
+    (target, cores): Surroundings<'_>,
     stop: watch::Receiver<bool>,
 ) -> Result<(Run, Option<Guacd>)> {
     let (variant, addresses, mut guacd) = match subject {
         Subject::Running(address) => ("external", reachable(plan, address)?, None),
         Subject::Prefix(prefix) => {
-            let guacd = start(plan, scratch, prefix, target)?;
+            let guacd = start(plan, scratch, prefix, (target, cores))?;
             (prefix.variant.as_str(), vec![guacd.address()], Some(guacd))
         }
     };
@@ -152,12 +169,14 @@ async fn load_one(
         logins: target.logins().to_vec(),
         timeout: plan.load.timeout,
         log: guacd.as_ref().map(Guacd::log),
+        meter: target.meter(),
     };
     let context = Context {
         release: plan.guacds.release.clone(),
         variant: variant.into(),
         logs: logs(plan),
         connections: Some(target.connections()),
+        processors: cores.map(Cores::count),
     };
     let mut display = ProgressDisplay::new(variant, plan.scenario.size().sessions);
     let mut watch = |progress| display.show(progress);
@@ -167,11 +186,12 @@ async fn load_one(
     Ok((run?, guacd))
 }
 
-fn start(plan: &Plan, scratch: &Path, prefix: &Prefix, target: &Targets) -> Result<Guacd> {
-    let library = match &plan.guacds.key_limit_library {
-        Some(library) => library.clone(),
-        None => std::env::current_exe().context("find this program")?.with_file_name("libkey_limit.so"),
-    };
+fn start(plan: &Plan, scratch: &Path, prefix: &Prefix, (target, cores): Surroundings<'_>) -> Result<Guacd> {
+    let program = std::env::current_exe().context("find this program")?;
+    let library =
+        |given: &Option<PathBuf>, name| given.clone().unwrap_or_else(|| program.with_file_name(name));
+    let key_limit = library(&plan.guacds.key_limit_library, "libkey_limit.so");
+    let pretend_cores = library(&plan.guacds.pretend_cores_library, "libpretend_cores.so");
     Guacd::start(&Start {
         prefix: &prefix.dir,
         port: plan.load.port,
@@ -179,7 +199,9 @@ fn start(plan: &Plan, scratch: &Path, prefix: &Prefix, target: &Targets) -> Resu
         logs: &logs(plan),
         scratch,
         preload: plan.guacds.preload.as_deref(),
-        key_limit: plan.load.key_limit.map(|limit| (library.as_path(), limit)),
+        key_limit: plan.load.key_limit.map(|limit| (key_limit.as_path(), limit)),
+        pretend_cores: plan.load.pretend_cores.map(|number| (pretend_cores.as_path(), number)),
+        cores,
         spared: target.processes(),
     })
     .with_context(|| format!("start the {} guacd", prefix.variant))

@@ -49,6 +49,44 @@ impl Protocol {
     }
 }
 
+/// What the embedded servers draw in each session while it is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Activity {
+    /// Nothing, but for what is typed.
+    #[default]
+    Idle,
+    /// A character, 5 times a second.
+    Type,
+    /// Text that moves up by a line, 10 times a second: a whole line of a terminal, or 640x384 pixels of a desktop.
+    Scroll,
+    /// A picture that changes everywhere, 20 times a second: 40x15 coloured characters of a terminal, or 320x240 pixels of
+    /// a desktop.
+    Video,
+}
+
+impl Activity {
+    /// Its name on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Type => "type",
+            Self::Scroll => "scroll",
+            Self::Video => "video",
+        }
+    }
+
+    /// How often it draws.
+    pub fn frames_per_second(self) -> u32 {
+        match self {
+            Self::Idle => 0,
+            Self::Type => 5,
+            Self::Scroll => 10,
+            Self::Video => 20,
+        }
+    }
+}
+
 /// A percentage from 0 to 100.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -75,11 +75,11 @@ pub fn load(guac_stress: &Path, address: &str, count: u32) -> Result<()> {
     hand_over(command)
 }
 
-/// The arguments of cargo that choose `guac-stress` and the key-limit library. `nix/guac-stress.nix` repeats them.
-pub const PACKAGES: [&str; 2] = ["--package=guac-stress", "--package=key-limit"];
+/// The arguments of cargo that choose `guac-stress` and the libraries of --key-limit and --pretend-cores. `nix/guac-stress.nix` repeats them.
+pub const PACKAGES: [&str; 3] = ["--package=guac-stress", "--package=key-limit", "--package=pretend-cores"];
 
-/// Compiles `guac-stress` and the key-limit library, with the compiler's output below `logs`. Returns the path of
-/// `guac-stress`. The library is in the same directory.
+/// Compiles `guac-stress` and its libraries, with the compiler's output below `logs`. Returns the path of `guac-stress`. The
+/// libraries are in the same directory.
 pub fn compile(logs: &Path, offline: bool) -> Result<PathBuf> {
     let progress = ui::Step::start("guac-stress");
     let log = logs.join("compile.log");

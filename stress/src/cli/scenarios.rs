@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 
 use crate::{
     load::flags::Load,
-    scenario::{Scenario, burst, chaos, churn, fuzz, hold, soak},
+    scenario::{Scenario, burst, capacity, chaos, churn, fuzz, hold, soak},
 };
 
 /// A program that offers scenarios, by the flags that it adds to each of them.
@@ -87,6 +87,14 @@ pub enum ScenarioCommand<P: Program> {
     /// inputs used. Inputs after which something was wrong are saved, and can be sent again.
     #[command(after_help = after_help::<P>("fuzz", fuzz::EXAMPLES))]
     Fuzz(Box<Flags<fuzz::Fuzz, P>>),
+
+    /// Add sessions until they are no longer served well, and say how many are
+    ///
+    /// Opens sessions step by step. In each step all of them are held, what the targets draw is measured, and each has to
+    /// prove itself. The run ends with the first step in which frames come too late, do not come, or a session does not prove
+    /// itself. guacd gets processors that the generator does not use.
+    #[command(after_help = after_help::<P>("capacity", capacity::EXAMPLES))]
+    Capacity(Box<Flags<capacity::Capacity, P>>),
 }
 
 fn after_help<P: Program>(scenario: &str, examples: [&str; 2]) -> String {
@@ -130,6 +138,7 @@ impl<P: Program> ScenarioCommand<P> {
             Self::Soak(flags) => flags.into_parts(Scenario::Soak),
             Self::Chaos(flags) => flags.into_parts(Scenario::Chaos),
             Self::Fuzz(flags) => flags.into_parts(Scenario::Fuzz),
+            Self::Capacity(flags) => flags.into_parts(Scenario::Capacity),
         }
     }
 }

@@ -28,6 +28,10 @@ pub struct Guacds {
     #[arg(long, value_name = "FILE", requires = "key_limit", conflicts_with = "guacd")]
     pub key_limit_library: Option<PathBuf>,
 
+    /// The library that applies --pretend-cores [default: libpretend_cores.so next to this program].
+    #[arg(long, value_name = "FILE", requires = "pretend_cores", conflicts_with = "guacd")]
+    pub pretend_cores_library: Option<PathBuf>,
+
     /// A library to start guacd with (LD_PRELOAD), such as the one that `cargo xtask preload` builds. It comes before the
     /// library of --key-limit, so the limit applies to the keys that it asks libc for.
     #[arg(long, value_name = "FILE", conflicts_with = "guacd")]

@@ -3,6 +3,8 @@
 pub mod flags;
 
 #[cfg(feature = "engine")]
+pub mod cores;
+#[cfg(feature = "engine")]
 pub mod keys;
 #[cfg(feature = "engine")]
 pub mod log;

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Pid;
 
 use super::{
+    cores::Cores,
     keys::KeyLimit,
     log::{LogBook, Reader},
     preload, processes,
@@ -35,7 +36,7 @@ pub struct Guacd {
     log: Reader,
     log_file: PathBuf,
     keys: Option<KeyLimit>,
-    preload: Option<PathBuf>,
+    libraries: Libraries,
     spared: Vec<Pid>,
 }
 
@@ -55,6 +56,10 @@ pub struct Start<'a> {
     pub preload: Option<&'a Path>,
     /// The library that limits keys, and how many it is to allow.
     pub key_limit: Option<(&'a Path, u32)>,
+    /// The library that has guacd see another number of processors, and how many.
+    pub pretend_cores: Option<(&'a Path, u32)>,
+    /// The processors that it may use, unless all.
+    pub cores: Option<&'a Cores>,
     /// Children of this process that are not guacd's.
     pub spared: Vec<Pid>,
 }
@@ -73,22 +78,13 @@ impl Guacd {
                 program.display()
             )));
         }
-        let preload = match start.preload {
-            Some(library) => Some(preload::find(library, "--preload", "cargo xtask preload")?),
-            None => None,
-        };
-        let key_limit = match start.key_limit {
-            Some((library, _)) => {
-                Some(preload::find(library, "--key-limit-library", "cargo build --package key-limit")?)
-            }
-            None => None,
-        };
+        let libraries = Libraries::find(start)?;
         let log_file = log_file(start)?;
         let mut tries = 0;
         loop {
             tries += 1;
             let port = start.port.map_or_else(free_port, Ok)?;
-            let mut guacd = Self::spawn(start, &program, (&preload, &key_limit), &log_file, port)?;
+            let mut guacd = Self::spawn(start, &program, &libraries, &log_file, port)?;
             let Some(end) = guacd.wait_until_it_listens()? else {
                 guacd.check_libraries()?;
                 return Ok(guacd);
@@ -109,7 +105,7 @@ impl Guacd {
     fn spawn(
         start: &Start<'_>,
         program: &Path,
-        (preload, key_limit): (&Option<PathBuf>, &Option<PathBuf>),
+        libraries: &Libraries,
         log_file: &Path,
         port: u16,
     ) -> Result<Self> {
@@ -126,16 +122,22 @@ impl Guacd {
             command.env("LC_ALL", "C.UTF-8");
         }
         command.stdin(Stdio::null()).stdout(log_end.try_clone()?).stderr(log_end);
-        // The limit is on the keys that libc is asked for: by guacd, or by what is preloaded into it.
-        let preloaded = preload.iter().chain(key_limit).map(PathBuf::as_path).collect::<Vec<_>>();
+        let preloaded = libraries.in_order();
         if !preloaded.is_empty() {
             let others = std::env::var_os("LD_PRELOAD").unwrap_or_default();
             command.env("LD_PRELOAD", preload::list(&preloaded, others));
         }
         let limit = start.key_limit.map(|(_, limit)| KeyLimit::apply(&mut command, limit, start.scratch));
         let keys = limit.transpose()?;
-        let child =
-            processes::spawn_tied(&mut command).with_context(|| format!("start {}", program.display()))?;
+        if let Some((_, cores)) = start.pretend_cores {
+            command.env("PRETEND_CORES", cores.to_string());
+        }
+        let mut spawn = || processes::spawn_tied(&mut command);
+        let child = match start.cores {
+            Some(cores) => cores.on_guacds(spawn)?,
+            None => spawn(),
+        };
+        let child = child.with_context(|| format!("start {}", program.display()))?;
         log.book.set_parent(processes::pid_of(&child).as_raw_pid());
         Ok(Self {
             child,
@@ -143,7 +145,7 @@ impl Guacd {
             log,
             log_file: log_file.into(),
             keys,
-            preload: preload.clone(),
+            libraries: libraries.clone(),
             spared: start.spared.clone(),
         })
     }
@@ -175,8 +177,10 @@ impl Guacd {
     fn check_libraries(&self) -> Result<()> {
         let missing = if !self.keys.as_ref().is_none_or(KeyLimit::is_applied) {
             "the limit on its pthread keys"
-        } else if !self.preload.as_ref().is_none_or(|library| preload::is_loaded(self.pid(), library)) {
+        } else if !self.is_loaded(self.libraries.preload.as_deref()) {
             "the library of --preload"
+        } else if !self.is_loaded(self.libraries.pretend_cores.as_deref()) {
+            "the library of --pretend-cores"
         } else {
             return Ok(());
         };
@@ -186,6 +190,10 @@ impl Guacd {
              statically, has file capabilities, or is a script that clears its environment",
             self.log_file.display()
         )))
+    }
+
+    fn is_loaded(&self, library: Option<&Path>) -> bool {
+        library.is_none_or(|library| preload::is_loaded(self.pid(), library))
     }
 
     /// Where it listens.
@@ -215,7 +223,7 @@ impl Guacd {
 
     /// The library that was preloaded into it, besides the one that limits its keys.
     pub fn preload(&self) -> Option<&Path> {
-        self.preload.as_deref()
+        self.libraries.preload.as_deref()
     }
 
     /// How it ended, if it did.
@@ -235,6 +243,43 @@ impl Guacd {
 impl Drop for Guacd {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// The full paths of the libraries that are preloaded into guacd.
+#[derive(Clone)]
+struct Libraries {
+    preload: Option<PathBuf>,
+    key_limit: Option<PathBuf>,
+    pretend_cores: Option<PathBuf>,
+}
+
+impl Libraries {
+    fn find(start: &Start<'_>) -> Result<Self> {
+        let find = |library: Option<&Path>, flag, build| {
+            library.map(|library| preload::find(library, flag, build)).transpose()
+        };
+        let key_limit = start.key_limit.map(|(library, _)| library);
+        let pretend_cores = start.pretend_cores.map(|(library, _)| library);
+        Ok(Self {
+            preload: find(start.preload, "--preload", "cargo xtask preload")?,
+            key_limit: find(key_limit, "--key-limit-library", "cargo build --package key-limit")?,
+            pretend_cores: find(
+                pretend_cores,
+                "--pretend-cores-library",
+                "cargo build --package pretend-cores",
+            )?,
+        })
+    }
+
+    /// In the order in which the loader looks for functions. The limit is on the keys that libc is asked for: by guacd, or by what
+    /// is preloaded into it.
+    fn in_order(&self) -> Vec<&Path> {
+        [&self.preload, &self.key_limit, &self.pretend_cores]
+            .into_iter()
+            .flatten()
+            .map(PathBuf::as_path)
+            .collect()
     }
 }
 

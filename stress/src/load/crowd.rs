@@ -549,7 +549,8 @@ mod tests {
     use crate::wire::link::{Echo, Login};
 
     fn setup(logins: Vec<Login>) -> Arc<Setup> {
-        Arc::new(Setup { guacd: Vec::new(), logins, timeout: Duration::from_secs(30), log: None })
+        let timeout = Duration::from_secs(30);
+        Arc::new(Setup { guacd: Vec::new(), logins, timeout, log: None, meter: Arc::default() })
     }
 
     fn rate() -> Rate {

@@ -6,7 +6,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{HostPort, Percent, Protocol, Target, ratio, timeout};
+use crate::values::{Activity, HostPort, Percent, Protocol, Target, ratio, timeout};
 
 /// The flags that every scenario has.
 ///
@@ -30,6 +30,11 @@ pub struct Load {
     #[arg(long, value_name = "TARGET", default_value_t = Target::Embedded)]
     pub target: Target,
 
+    /// What the embedded target draws in each session while it is open. All of it is measured: the frames that reach the
+    /// client, how late they do, their bytes, and guacd's processor time for each.
+    #[arg(long, value_enum, value_name = "ACTIVITY", default_value_t)]
+    pub activity: Activity,
+
     /// The user to log in as, on a target given as HOST:PORT. Only SSH needs one.
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
@@ -45,13 +50,17 @@ pub struct Load {
     pub private_key_file: Option<PathBuf>,
 
     /// Load a guacd that runs already. It is neither started nor stopped, and its log is not read.
-    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["key_limit", "port"])]
+    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["key_limit", "pretend_cores", "port"])]
     pub guacd: Option<HostPort>,
 
     /// Maximum number of pthread keys for every process of guacd, as if libc had no more. musl has 128, and so has guacd's
     /// official image; glibc has 1024.
     #[arg(long, value_name = "KEYS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub key_limit: Option<u32>,
+
+    /// How many processors guacd sees, whatever the machine has. Those that it uses stay the same.
+    #[arg(long, value_name = "CORES", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub pretend_cores: Option<u32>,
 
     /// The loopback port for guacd to listen on [default: a free one].
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
@@ -104,6 +113,12 @@ impl Load {
                 ));
             }
             _ => {}
+        }
+        if self.activity != Activity::Idle && self.target != Target::Embedded {
+            return Err(format!(
+                "only the embedded target draws, and '{}' shows what its own programs do: leave out --activity or --target",
+                self.target
+            ));
         }
         let credentials = [
             ("--user", self.user.is_some()),

@@ -7,6 +7,8 @@ pub mod crowd;
 #[cfg(feature = "engine")]
 mod latency;
 #[cfg(feature = "engine")]
+pub mod meter;
+#[cfg(feature = "engine")]
 pub mod session;
 #[cfg(feature = "engine")]
 mod state;

@@ -11,6 +11,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, timeout_at},
 };
 
+use super::meter::Meter;
 use crate::{
     guacd::log::LogBook,
     report::Phase,
@@ -43,6 +44,8 @@ pub struct Setup {
     pub timeout: Duration,
     /// guacd's log, if it can be read.
     pub log: Option<Arc<LogBook>>,
+    /// What counts the frames that reach the clients, and their bytes.
+    pub meter: Arc<Meter>,
 }
 
 /// An order to one session.
@@ -190,7 +193,8 @@ async fn connect(setup: &Setup, index: usize, deadline: Instant) -> Result<Sessi
     nop.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut out = Vec::new();
     let link = Link::new(setup.logins[index % setup.logins.len()].clone(), &mut out);
-    Ok(Session { stream, decoder: Decoder::default(), link, out, nop, id: None, log: setup.log.clone() })
+    let (log, meter) = (setup.log.clone(), Arc::clone(&setup.meter));
+    Ok(Session { stream, decoder: Decoder::default(), link, out, nop, id: None, log, meter })
 }
 
 struct Session {
@@ -203,6 +207,7 @@ struct Session {
     /// The id that guacd gave it.
     id: Option<String>,
     log: Option<Arc<LogBook>>,
+    meter: Arc<Meter>,
 }
 
 impl Session {
@@ -302,6 +307,9 @@ impl Session {
             {
                 let event =
                     self.link.receive(&instruction, &mut self.out).map_err(|reason| self.failed(reason))?;
+                if let Some(mark) = self.link.take_shown() {
+                    self.meter.show(mark);
+                }
                 if let Some(event) = event {
                     return Ok(event);
                 }
@@ -349,6 +357,7 @@ impl Session {
             Ok(0) => Err(self.cut_off("guacd closed the connection")),
             Ok(length) => {
                 self.decoder.push(&buffer[..length]);
+                self.meter.receive(length);
                 Ok(())
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),
@@ -410,7 +419,7 @@ mod tests {
         let timeout = Duration::from_secs(2);
         let echo = Echo::Pipe(String::new());
         let login = Login { protocol: "ssh", arguments: Vec::new(), echo, call: None };
-        let setup = Setup { guacd, logins: vec![login], timeout, log: None };
+        let setup = Setup { guacd, logins: vec![login], timeout, log: None, meter: Arc::default() };
         let deadline = Instant::now() + timeout;
         let mut session = connect(&setup, 0, deadline).await.unwrap();
         let failed = session.expect(deadline, timeout).await.unwrap_err();
@@ -437,7 +446,7 @@ mod tests {
         let timeout = Duration::from_secs(5);
         let echo = Echo::Pipe("proof".into());
         let login = Login { protocol: "telnet", arguments: Vec::new(), echo, call: Some("go".into()) };
-        let setup = Setup { guacd, logins: vec![login], timeout, log: None };
+        let setup = Setup { guacd, logins: vec![login], timeout, log: None, meter: Arc::default() };
         let deadline = Instant::now() + timeout;
         let mut session = connect(&setup, 0, deadline).await.unwrap();
         assert_eq!(session.expect(deadline, timeout).await, Ok(Event::Ready("$id".into())));

@@ -46,6 +46,8 @@ pub enum ScenarioName {
     Chaos,
     /// Malformed input is sent while sessions are held open.
     Fuzz,
+    /// Sessions are added until they are no longer served well.
+    Capacity,
 }
 
 impl ScenarioName {
@@ -58,6 +60,7 @@ impl ScenarioName {
             Self::Soak => "soak",
             Self::Chaos => "chaos",
             Self::Fuzz => "fuzz",
+            Self::Capacity => "capacity",
         }
     }
 }
@@ -77,12 +80,18 @@ pub struct Run {
     pub protocol: String,
     /// `embedded`, `openssh` or HOST:PORT.
     pub target: String,
+    /// What the target drew in each session: `idle`, `type`, `scroll` or `video`.
+    #[serde(default = "idle")]
+    pub activity: String,
     /// The seed of the random numbers, in scenarios that use any.
     #[serde(default)]
     pub seed: Option<u64>,
     /// How many pthread keys each of guacd's processes was allowed, if they were limited.
     pub key_limit: Option<u32>,
-    /// How many sessions were asked for.
+    /// How many processors guacd was made to see, if it was.
+    #[serde(default)]
+    pub pretend_cores: Option<u32>,
+    /// How many sessions were asked for; for `capacity`, how many were begun.
     pub requested: u32,
     /// How many sessions were begun: fewer than requested only after an interruption, or when guacd died before the last
     /// was. Where the run was not interrupted, each of these is proven, or among the failures, or was disrupted on purpose.
@@ -116,7 +125,13 @@ pub struct Run {
     pub first_proof_by_age: Option<ByAge>,
     /// From the word that was typed after the hold, until it came back.
     pub last_proof: Option<Latency>,
-    /// The waves of `churn`, and the proofs of `soak`.
+    /// What the targets drew while all sessions were held, and what came of it. None where they drew nothing.
+    #[serde(default)]
+    pub drawing: Option<Drawing>,
+    /// For `capacity`, how many sessions were served well.
+    #[serde(default)]
+    pub capacity: Option<Capacity>,
+    /// The waves of `churn`, the proofs of `soak`, and the steps of `capacity`.
     #[serde(default)]
     pub rounds: Vec<Round>,
     /// How `chaos` disrupted sessions, and what came of it.
@@ -146,6 +161,48 @@ pub struct Run {
 
 fn ssh() -> String {
     "ssh".into()
+}
+
+fn idle() -> String {
+    "idle".into()
+}
+
+/// What the targets drew for some time, and what of it reached the clients. Rates are those of one session.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Drawing {
+    /// How many sessions were open.
+    pub sessions: u32,
+    /// For how long.
+    pub seconds: f64,
+    /// The frames that a target was to draw.
+    pub asked_per_second: f64,
+    /// The frames that a target drew. It draws none while guacd does not take the last one.
+    pub drawn_per_second: f64,
+    /// The frames that reached a client. guacd leaves some out if it does not keep up.
+    pub reached_per_second: f64,
+    /// From the drawing of a frame until its client had received the whole of it. None where no frame reached a client.
+    pub lag: Option<Latency>,
+    /// What guacd sent to a client.
+    pub bytes_per_second: f64,
+    /// guacd's processor time. None where it was not started here.
+    pub cpu_ms_per_second: Option<f64>,
+    /// The same, for each frame that reached a client.
+    pub cpu_ms_per_frame: Option<f64>,
+}
+
+/// How many sessions were served well.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// How many were open in the last step in which every threshold was met.
+    pub sessions: u32,
+    /// How many processors guacd could use. None where it was not started here.
+    pub processors: Option<u32>,
+    /// Sessions for each of them.
+    pub sessions_per_core: Option<f64>,
+    /// Sessions for each GiB of guacd's memory in that step.
+    pub sessions_per_gib: Option<f64>,
+    /// Why there are no more.
+    pub ended_by: String,
 }
 
 /// A measured value and the threshold that decides about it.
@@ -197,7 +254,7 @@ pub struct ByAge {
     pub last: Latency,
 }
 
-/// A wave of `churn`, or a proof of `soak`.
+/// A wave of `churn`, a proof of `soak`, or a step of `capacity`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Round {
     /// When it was over, from the first session's start.
@@ -214,6 +271,9 @@ pub struct Round {
     pub settled_seconds: Option<f64>,
     /// What guacd took then.
     pub usage: Option<Usage>,
+    /// What the targets drew before the proof, where they did.
+    #[serde(default)]
+    pub drawing: Option<Drawing>,
 }
 
 /// Sessions that were disrupted in the same way, on purpose.

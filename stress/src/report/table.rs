@@ -42,7 +42,9 @@ const ROWS: &[Row] = &[
     }),
     ("protocol", |run| (run.protocol != "ssh").then(|| plain(run.protocol.clone()))),
     ("target", |run| Some(plain(run.target.clone()))),
+    ("activity", |run| (run.activity != "idle").then(|| plain(run.activity.clone()))),
     ("key limit", |run| run.key_limit.map(|limit| plain(format!("{limit} per process")))),
+    ("pretend cores", |run| run.pretend_cores.map(|cores| plain(cores.to_string()))),
     ("preload", |run| {
         let preload = run.guacd.as_ref()?.preload.as_deref()?;
         Some(plain(preload.rsplit('/').next().unwrap_or(preload).into()))
@@ -99,6 +101,22 @@ const ROWS: &[Row] = &[
     ("idle CPU", |run| {
         let taken = run.guacd.as_ref()?.idle_cpu_ms_per_second?;
         Some(plain(format!("{taken:.2} ms per session and second")))
+    }),
+    ("frames", |run| {
+        let drawing = run.drawing?;
+        Some(plain(format!(
+            "{:.1} per session and second; {:.1} drawn, {} asked for",
+            drawing.reached_per_second, drawing.drawn_per_second, drawing.asked_per_second
+        )))
+    }),
+    ("lag", |run| run.drawing?.lag.map(|lag| plain(latency(lag)))),
+    ("sent", |run| {
+        Some(plain(format!("{:.0} KiB per session and second", run.drawing?.bytes_per_second / 1024.0)))
+    }),
+    ("CPU", |run| {
+        let drawing = run.drawing?;
+        let (second, frame) = (drawing.cpu_ms_per_second?, drawing.cpu_ms_per_frame?);
+        Some(plain(format!("{second:.1} ms per session and second, {frame:.1} per frame")))
     }),
     ("shutdown", |run| {
         let end = run.guacd.as_ref()?.shutdown?;

@@ -95,6 +95,7 @@ mod tests {
             proof: None,
             settled_seconds: None,
             usage: Some(usage(bytes)),
+            drawing: None,
         };
         memory.into_iter().map(round).collect()
     }

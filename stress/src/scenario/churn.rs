@@ -120,6 +120,7 @@ impl Churn {
                 proof: proof.latency,
                 settled_seconds,
                 usage,
+                drawing: None,
             });
             measurements.usage_after = usage;
         }

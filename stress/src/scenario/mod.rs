@@ -5,7 +5,10 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "engine")]
 use self::results::{Context, Measurements};
-use self::{burst::Burst, chaos::Chaos, churn::Churn, fuzz::Fuzz, hold::Hold, size::Size, soak::Soak};
+use self::{
+    burst::Burst, capacity::Capacity, chaos::Chaos, churn::Churn, fuzz::Fuzz, hold::Hold, size::Size,
+    soak::Soak,
+};
 #[cfg(feature = "engine")]
 use crate::{load::crowd::Crowd, report::text::Section};
 use crate::{
@@ -14,6 +17,7 @@ use crate::{
 };
 
 pub mod burst;
+pub mod capacity;
 pub mod chaos;
 pub mod checks;
 pub mod churn;
@@ -45,6 +49,8 @@ pub enum Scenario {
     Chaos(Chaos),
     /// Malformed input is sent while sessions are held open.
     Fuzz(Fuzz),
+    /// Sessions are added until they are no longer served well.
+    Capacity(Capacity),
 }
 
 impl Scenario {
@@ -57,6 +63,7 @@ impl Scenario {
             Self::Soak(_) => ScenarioName::Soak,
             Self::Chaos(_) => ScenarioName::Chaos,
             Self::Fuzz(_) => ScenarioName::Fuzz,
+            Self::Capacity(_) => ScenarioName::Capacity,
         }
     }
 
@@ -69,6 +76,7 @@ impl Scenario {
             Self::Soak(soak) => soak.size(),
             Self::Chaos(chaos) => chaos.size(),
             Self::Fuzz(fuzz) => fuzz.size(),
+            Self::Capacity(capacity) => capacity.size(),
         }
     }
 
@@ -83,18 +91,23 @@ impl Scenario {
             Self::Churn(churn) => churn.check(),
             Self::Soak(soak) => soak.check(),
             Self::Chaos(chaos) => chaos.check(load),
+            Self::Capacity(capacity) => capacity.check(),
         }
     }
 
     /// The checks that decide whether a run passed.
     pub fn verdict(&self, load: &Load, run: &Run) -> Vec<Check> {
-        let mut checks = Vec::from(checks::sessions(&load.thresholds, run));
+        let mut checks = match self {
+            Self::Capacity(_) => Vec::new(),
+            _ => Vec::from(checks::sessions(&load.thresholds, run)),
+        };
         checks.extend(match self {
             Self::Hold(_) | Self::Burst(_) => Vec::new(),
             Self::Churn(churn) => churn.verdict(run),
             Self::Soak(soak) => soak.verdict(run),
             Self::Chaos(chaos) => chaos.verdict(run),
             Self::Fuzz(fuzz) => fuzz.verdict(run),
+            Self::Capacity(capacity) => capacity.verdict(run),
         });
         checks.extend(checks::optional(&load.thresholds, run));
         checks
@@ -121,6 +134,7 @@ impl Scenario {
             Self::Soak(soak) => soak.play(crowd, measurements).await,
             Self::Chaos(chaos) => chaos.play(crowd, measurements, context).await,
             Self::Fuzz(fuzz) => fuzz.play(crowd, measurements, context).await?,
+            Self::Capacity(capacity) => capacity.play(crowd, measurements, context.processors).await,
         }
         Ok(())
     }
@@ -135,5 +149,6 @@ pub fn section(run: &Run) -> Option<Section> {
         ScenarioName::Soak => Soak::section(run),
         ScenarioName::Chaos => Chaos::section(run),
         ScenarioName::Fuzz => Fuzz::section(run),
+        ScenarioName::Capacity => Capacity::section(run),
     }
 }

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{
-    report::{FirstAndLast, Fuzz, Keys, Round, Usage},
+    report::{Capacity, Drawing, FirstAndLast, Fuzz, Keys, Round, Usage},
     target::connections::Connections,
 };
 
@@ -17,6 +17,8 @@ pub struct Context {
     pub logs: PathBuf,
     /// guacd's connections to the embedded servers, if there are any.
     pub connections: Option<Arc<Connections>>,
+    /// How many processors guacd can use, where that is known.
+    pub processors: Option<u32>,
 }
 
 /// What a scenario measures.
@@ -36,7 +38,11 @@ pub struct Measurements {
     pub processes: Option<FirstAndLast>,
     /// guacd's processor time per session and second while nothing was typed, in milliseconds.
     pub idle_cpu_ms_per_second: Option<f64>,
-    /// Waves, or proofs.
+    /// What the targets drew while all sessions were held.
+    pub drawing: Option<Drawing>,
+    /// How many sessions were served well.
+    pub capacity: Option<Capacity>,
+    /// Waves, proofs, or steps.
     pub rounds: Vec<Round>,
     /// The pthread keys after the first wave.
     pub keys_after_first_round: Option<Keys>,

@@ -92,7 +92,7 @@ impl Soak {
         let mut turn = Instant::now();
         loop {
             turn += self.prove_every;
-            crowd.hold(turn.min(end).saturating_duration_since(Instant::now())).await;
+            let drawing = steps::watch(crowd, turn.min(end).saturating_duration_since(Instant::now())).await;
             let proof = crowd.prove().await;
             let usage = steps::usage(crowd).await;
             measurements.rounds.push(Round {
@@ -102,6 +102,7 @@ impl Soak {
                 proof: proof.latency,
                 settled_seconds: None,
                 usage,
+                drawing: drawing.filter(|drawing| drawing.asked_per_second > 0.0),
             });
             if turn >= end || crowd.alive() == 0 || crowd.died.is_some() {
                 return;

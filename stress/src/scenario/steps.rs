@@ -1,7 +1,7 @@
 //! Which steps do several scenarios share? They open all sessions, hold them, wait until guacd has settled, and measure what it
 //! uses.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use rustix::process::Pid;
 use tokio::{task, time::Instant};
@@ -9,12 +9,16 @@ use tokio::{task, time::Instant};
 use super::results::Measurements;
 use crate::{
     guacd::sample,
-    load::crowd::{Crowd, Pace, TICK},
-    report::{FirstAndLast, Sample, Usage, progress::Step},
+    load::{
+        crowd::{Crowd, Pace, TICK},
+        meter::Shown,
+    },
+    report::{Drawing, FirstAndLast, Sample, Usage, progress::Step},
+    values::Activity,
 };
 
-/// A shorter hold says nothing about what an idle session uses.
-const MIN_IDLE: Duration = Duration::from_secs(2);
+/// A shorter hold says nothing about what a session uses.
+const MIN_TIME: Duration = Duration::from_secs(2);
 
 /// Opens all sessions. Returns whether any of them is open then.
 pub async fn open_all(
@@ -28,20 +32,54 @@ pub async fn open_all(
     crowd.alive() > 0
 }
 
-/// Holds all sessions, and measures what they use meanwhile.
+/// Holds all sessions, and measures what they use meanwhile and what reaches them.
 pub async fn hold(crowd: &mut Crowd<'_>, measurements: &mut Measurements, time: Duration) {
     let end = Instant::now() + time;
     measure_open_sessions(crowd, measurements).await;
-    let idle = end.saturating_duration_since(Instant::now());
+    let Some(watched) = watch(crowd, end.saturating_duration_since(Instant::now())).await else { return };
+    if crowd.setup.meter.activity() == Activity::Idle {
+        measurements.idle_cpu_ms_per_second = watched.cpu_ms_per_second;
+    } else {
+        measurements.drawing = Some(watched);
+    }
+}
+
+/// Holds all sessions, and measures guacd's processor time, and what the targets draw. None, if that says nothing: no session
+/// is left, or the time is too short.
+pub async fn watch(crowd: &mut Crowd<'_>, time: Duration) -> Option<Drawing> {
+    let meter = Arc::clone(&crowd.setup.meter);
     let before = cheap_sample(crowd).await;
-    crowd.hold(idle).await;
+    meter.begin();
+    crowd.hold(time).await;
+    let shown = meter.end()?;
     let after = cheap_sample(crowd).await;
-    if idle >= MIN_IDLE && crowd.alive() > 0 {
-        measurements.idle_cpu_ms_per_second = before.zip(after).map(|(before, after)| {
-            let cpu = |sample: &Sample| sample.parent_cpu_seconds + sample.children_cpu_seconds;
-            let seconds = after.at_seconds - before.at_seconds;
-            (cpu(&after) - cpu(&before)).max(0.0) * 1000.0 / seconds / f64::from(crowd.alive())
-        });
+    let sessions = crowd.alive();
+    if time < MIN_TIME || sessions == 0 {
+        return None;
+    }
+    let cpu = before.zip(after).map(|(before, after)| {
+        let cpu = |sample: &Sample| sample.parent_cpu_seconds + sample.children_cpu_seconds;
+        let seconds = after.at_seconds - before.at_seconds;
+        (cpu(&after) - cpu(&before)).max(0.0) * 1000.0 / seconds / f64::from(sessions)
+    });
+    Some(drawing(meter.activity(), sessions, &shown, cpu))
+}
+
+/// What was drawn and shown in so many sessions, with guacd's processor time for each of them per second.
+fn drawing(activity: Activity, sessions: u32, shown: &Shown, cpu_ms_per_second: Option<f64>) -> Drawing {
+    let seconds = shown.time.as_secs_f64();
+    let rate = |count: u64| count as f64 / seconds / f64::from(sessions);
+    let reached_per_second = rate(shown.reached);
+    Drawing {
+        sessions,
+        seconds,
+        asked_per_second: activity.frames_per_second().into(),
+        drawn_per_second: rate(shown.drawn),
+        reached_per_second,
+        lag: shown.lag,
+        bytes_per_second: rate(shown.bytes),
+        cpu_ms_per_second,
+        cpu_ms_per_frame: cpu_ms_per_second.filter(|_| shown.reached > 0).map(|cpu| cpu / reached_per_second),
     }
 }
 

@@ -6,10 +6,10 @@ use std::{net::Ipv4Addr, path::Path, sync::Arc};
 use anyhow::{Context, Result};
 use rustix::process::Pid;
 
-use self::connections::Connections;
+use self::{connections::Connections, drawing::Film, echo::Echo as Program};
 use crate::{
     guacd::processes::SECRETS,
-    load::flags::Load,
+    load::{flags::Load, meter::Meter},
     preflight::Preflight,
     values::{self, HostPort, Protocol},
     wire::{
@@ -19,6 +19,8 @@ use crate::{
 };
 
 pub mod connections;
+mod drawing;
+mod echo;
 mod openssh;
 mod rdp;
 mod ssh;
@@ -29,6 +31,7 @@ mod vnc;
 pub struct Targets {
     logins: Vec<Login>,
     connections: Arc<Connections>,
+    meter: Arc<Meter>,
     sshd: Option<openssh::Sshd>,
 }
 
@@ -41,7 +44,8 @@ impl Targets {
     /// When something is missing, or does not start.
     pub async fn start(load: &Load, can_be_cut: bool, scratch: &Path) -> Result<Self> {
         let connections = Arc::new(Connections::new(can_be_cut));
-        let mut target = Self { logins: Vec::new(), connections, sshd: None };
+        let mut target =
+            Self { logins: Vec::new(), connections, meter: Arc::new(Meter::new(load.activity)), sshd: None };
         for &protocol in load.protocol.each() {
             let login = match protocol {
                 Protocol::Telnet => target.telnet(load)?,
@@ -70,8 +74,9 @@ impl Targets {
         let localhost = Ipv4Addr::LOCALHOST.to_string();
         match &load.target {
             values::Target::Embedded => {
-                let server = ssh::start(pipe_opener(&pipe), &self.connections)
-                    .context("start the embedded SSH server")?;
+                let server =
+                    ssh::start(Program::new(&pipe), Film::of_terminal(&self.meter), &self.connections)
+                        .context("start the embedded SSH server")?;
                 Ok(login(&localhost, server.port, &server.user, ("password", server.password)))
             }
             values::Target::OpenSsh => {
@@ -97,7 +102,11 @@ impl Targets {
                 arguments.push(("login-failure-regex", REFUSAL.into()));
                 (arguments, Some(echo_program(&pipe)))
             }
-            _ => (embedded(telnet::start(pipe_opener(&pipe), &self.connections)?), None),
+            _ => {
+                let port =
+                    telnet::start(Program::new(&pipe), Film::of_terminal(&self.meter), &self.connections)?;
+                (embedded(port), None)
+            }
         };
         arguments.push(timeout(load));
         Ok(Login { protocol: Protocol::Telnet.as_str(), arguments, echo: Echo::Pipe(pipe), call })
@@ -109,7 +118,7 @@ impl Targets {
                 (running(load, address)?, None, Some("guac-stress".to_owned()))
             }
             _ => {
-                let arguments = embedded(vnc::start(&self.connections)?);
+                let arguments = embedded(vnc::start(&self.meter, &self.connections)?);
                 (arguments, Some(vnc::SIZE.map(|length| length.to_string())), None)
             }
         };
@@ -122,7 +131,7 @@ impl Targets {
                 (running(load, address)?, None, Some("guac-stress".to_owned()))
             }
             _ => {
-                let mut arguments = embedded(rdp::start(&self.connections)?);
+                let mut arguments = embedded(rdp::start(&self.meter, &self.connections)?);
                 arguments.push(("security", "tls".into()));
                 (arguments, Some(rdp::SIZE.map(|length| length.to_string())), None)
             }
@@ -131,6 +140,11 @@ impl Targets {
         arguments.extend(["ignore-cert", "disable-audio"].map(|name| (name, "true".to_owned())));
         arguments.push(timeout(load));
         Ok(Login { protocol: Protocol::Rdp.as_str(), arguments, echo: Echo::Clipboard { screen }, call })
+    }
+
+    /// What counts the frames that they draw.
+    pub fn meter(&self) -> Arc<Meter> {
+        Arc::clone(&self.meter)
     }
 
     /// What sessions connect with, in turn.
@@ -204,13 +218,8 @@ fn password(load: &Load) -> Result<Option<String>> {
     Ok(Some(fs_err::read_to_string(path)?.trim_end_matches(['\r', '\n']).to_owned()))
 }
 
-/// What redirects a terminal's output into a pipe: Guacamole's own console code. Flag 2 sends each frame at once.
-fn pipe_opener(pipe: &str) -> String {
-    format!("\x1b]482202;2;{pipe}\x07")
-}
-
-/// A shell command that opens the pipe and then gives back each line. The terminal's own echo is off, so that what comes
-/// back has been through the program.
+/// A shell command that redirects the terminal's output into the pipe, by Guacamole's own console code, and then gives back each
+/// line. Flag 2 sends each frame at once. The terminal's own echo is off, so that what comes back has been through the program.
 fn echo_program(pipe: &str) -> String {
     format!(r"stty -echo && printf '\033]482202;2;{pipe}\007' && exec cat")
 }

@@ -10,7 +10,11 @@ use russh::{
     server::{self, Auth, Handler, Msg, Session},
 };
 
-use super::connections::{Connections, listen};
+use super::{
+    connections::{Connections, listen},
+    drawing::{Film, Player},
+    echo::Echo,
+};
 use crate::wire::proof::fresh_nonce;
 
 /// What guacd needs to log in.
@@ -28,7 +32,7 @@ pub struct Embedded {
 /// # Errors
 ///
 /// When it cannot listen.
-pub fn start(greeting: String, connections: &Arc<Connections>) -> Result<Embedded> {
+pub fn start(echo: Echo, film: Option<Arc<Film>>, connections: &Arc<Connections>) -> Result<Embedded> {
     let config = Arc::new(server::Config {
         keys: vec![PrivateKey::random(&mut safe_rng(), Algorithm::Ed25519).context("make a host key")?],
         methods: MethodSet::from(&[MethodKind::Password][..]),
@@ -39,7 +43,7 @@ pub fn start(greeting: String, connections: &Arc<Connections>) -> Result<Embedde
         ..server::Config::default()
     });
     let password = fresh_nonce();
-    let server = Server { password: password.clone().into(), greeting: greeting.into() };
+    let server = Server { password: password.clone().into(), echo, film };
     let serve = move |stream| {
         let (config, server) = (Arc::clone(&config), server.clone());
         async move { server::run_stream(config, stream, server).await.ok()?.await.ok() }
@@ -53,13 +57,19 @@ const USER: &str = "guac-stress";
 #[derive(Clone)]
 struct Server {
     password: Arc<str>,
-    greeting: Arc<str>,
+    echo: Echo,
+    film: Option<Arc<Film>>,
 }
 
 impl Server {
     fn begin(&self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
         session.channel_success(channel)?;
-        session.data(channel, self.greeting.as_bytes().to_vec())
+        session.data(channel, self.echo.greet())?;
+        if let Some(film) = &self.film {
+            let (mut player, terminal) = (Player::new(film), session.handle());
+            tokio::spawn(async move { while terminal.data(channel, player.frame().await).await.is_ok() {} });
+        }
+        Ok(())
     }
 }
 
@@ -108,6 +118,6 @@ impl Handler for Server {
         data: &[u8],
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        session.data(channel, data.to_vec())
+        session.data(channel, self.echo.take(data))
     }
 }

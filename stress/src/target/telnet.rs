@@ -8,7 +8,11 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::connections::{Connections, listen};
+use super::{
+    connections::{Connections, listen},
+    drawing::{Film, Player, next_frame},
+    echo::Echo,
+};
 
 // RFC 854, and the options of RFC 857 and RFC 858.
 const IAC: u8 = 255;
@@ -24,22 +28,27 @@ const SUPPRESS_GO_AHEAD: u8 = 3;
 /// # Errors
 ///
 /// When it cannot listen.
-pub fn start(greeting: String, connections: &Arc<Connections>) -> Result<u16> {
-    let greeting = Arc::<str>::from(greeting);
-    let serve = move |stream| echo(stream, Arc::clone(&greeting));
+pub fn start(echo: Echo, film: Option<Arc<Film>>, connections: &Arc<Connections>) -> Result<u16> {
+    let serve = move |stream| serve(stream, echo.clone(), film.as_ref().map(Player::new));
     listen(Ipv4Addr::LOCALHOST, connections, serve).context("start the embedded telnet server")
 }
 
-async fn echo(mut stream: TcpStream, greeting: Arc<str>) -> Option<()> {
+async fn serve(mut stream: TcpStream, mut echo: Echo, mut player: Option<Player>) -> Option<()> {
     // We echo, and not the client.
     stream.write_all(&[IAC, WILL, ECHO, IAC, WILL, SUPPRESS_GO_AHEAD]).await.ok()?;
-    stream.write_all(greeting.as_bytes()).await.ok()?;
+    stream.write_all(&echo.greet()).await.ok()?;
     let mut stripper = Stripper::default();
     let mut buffer = [0; 1024];
     loop {
-        let length = stream.read(&mut buffer).await.ok().filter(|&length| length > 0)?;
-        let typed = buffer[..length].iter().filter_map(|&byte| stripper.text(byte));
-        stream.write_all(&typed.collect::<Vec<_>>()).await.ok()?;
+        let printed = tokio::select! {
+            length = stream.read(&mut buffer) => {
+                let length = length.ok().filter(|&length| length > 0)?;
+                let typed = buffer[..length].iter().filter_map(|&byte| stripper.text(byte));
+                echo.take(&typed.collect::<Vec<_>>())
+            }
+            frame = next_frame(&mut player) => frame,
+        };
+        stream.write_all(&printed).await.ok()?;
     }
 }
 

@@ -110,6 +110,17 @@ impl Decoder {
     /// [`Malformed`], after which nothing more can be read.
     pub fn instruction(&mut self) -> Result<Option<Instruction>, Malformed> {
         while let Some(&byte) = self.input.get(self.read) {
+            if let Position::Value { left, bytes } = &mut self.at {
+                // Most of what guacd sends are long values in ASCII.
+                let rest = &self.input[self.read..];
+                let ascii = rest.iter().take(*left).take_while(|byte| byte.is_ascii()).count();
+                if ascii > 0 {
+                    bytes.extend_from_slice(&rest[..ascii]);
+                    *left -= ascii;
+                    self.read += ascii;
+                    continue;
+                }
+            }
             self.read += 1;
             if self.step(byte)? {
                 self.chars = 0;

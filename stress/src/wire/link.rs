@@ -1,7 +1,7 @@
 //! How does a client answer guacd? The client's side of the Guacamole protocol, without any socket: an instruction goes in;
 //! answers and at most one [`Event`] come out.
 //!
-//! Only the bytes of one stream prove anything, and only after the nonce was typed: those of the pipe stream that the target's
+//! Only the bytes of one stream prove anything, and only after the nonce was typed: those of a pipe stream that the target's
 //! program opened or, for VNC and RDP, of a clipboard stream that was opened since.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -21,6 +21,10 @@ const OPTIONAL: &[&str] = &["timeout"];
 /// The keysym of the Enter key.
 const ENTER: &str = "65293";
 
+/// Where the targets mark the frames that they draw, in pixels: from the left, from the top, how wide, and how high. A desktop's mark is one of the cells of 64x64
+/// pixels that guacd's display is divided into. A terminal's is a part of its first row.
+pub const MARKS: [u16; 4] = [64, 0, 128, 64];
+
 /// What guacd is to connect to: the arguments of its protocol, and where the target's program answers.
 #[derive(Clone)]
 pub struct Login {
@@ -38,7 +42,7 @@ pub struct Login {
 /// Where what was typed comes back.
 #[derive(Clone)]
 pub enum Echo {
-    /// On the pipe of this name, which the target's program opens in its terminal.
+    /// On the pipe of this name, which the target's program opens in its terminal: once, or for each line.
     Pipe(String),
     /// On the clipboard, each time on a new stream.
     Clipboard {
@@ -68,13 +72,28 @@ pub struct Link {
     /// The number of the pipe stream that the target's program opened, or of the latest clipboard stream.
     stream: Option<String>,
     proof: Proof,
+    /// Whether the latest rectangle is where the targets mark their frames.
+    is_marked: bool,
+    /// The mark of the frame that is being received.
+    mark: Option<u32>,
+    /// The mark of the frame that was received last.
+    shown: Option<u32>,
 }
 
 impl Link {
     /// A new session. Appends what it sends first.
     pub fn new(login: Login, out: &mut Vec<u8>) -> Self {
         codec::encode(out, &["select", login.protocol]);
-        Self { login, phase: Phase::Handshake, is_drawn: false, stream: None, proof: Proof::default() }
+        Self {
+            login,
+            phase: Phase::Handshake,
+            is_drawn: false,
+            stream: None,
+            proof: Proof::default(),
+            is_marked: false,
+            mark: None,
+            shown: None,
+        }
     }
 
     /// How far the session has come.
@@ -107,6 +126,11 @@ impl Link {
         self.proof.expect(nonce);
     }
 
+    /// The mark (0xRRGGBB) of the frame that has been received since the last call, if it has one.
+    pub fn take_shown(&mut self) -> Option<u32> {
+        self.shown.take()
+    }
+
     /// Handles an instruction, and appends the answers to `out`.
     ///
     /// # Errors
@@ -121,12 +145,22 @@ impl Link {
             }
             "sync" => {
                 self.is_drawn |= self.phase == Phase::Login;
+                self.shown = self.mark.take();
                 codec::encode(out, &["sync", instruction.arg(0)]);
             }
-            "pipe" if self.phase == Phase::Login && self.is_awaited_pipe(instruction) => {
+            "rect" => self.is_marked = is_mark(instruction.args()),
+            "cfill" if self.is_marked => {
+                self.is_marked = false;
+                let colour = [2, 3, 4].map(|channel| instruction.arg(channel).parse::<u8>().ok());
+                if let [Some(red), Some(green), Some(blue)] = colour {
+                    self.mark = Some(u32::from_be_bytes([0, red, green, blue]));
+                }
+            }
+            "pipe" if self.phase != Phase::Handshake && self.is_awaited_pipe(instruction) => {
                 self.stream = Some(instruction.arg(0).into());
+                self.proof.restart();
                 codec::encode(out, &["ack", instruction.arg(0), "OK", "0"]);
-                return Ok(Some(Event::TargetReady));
+                return Ok((self.phase == Phase::Login).then_some(Event::TargetReady));
             }
             "size" if self.phase == Phase::Login && self.is_screen(instruction) => {
                 return Ok(Some(Event::TargetReady));
@@ -143,10 +177,7 @@ impl Link {
                     .map_err(|_| "malformed instruction: a blob that is not base64".to_owned())?;
                 return Ok(self.proof.hear(&bytes).then_some(Event::Echoed));
             }
-            "end" if self.is_stream(instruction.arg(0)) && self.is_clipboard() => self.stream = None,
-            "end" if self.is_stream(instruction.arg(0)) => {
-                return Err("the target's program closed its pipe".into());
-            }
+            "end" if self.is_stream(instruction.arg(0)) => self.stream = None,
             // guacd chooses the numbers of streams. A new stream with the number of the pipe would make its blobs count as echo.
             "img" | "audio" | "video" | "file" | "clipboard" | "argv" | "pipe"
                 if self.is_stream(instruction.arg(0)) =>
@@ -183,7 +214,8 @@ impl Link {
         codec::encode(out, &["size", "800", "600", "96"]);
         codec::encode(out, &["audio"]);
         codec::encode(out, &["video"]);
-        codec::encode(out, &["image", "image/png"]);
+        // As browsers do.
+        codec::encode(out, &["image", "image/jpeg", "image/png", "image/webp"]);
         codec::encode(out, &connect);
         Ok(())
     }
@@ -204,6 +236,20 @@ impl Link {
     fn is_awaited_pipe(&self, pipe: &Instruction) -> bool {
         matches!(&self.login.echo, Echo::Pipe(name) if pipe.arg(2) == name) && self.stream.is_none()
     }
+}
+
+/// Whether a rectangle, of this layer, place and size, is where the targets mark their frames.
+fn is_mark(rectangle: &[String]) -> bool {
+    let mut numbers = rectangle.iter().map(|number| number.parse::<u16>());
+    let mut next = || numbers.next().and_then(Result::ok);
+    // Buffers have negative numbers.
+    let (Some(_layer), Some(x), Some(y)) = (next(), next(), next()) else { return false };
+    let (Some(width), Some(height)) = (next(), next()) else { return false };
+    let [left, top, all_width, all_height] = MARKS;
+    x >= left
+        && y >= top
+        && x.saturating_add(width) <= left + all_width
+        && y.saturating_add(height) <= top + all_height
 }
 
 /// Types ASCII and Enter: the keysyms of its characters are their codes.
@@ -370,7 +416,46 @@ mod tests {
                 "{opcode}"
             );
         }
-        assert!(waiting().receive(&instruction(&["end", "7"]), &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn a_pipe_may_be_opened_anew_for_each_line() {
+        let mut link = waiting();
+        let out = &mut Vec::new();
+        assert_eq!(link.receive(&blob("7", "0123"), out), Ok(None));
+        assert_eq!(link.receive(&instruction(&["end", "7"]), out), Ok(None));
+        assert_eq!(link.receive(&blob("7", "0123abcd"), out), Ok(None), "it is closed");
+        link.enter(Phase::FirstProof);
+        for (text, event) in [("abcd", None), ("0123abcd", Some(Event::Echoed))] {
+            let pipe = instruction(&["pipe", "9", "text/plain", "proof"]);
+            assert_eq!(link.receive(&pipe, out), Ok(None));
+            assert_eq!(link.receive(&blob("9", text), out), Ok(event), "{text}");
+            assert_eq!(link.receive(&instruction(&["end", "9"]), out), Ok(None));
+        }
+    }
+
+    #[test]
+    fn a_frame_is_shown_once_all_of_it_has_come() {
+        let mut link = waiting();
+        let out = &mut Vec::new();
+        let mut receive = |elements: &[&str]| {
+            link.receive(&instruction(elements), out).unwrap();
+            link.take_shown()
+        };
+        let sync = ["sync", "1", "1"];
+        assert_eq!(receive(&["rect", "0", "64", "0", "64", "64"]), None);
+        assert_eq!(receive(&["cfill", "14", "0", "161", "2", "3", "255"]), None);
+        assert_eq!(receive(&sync), Some(0x00a1_0203));
+        assert_eq!(receive(&sync), None);
+        for elsewhere in
+            [["0", "0", "0", "800", "600"], ["-1", "64", "0", "64", "64"], ["0", "64", "8", "64", "64"]]
+        {
+            receive(&[&["rect"], &elsewhere[..]].concat());
+            receive(&["cfill", "14", "0", "161", "2", "3", "255"]);
+            assert_eq!(receive(&sync), None, "{elsewhere:?}");
+        }
+        receive(&["cfill", "14", "0", "161", "2", "3", "255"]);
+        assert_eq!(receive(&sync), None, "it fills nothing");
     }
 
     #[test]

@@ -30,7 +30,7 @@ fn login() -> Login {
 
 fn setup(guacd: SocketAddr, plan: &Plan) -> Arc<Setup> {
     let timeout = plan.load.timeout;
-    Arc::new(Setup { guacd: vec![guacd], logins: vec![login()], timeout, log: None })
+    Arc::new(Setup { guacd: vec![guacd], logins: vec![login()], timeout, log: None, meter: Arc::default() })
 }
 
 fn context() -> Context {
@@ -61,7 +61,8 @@ async fn load(fake: &Fake, flags: &[&str]) -> Run {
     let plan = plan(words(flags, &quick));
     // An address where nobody listens comes first, as it does where `localhost` is an IPv6 address too.
     let guacd = vec![([127, 0, 0, 1], 1).into(), fake.address];
-    let setup = Setup { guacd, logins: vec![login()], timeout: plan.load.timeout, log: None };
+    let setup =
+        Setup { guacd, logins: vec![login()], timeout: plan.load.timeout, log: None, meter: Arc::default() };
     let (_sender, stop) = watch::channel(false);
     measure(context(), &plan.scenario, &plan.load, Arc::new(setup), None, stop, &mut |_| {}).await.unwrap()
 }

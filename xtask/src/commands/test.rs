@@ -14,7 +14,7 @@ use toolkit::ui;
 use crate::flags;
 
 /// The packages whose tests are quick and need no guacd: the workspace's default members.
-const PACKAGES: [&str; 9] = [
+const PACKAGES: [&str; 10] = [
     "toolkit",
     "xtask",
     "guac-probe",
@@ -23,6 +23,7 @@ const PACKAGES: [&str; 9] = [
     "guacd-uncapped-preload",
     "shared",
     "key-limit",
+    "pretend-cores",
     "guac-stress",
 ];
 

@@ -8,13 +8,17 @@ use std::{net::Ipv4Addr, sync::Arc};
 
 use anyhow::{Context, Result};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader, ReadHalf, WriteHalf, split},
     net::TcpStream,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use self::messages::{Clip, MAX_SIDE, Request, TPKT};
-use super::connections::{Connections, listen};
+use super::{
+    connections::{Connections, listen},
+    drawing::{Film, Picture, Player, next_frame},
+};
+use crate::{load::meter::Meter, wire::link::MARKS};
 
 mod certificate;
 mod messages;
@@ -37,25 +41,50 @@ const ROWS: [(u8, &[u8]); 4] =
 /// # Errors
 ///
 /// When it cannot listen, or there is no certificate for it.
-pub fn start(connections: &Arc<Connections>) -> Result<u16> {
+pub fn start(meter: &Arc<Meter>, connections: &Arc<Connections>) -> Result<u16> {
     let acceptor = certificate::acceptor().context("make a certificate for the embedded RDP server")?;
-    let serve = move |stream| serve(stream, acceptor.clone());
+    let film = Film::of_desktop(meter, picture, mark);
+    let serve = move |stream| serve(stream, acceptor.clone(), film.clone());
     listen(Ipv4Addr::LOCALHOST, connections, serve).context("start the embedded RDP server")
 }
 
-async fn serve(stream: TcpStream, acceptor: TlsAcceptor) -> Option<()> {
-    let mut desktop = Desktop::open(stream, &acceptor).await?;
+async fn serve(stream: TcpStream, acceptor: TlsAcceptor, film: Option<Arc<Film>>) -> Option<()> {
+    let (reader, mut desktop) = Desktop::open(stream, &acceptor).await?;
+    let message = message(reader);
+    tokio::pin!(message);
+    // Begins when the desktop is there.
+    let mut player = None;
     loop {
-        desktop.message().await?;
+        tokio::select! {
+            read = &mut message => {
+                let (reader, first, content) = read?;
+                desktop.answer(first, &content).await?;
+                if desktop.is_there && player.is_none() {
+                    player = film.as_ref().map(Player::new);
+                }
+                message.set(self::message(reader));
+            }
+            frame = next_frame(&mut player) => desktop.send(&frame).await?,
+        }
     }
 }
 
+type Reader = BufReader<ReadHalf<TlsStream<TcpStream>>>;
+
+/// Reads the next message.
+async fn message(mut reader: Reader) -> Option<(Reader, u8, Vec<u8>)> {
+    let (first, content) = read(&mut reader).await?;
+    Some((reader, first, content))
+}
+
 struct Desktop {
-    stream: BufReader<TlsStream<TcpStream>>,
+    writer: WriteHalf<TlsStream<TcpStream>>,
     /// The security protocols that the client has offered.
     protocols: u32,
     /// The channel of the clipboard, if the client has one.
     clipboard: Option<u16>,
+    /// Whether it was drawn.
+    is_there: bool,
     /// How many keys were pressed.
     keys: u32,
     line: String,
@@ -63,26 +92,26 @@ struct Desktop {
 
 impl Desktop {
     /// Does the TLS handshake. None, here and below, if the client has gone or does not speak the protocol.
-    async fn open(mut stream: TcpStream, acceptor: &TlsAcceptor) -> Option<Self> {
+    async fn open(mut stream: TcpStream, acceptor: &TlsAcceptor) -> Option<(Reader, Self)> {
         let (_, request) = read(&mut stream).await?;
         let protocols = messages::offered_protocols(&request)?;
         stream.write_all(&messages::connection_confirm()).await.ok()?;
         // Boxed, because the future of a session stays as large as its largest state.
-        let stream = Box::pin(acceptor.accept(stream)).await.ok()?;
-        let stream = BufReader::with_capacity(256, stream);
-        Some(Self { stream, protocols, clipboard: None, keys: 0, line: String::new() })
+        let (reader, writer) = split(Box::pin(acceptor.accept(stream)).await.ok()?);
+        let desktop =
+            Self { writer, protocols, clipboard: None, is_there: false, keys: 0, line: String::new() };
+        Some((BufReader::with_capacity(256, reader), desktop))
     }
 
-    /// Takes one message, and answers it.
-    async fn message(&mut self) -> Option<()> {
-        let (first, content) = read(&mut self.stream).await?;
+    /// Answers a message: its first byte, and what follows its length.
+    async fn answer(&mut self, first: u8, content: &[u8]) -> Option<()> {
         if first != TPKT {
-            for key in messages::pressed_keys(first, &content)? {
+            for key in messages::pressed_keys(first, content)? {
                 self.key(key).await?;
             }
             return Some(());
         }
-        match messages::request(&content)? {
+        match messages::request(content)? {
             Request::Connect(channels) => {
                 self.clipboard = messages::find_channel(&channels, b"cliprdr\0");
                 self.send(&messages::connect_response(self.protocols, channels.len())).await
@@ -98,6 +127,7 @@ impl Desktop {
                 if let Some(channel) = self.clipboard {
                     self.send(&messages::clipboard(channel)).await?;
                 }
+                self.is_there = true;
                 self.draw(SIZE).await
             }
             Request::Virtual(channel, [kind, ..]) if self.clipboard == Some(channel) => {
@@ -135,21 +165,14 @@ impl Desktop {
         Some(())
     }
 
-    /// Draws a part of the desktop from its upper left corner, in tiles.
-    async fn draw(&mut self, [width, height]: [u16; 2]) -> Option<()> {
-        for y in (0..height).step_by(MAX_SIDE.into()) {
-            for x in (0..width).step_by(MAX_SIDE.into()) {
-                let size = [MAX_SIDE.min(width - x), MAX_SIDE.min(height - y)];
-                let tile = tile([x, y], size, self.keys);
-                self.send(&messages::picture([x, y], size, &tile)).await?;
-            }
-        }
-        Some(())
+    /// Draws a part of the desktop from its upper left corner.
+    async fn draw(&mut self, size: [u16; 2]) -> Option<()> {
+        self.send(&picture(&pattern(size, self.keys))).await
     }
 
     async fn send(&mut self, bytes: &[u8]) -> Option<()> {
-        self.stream.write_all(bytes).await.ok()?;
-        self.stream.flush().await.ok()
+        self.writer.write_all(bytes).await.ok()?;
+        self.writer.flush().await.ok()
     }
 }
 
@@ -177,12 +200,39 @@ fn character(scancode: u8) -> Option<char> {
     ROWS.iter().find_map(key).map(|&character| character.into())
 }
 
-/// The pixels of a tile, with the lowest row first. No area of this pattern has one colour, which guacd would send without an
-/// image.
-fn tile([left, top]: [u16; 2], [width, height]: [u16; 2], keys: u32) -> Vec<u8> {
-    let rows = (top..top + height).rev();
-    let pixels = rows.flat_map(|y| (left..left + width).map(move |x| u32::from(x ^ y)));
-    pixels.flat_map(|pixel| (pixel.wrapping_add(keys).wrapping_mul(0x0003_0509)).to_le_bytes()).collect()
+/// A pattern from the upper left corner on. No area of it has one colour, which guacd would send without an image.
+fn pattern(size: [u16; 2], keys: u32) -> Picture {
+    let [width, height] = size;
+    let pixels = (0..height).flat_map(|y| (0..width).map(move |x| u32::from(x ^ y)));
+    let pixels =
+        pixels.flat_map(|pixel| (pixel.wrapping_add(keys).wrapping_mul(0x0003_0509)).to_le_bytes()).collect();
+    Picture { at: [0, 0], size, pixels }
+}
+
+/// The messages that draw a picture, in tiles.
+fn picture(Picture { at, size, pixels }: &Picture) -> Vec<u8> {
+    let [width, height] = *size;
+    let mut messages = Vec::with_capacity(pixels.len() + pixels.len() / 64);
+    for y in (0..height).step_by(MAX_SIDE.into()) {
+        for x in (0..width).step_by(MAX_SIDE.into()) {
+            let size = [MAX_SIDE.min(width - x), MAX_SIDE.min(height - y)];
+            // The lowest row comes first.
+            let rows = (y..y + size[1]).rev().map(|row| {
+                let start = (usize::from(row) * usize::from(width) + usize::from(x)) * 4;
+                &pixels[start..start + usize::from(size[0]) * 4]
+            });
+            let tile = rows.collect::<Vec<_>>().concat();
+            messages.extend(messages::picture([at[0] + x, at[1] + y], size, &tile));
+        }
+    }
+    messages
+}
+
+/// The mark of a frame.
+fn mark(colour: u32) -> Vec<u8> {
+    let [x, y, ..] = MARKS;
+    let size = [MAX_SIDE; 2];
+    messages::picture([x, y], size, &colour.to_le_bytes().repeat(usize::from(MAX_SIDE * MAX_SIDE)))
 }
 
 #[cfg(test)]
@@ -195,7 +245,7 @@ mod tests {
 
     #[test]
     fn every_key_changes_the_square_to_another_pattern() {
-        let squares = (0..64).map(|keys| tile([0, 0], [CURSOR; 2], keys)).collect::<HashSet<_>>();
+        let squares = (0..64).map(|keys| pattern([CURSOR; 2], keys).pixels).collect::<HashSet<_>>();
         assert_eq!(squares.len(), 64);
         for square in squares {
             let colours = square.chunks(4).map(|pixel| &pixel[..3]).collect::<HashSet<_>>();
@@ -214,8 +264,13 @@ mod tests {
     }
 
     #[test]
-    fn a_pixel_has_four_bytes() {
-        assert_eq!(tile([64, 64], [3, 2], 0).len(), 4 * 3 * 2);
+    fn a_picture_is_drawn_in_tiles_whose_rows_are_turned_around() {
+        let pixels = (0..65 * 2_u32).flat_map(u32::to_le_bytes).collect();
+        let picture = picture(&Picture { at: [5, 9], size: [65, 2], pixels });
+        let row = |numbers: std::ops::Range<u32>| numbers.flat_map(u32::to_le_bytes).collect::<Vec<u8>>();
+        let first = messages::picture([5, 9], [64, 2], &[row(65..129), row(0..64)].concat());
+        let second = messages::picture([69, 9], [1, 2], &[row(129..130), row(64..65)].concat());
+        assert_eq!(picture, [first, second].concat());
     }
 
     #[tokio::test]
@@ -224,6 +279,6 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         client.write_all(b"\x03\0\0\x13\x0e\xe0\0\0\0\0\0\x01\0\x08\0\0\0\0\0").await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
-        assert_eq!(serve(stream, certificate::acceptor().unwrap()).await, None);
+        assert_eq!(serve(stream, certificate::acceptor().unwrap(), None).await, None);
     }
 }

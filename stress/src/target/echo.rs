@@ -1,0 +1,60 @@
+//! The program in the terminals of the embedded SSH and telnet servers. It gives back each line that is typed, through a pipe of
+//! Guacamole's, and what it draws goes to the terminal.
+
+/// The longest line that it takes. An endless one must not fill the memory.
+const MAX_LINE: usize = 1024;
+
+/// The program in one session.
+#[derive(Clone)]
+pub struct Echo {
+    pipe: String,
+    line: Vec<u8>,
+}
+
+impl Echo {
+    /// A program with a pipe of this name.
+    pub fn new(pipe: &str) -> Self {
+        Self { pipe: pipe.into(), line: Vec::new() }
+    }
+
+    /// What it prints when it starts: nothing, through its pipe.
+    pub fn greet(&self) -> Vec<u8> {
+        self.print(b"")
+    }
+
+    /// Takes what is typed, and returns what it prints.
+    pub fn take(&mut self, typed: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for &byte in typed {
+            if matches!(byte, b'\r' | b'\n') {
+                out.extend(self.print(&self.line));
+                self.line.clear();
+            } else if self.line.len() < MAX_LINE {
+                self.line.push(byte);
+            }
+        }
+        out
+    }
+
+    /// Guacamole's own console codes redirect a terminal's output. Flag 2 sends each frame at once.
+    fn print(&self, line: &[u8]) -> Vec<u8> {
+        [b"\x1b]482202;2;", self.pipe.as_bytes(), b"\x07", line, b"\x1b]482203;\x07"].concat()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_comes_back_whole() {
+        let mut echo = Echo::new("proof");
+        let printed = |line: &str| format!("\x1b]482202;2;proof\x07{line}\x1b]482203;\x07").into_bytes();
+        assert_eq!(echo.greet(), printed(""));
+        assert_eq!(echo.take(b"a"), b"");
+        assert_eq!(echo.take(b"b\rc\rd"), [printed("ab"), printed("c")].concat());
+        assert_eq!(echo.take(b"\n"), printed("d"));
+        echo.take(&[b'x'; 2 * MAX_LINE]);
+        assert_eq!(echo.take(b"\r").len(), printed("").len() + MAX_LINE);
+    }
+}
