@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::net::sockopt::set_socket_linger;
+use tempfile::TempDir;
 
-use crate::support::c::Preloaded;
 use crate::support::guacd::{Guacd, free_port, wait_until_it_listens};
 use crate::support::processes::{cpu_time, left_of};
 use crate::support::rdp::{Security, activate, draw, draw_with_nscodec, negotiate, open_channels};
@@ -321,9 +321,11 @@ fn idle_session(guacd: &Guacd, tls: &Arc<TlsServer>) -> Result<(User, i32)> {
 
 fn an_rdp_session_has_few_threads_however_many_processors() -> Result<()> {
     let tls = TlsServer::new()?;
-    let cores = Preloaded::compile("many_cores")?;
+    let logs = TempDir::new()?;
+    let library = toolkit::stress::compile(logs.path(), false)?.with_file_name("libpretend_cores.so");
+    let cores = format!("export PRETEND_CORES=64 LD_PRELOAD={}", library.display());
     let threads = |variant, shell: &str, options| -> Result<usize> {
-        let guacd = Guacd::start_with(variant, &format!("{} {shell}", cores.shell()), options)?;
+        let guacd = Guacd::start_with(variant, &format!("{cores} {shell}"), options)?;
         let (_user, process) = idle_session(&guacd, &tls)?;
         // Those that only connect have ended a moment later.
         let count = || fs::read_dir(format!("/proc/{process}/task")).map_or(0, Iterator::count);

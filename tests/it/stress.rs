@@ -30,6 +30,9 @@ crate::tests! {
         patched_carries_300_sessions,
         sessions_over_all_protocols_live_next_to_one_another,
         twenty_desktops_over_rdp_prove_themselves,
+        what_targets_draw_reaches_the_clients,
+        guacd_sees_as_many_processors_as_it_is_told,
+        capacity_is_measured_step_by_step,
         desktops_whose_server_falls_silent_are_not_proven,
         waves_come_and_go,
         sessions_survive_the_disruption_of_others,
@@ -141,6 +144,72 @@ fn sessions_over_all_protocols_live_next_to_one_another() -> Result<()> {
 fn twenty_desktops_over_rdp_prove_themselves() -> Result<()> {
     let load = ["--count", "20", "--rate", "4", "--hold", "2s", "--protocol", "rdp"];
     all_proved(&Stress::new()?.run(0, &load)?.runs[0], 20)
+}
+
+fn what_targets_draw_reaches_the_clients() -> Result<()> {
+    for activity in ["type", "scroll", "video"] {
+        let load = ["--count", "4", "--hold", "3s", "--protocol", "mix", "--activity", activity];
+        let report = Stress::new()?.run(0, &load)?;
+        let run = &report.runs[0];
+        all_proved(run, 4)?;
+        let drawing = run.drawing.with_context(|| format!("{activity}: nothing was drawn"))?;
+        // Beside other work, some frames may be left out.
+        let (asked, reached) = (drawing.asked_per_second, drawing.reached_per_second);
+        let lag = drawing.lag.context("no frame has reached a client")?;
+        let is_plausible = run.activity == activity
+            && asked >= 5.0
+            && reached > asked / 5.0
+            && reached < asked * 1.5
+            && (0.1..10_000.0).contains(&lag.p50_ms)
+            && drawing.bytes_per_second > 100.0
+            && drawing.cpu_ms_per_frame.is_some_and(|cpu| cpu > 0.0);
+        ensure!(is_plausible, "{activity}: {drawing:#?}");
+    }
+    let report = Stress::new()?.run(0, &["--count", "1", "--hold", "2s"])?;
+    ensure!(report.runs[0].drawing.is_none(), "{:#?}", report.runs[0].drawing);
+    Ok(())
+}
+
+fn guacd_sees_as_many_processors_as_it_is_told() -> Result<()> {
+    let threads = |cores| -> Result<u32> {
+        let load =
+            ["--count", "1", "--hold", "1s", "--protocol", "rdp", "--variant", "stock", "--pretend-cores"];
+        let report = Stress::new()?.run(0, &[&load[..], &[cores]].concat())?;
+        let run = &report.runs[0];
+        ensure!(run.pretend_cores == cores.parse().ok(), "{:?}", run.pretend_cores);
+        Ok(run.guacd.as_ref().and_then(|guacd| guacd.processes).context("no process")?.first.threads)
+    };
+    // Each has a thread that encodes, at least.
+    let (few, many) = (threads("2")?, threads("40")?);
+    ensure!(many >= few + 38, "{few} and {many} threads");
+    Ok(())
+}
+
+fn capacity_is_measured_step_by_step() -> Result<()> {
+    let load = [
+        "capacity",
+        "--protocol",
+        "vnc",
+        "--activity",
+        "type",
+        "--count",
+        "4",
+        "--step",
+        "2",
+        "--hold",
+        "2s",
+    ];
+    let lenient = ["--max-lag", "1m", "--min-frames", "10%"];
+    let report = Stress::new()?.run(0, &[&load[..], &lenient].concat())?;
+    let capacity = report.runs[0].capacity.as_ref().context("no capacity")?;
+    ensure!(capacity.sessions == 4 && capacity.ended_by.contains("--count"), "{capacity:#?}");
+    ensure!(capacity.sessions_per_gib.is_some_and(|sessions| sessions > 1.0), "{capacity:#?}");
+    ensure!(report.runs[0].rounds.len() == 2, "{:#?}", report.runs[0].rounds);
+
+    let report = Stress::new()?.run(5, &[&load[..], &["--max-lag", "0s"]].concat())?;
+    let capacity = report.runs[0].capacity.as_ref().context("no capacity")?;
+    ensure!(capacity.sessions == 0 && capacity.ended_by.contains("late"), "{capacity:#?}");
+    Ok(())
 }
 
 fn desktops_whose_server_falls_silent_are_not_proven() -> Result<()> {

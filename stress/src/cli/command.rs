@@ -73,7 +73,7 @@ mod tests {
         Ok(cli.into_plan().expect("flags"))
     }
 
-    const SCENARIOS: [&str; 6] = ["hold", "burst", "churn", "soak", "chaos", "fuzz"];
+    const SCENARIOS: [&str; 7] = ["hold", "burst", "churn", "soak", "chaos", "fuzz", "capacity"];
 
     #[test]
     fn the_command_line_is_well_formed() {
@@ -90,6 +90,9 @@ mod tests {
             "--password-file=/p w",
             "--key-limit=128",
             "--key-limit-library=l.so",
+            "--pretend-cores=64",
+            "--pretend-cores-library=c.so",
+            "--activity=video",
             "--preload=p.so",
             "--logs=/l",
             "--release=9.9.9",
@@ -118,6 +121,15 @@ mod tests {
             ],
             &["fuzz", "--inputs=9", "--seed=1", "--max-crashes=4", "--max-leftover=2"],
             &["fuzz", "--replay=-r"],
+            &[
+                "capacity",
+                "--count=9",
+                "--step=2",
+                "--cores=3",
+                "--max-lag=1ms",
+                "--min-frames=1.5%",
+                "--min-capacity=2",
+            ],
         ] {
             let plan = parse(&[own, &common].concat()).unwrap();
             let json = serde_json::to_string(&plan).unwrap();
@@ -160,7 +172,12 @@ mod tests {
             ("--inputs=1", &["fuzz"]),
             ("--replay=file", &["fuzz"]),
             ("--max-crashes=1", &["fuzz"]),
-            ("--hold=1h", &["hold", "burst", "churn", "soak", "chaos"]),
+            ("--hold=1h", &["hold", "burst", "churn", "soak", "chaos", "capacity"]),
+            ("--step=2", &["capacity"]),
+            ("--cores=1", &["capacity"]),
+            ("--max-lag=1s", &["capacity"]),
+            ("--min-frames=80%", &["capacity"]),
+            ("--min-capacity=2", &["capacity"]),
         ];
         for (flag, scenarios) in own {
             for scenario in SCENARIOS {
@@ -211,6 +228,8 @@ mod tests {
             &["--prefix==/x"],
             &["--prefix=stock=/x", "--key-limit-library=/x"],
             &["--guacd=a:1", "--key-limit-library=/x"],
+            &["--guacd=a:1", "--pretend-cores=64"],
+            &["--prefix=stock=/x", "--pretend-cores-library=/x"],
             &["fuzz", "--prefix=stock=/x", "--replay=file", "--inputs=3"],
             &[],
         ] {
@@ -231,6 +250,7 @@ mod tests {
         assert_eq!(of(&["soak"]), (100, 8.0, 600));
         assert_eq!(of(&["chaos"]), (100, 8.0, 10));
         assert_eq!(of(&["fuzz"]), (20, 8.0, 0));
+        assert_eq!(of(&["capacity"]), (300, 4.0, 10));
         assert_eq!(of(&["burst", "--count=3", "--rate=1", "--hold=1s"]), (3, 1.0, 1));
         for scenario in SCENARIOS {
             let plan = parse(&[scenario, "--prefix=stock=/x"]).unwrap();
@@ -251,6 +271,8 @@ mod tests {
         assert!(check(&["chaos", "--prefix=a=/x", "--kill=90%"]).contains("100%"));
         assert!(check(&["churn", "--prefix=a=/x", "--count=50"]).contains("--wave"));
         assert!(check(&["soak", "--prefix=a=/x", "--hold=1s"]).contains("--prove-every"));
+        assert!(check(&["capacity", "--prefix=a=/x", "--count=3"]).contains("--step"));
+        assert!(check(&["--prefix=a=/x", "--activity=type", "--target=openssh"]).contains("--activity"));
         assert!(check(&["--prefix=a=/x", "--protocol=vnc", "--target=openssh"]).contains("--protocol"));
         assert!(check(&["--prefix=a=/x", "--protocol=rdp", "--target=openssh"]).contains("--protocol"));
         assert!(check(&["--prefix=a=/x", "--protocol=mix", "--target=box:22"]).contains("four servers"));

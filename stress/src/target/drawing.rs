@@ -270,7 +270,7 @@ mod tests {
         let begun = tokio::time::Instant::now();
         for _ in 0..41 {
             let frame = player.frame().await;
-            let [mark @ .., 7] = frame[..] else { panic!("{frame:?}") };
+            let [mark @ .., 7] = &frame[..] else { panic!("{frame:?}") };
             meter.show(u32::from_be_bytes(mark.try_into().unwrap()));
         }
         assert_eq!(begun.elapsed().as_millis(), 2000);

@@ -34,7 +34,13 @@ fn setup(guacd: SocketAddr, plan: &Plan) -> Arc<Setup> {
 }
 
 fn context() -> Context {
-    Context { release: None, variant: "fake".into(), logs: std::env::temp_dir(), connections: None }
+    Context {
+        release: None,
+        variant: "fake".into(),
+        logs: std::env::temp_dir(),
+        connections: None,
+        processors: None,
+    }
 }
 
 fn plan<T: Into<std::ffi::OsString> + Clone>(words: impl IntoIterator<Item = T>) -> Plan {

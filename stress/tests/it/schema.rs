@@ -1,9 +1,9 @@
 //! Does the JSON keep to its contract?
 
 use guac_stress::report::{
-    Bound, ByAge, Check, Failure, Fault, FaultKind, FirstAndLast, Fuzz, FuzzKind, Generator, Guacd, Keys,
-    Latency, Limit, MemoryKind, Phase, ProcessUse, Round, Run, SCHEMA_VERSION, Sample, ScenarioName,
-    Shutdown, StressReport, Usage,
+    Bound, ByAge, Capacity, Check, Drawing, Failure, Fault, FaultKind, FirstAndLast, Fuzz, FuzzKind,
+    Generator, Guacd, Keys, Latency, Limit, MemoryKind, Phase, ProcessUse, Round, Run, SCHEMA_VERSION,
+    Sample, ScenarioName, Shutdown, StressReport, Usage,
 };
 use serde_json::{Value, json};
 
@@ -49,6 +49,17 @@ fn full() -> StressReport {
     });
     let keys = Some(Keys { limit: 128, most_in_a_process: 128, refusals: 12 });
     let process = ProcessUse { session: 3, descriptors: 12, threads: 9, pss_bytes: Some(13_000_000) };
+    let drawing = Some(Drawing {
+        sessions: 58,
+        seconds: 10.0,
+        asked_per_second: 10.0,
+        drawn_per_second: 9.5,
+        reached_per_second: 9.0,
+        lag: latency,
+        bytes_per_second: 200_000.0,
+        cpu_ms_per_second: Some(54.0),
+        cpu_ms_per_frame: Some(6.0),
+    });
     let failure = |phase, log: Option<&str>| Failure {
         phase,
         reason: "silence".into(),
@@ -64,8 +75,10 @@ fn full() -> StressReport {
         scenario: ScenarioName::Hold,
         protocol: "ssh".into(),
         target: "embedded".into(),
+        activity: "scroll".into(),
         seed: Some(u64::MAX),
         key_limit: Some(128),
+        pretend_cores: Some(64),
         requested: 70,
         started: 70,
         established: 58,
@@ -86,7 +99,16 @@ fn full() -> StressReport {
             proof: latency,
             settled_seconds: Some(0.5),
             usage,
+            drawing,
         }],
+        drawing,
+        capacity: Some(Capacity {
+            sessions: 12,
+            processors: Some(1),
+            sessions_per_core: Some(12.0),
+            sessions_per_gib: Some(90.5),
+            ended_by: "frames that were late".into(),
+        }),
         faults: FaultKind::ALL
             .map(|kind| Fault {
                 kind,
