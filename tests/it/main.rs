@@ -22,6 +22,7 @@ mod image;
 mod input;
 mod musl;
 mod nix;
+mod patch;
 mod plugins;
 mod preload;
 mod project;
@@ -96,6 +97,7 @@ const TOGETHER: &[&[Test]] = &[
     vnc::TESTS,
     display::TESTS,
     rdp::TESTS,
+    patch::TESTS,
 ];
 
 /// How many of [`TOGETHER`] run at once.

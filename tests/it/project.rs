@@ -8,33 +8,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use tempfile::TempDir;
 use toolkit::source::release::Release;
-use toolkit::source::series::Patch;
 
 use crate::support::processes::Descendants;
-use crate::support::{self, release, root, xtask};
+use crate::support::{root, xtask};
 
 crate::tests! {
     Nothing:
-        every_patch_says_what_it_is_for_and_where_it_comes_from,
         every_command_has_help_that_names_its_exit_codes,
         interrupted_tests_leave_no_process,
         the_image_is_a_drop_in_for_the_official_one,
         the_image_repeats_no_pin_patch_or_flag;
-}
-
-fn every_patch_says_what_it_is_for_and_where_it_comes_from() -> Result<()> {
-    let dir = release().patches_dir();
-    let series = support::series()?;
-    for (index, Patch { name, .. }) in series.iter().enumerate() {
-        ensure!(name.starts_with(&format!("{:04}-", index + 1)), "{name} is out of order");
-        let text = fs::read_to_string(dir.join(name))?;
-        let header = text.split("\n---\n").next().unwrap_or_default();
-        for field in ["Description: ", "Origin: ", "Forwarded: ", "Last-Update: "] {
-            ensure!(header.lines().any(|line| line.starts_with(field)), "{name} has no {field}in its header");
-        }
-    }
-    ensure!(!series.is_empty(), "the series is empty");
-    Ok(())
 }
 
 fn interrupted_tests_leave_no_process() -> Result<()> {

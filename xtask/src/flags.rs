@@ -60,6 +60,7 @@ pub enum Command {
     Image(Image),
     Package(Package),
     Nix(Nix),
+    Patch(Patch),
     Reproduce(Reproduce),
     Doctor(Doctor),
     Test(Test),
@@ -337,6 +338,61 @@ pub struct Nix {
 
     #[command(flatten)]
     pub setup: Setup,
+}
+
+/// Check and edit a release's series of patches.
+#[derive(Args)]
+#[command(after_help = examples!("cargo xtask patch check", "cargo xtask patch edit --dir /tmp/guacamole"))]
+pub struct Patch {
+    #[command(subcommand)]
+    pub command: PatchCommand,
+}
+
+#[derive(Subcommand)]
+pub enum PatchCommand {
+    /// Check that every patch applies exactly, says what it is for, and is written in upstream's style.
+    ///
+    /// The series must list each patch once. A patch applies with no fuzz and no offset. Its header has the fields Description,
+    /// Origin, Forwarded and Last-Update (DEP-3). The C that it adds has no tabs, no white space at the end of a line, no
+    /// comments of C++, and at most 100 columns. Prints what is wrong, one line each.
+    #[command(after_help = examples!("cargo xtask patch check"))]
+    Check(PatchCheck),
+
+    /// Write the series to a git work tree, as commits.
+    ///
+    /// The first commit, with the tag `upstream`, has upstream's source. The message of each other one is the patch's file name,
+    /// its group and its header. Amend, add, reorder and drop commits, and then write them back with `patch refresh`.
+    #[command(after_help = examples!("cargo xtask patch edit", "cargo xtask patch edit --dir /tmp/guacamole"))]
+    Edit(PatchTree),
+
+    /// Write the commits of the work tree back to the files of the series.
+    ///
+    /// Nothing is written if a commit is not that of a patch, or the work tree has changes that are not committed. Where
+    /// nothing was edited, no file changes. Prints the names of the files that did.
+    #[command(after_help = examples!("cargo xtask patch refresh", "cargo xtask patch refresh --dir /tmp/guacamole"))]
+    Refresh(PatchTree),
+}
+
+#[derive(Args)]
+pub struct PatchCheck {
+    #[command(flatten)]
+    pub release: Release,
+
+    #[command(flatten)]
+    pub source: Source,
+}
+
+#[derive(Args)]
+pub struct PatchTree {
+    #[command(flatten)]
+    pub release: Release,
+
+    /// The directory of the work tree [default: target/guacd/RELEASE/series].
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub source: Source,
 }
 
 /// Build guacd twice under different conditions, and compare the two installations byte by byte.

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::Image(flags) => commands::image::run(&flags),
         Command::Package(flags) => commands::package::run(&flags),
         Command::Nix(flags) => commands::nix::run(&flags),
+        Command::Patch(flags) => commands::patch::run(&flags.command),
         Command::Reproduce(flags) => commands::reproduce::run(&flags),
         Command::Doctor(flags) => commands::doctor::run(&flags),
         Command::Test(flags) => commands::test::run(&flags),

@@ -3,3 +3,4 @@
 pub mod fetch;
 pub mod release;
 pub mod series;
+pub mod upkeep;

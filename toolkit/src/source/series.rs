@@ -22,7 +22,7 @@ pub struct Patch {
 }
 
 /// The start of a line in a `series` file that names the group of the patches after it. To quilt the line is a comment.
-const GROUP: &str = "# group:";
+pub(super) const GROUP: &str = "# group:";
 
 /// The patches in `dir`, in the order of its `series` file.
 ///

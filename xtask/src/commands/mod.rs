@@ -7,6 +7,7 @@ pub mod fetch;
 pub mod image;
 pub mod nix;
 pub mod package;
+pub mod patch;
 pub mod preload;
 pub mod prove;
 pub mod reproduce;

@@ -1,0 +1,179 @@
+//! Is a series as it should be? Each patch applies exactly, says what it is for, and is written in upstream's style.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::Result;
+use fs_err as fs;
+use tempfile::TempDir;
+
+use crate::host::run;
+use crate::source::fetch::{self, Access};
+use crate::source::release::Release;
+use crate::source::series::{self, Patch};
+use crate::ui;
+
+/// The fields of Debian's DEP-3 that each patch's header has.
+const FIELDS: [&str; 4] = ["Description", "Origin", "Forwarded", "Last-Update"];
+
+/// The most columns of a line of C.
+const COLUMNS: usize = 100;
+
+/// Checks the series of a release. Returns what is wrong with its headers and its style, with the name of the patch in front.
+///
+/// # Errors
+///
+/// When the series does not list each patch once, and in a group, or the source cannot be had;
+/// [`Failure::Patch`](crate::failure::Failure::Patch) when a patch does not apply with no fuzz and no offset.
+pub fn series(release: &Release, access: &Access) -> Result<Vec<String>> {
+    let dir = release.patches_dir();
+    let patches = series::series(&dir)?;
+    let mut wrong = Vec::new();
+    for (index, Patch { name, .. }) in patches.iter().enumerate() {
+        if !name.starts_with(&format!("{:04}-", index + 1)) {
+            wrong.push(format!(
+                "{name}: its number should be {:04}, as its place in the series is",
+                index + 1
+            ));
+        }
+        let text = fs::read_to_string(dir.join(name))?;
+        wrong.extend(patch(&text).into_iter().map(|what| format!("{name}: {what}")));
+    }
+    apply(release, access, &dir, &patches)?;
+    Ok(wrong)
+}
+
+fn apply(release: &Release, access: &Access, dir: &Path, patches: &[Patch]) -> Result<()> {
+    let work = TempDir::new()?;
+    let tree = work.path().join("source");
+    fetch::unpack(&fetch::source(release, access)?, &tree)?;
+    let progress = ui::Step::start("patches");
+    for patch in patches {
+        run::check_interrupted()?;
+        progress.busy_with(&patch.name);
+        series::apply(dir, std::slice::from_ref(patch), &tree)?;
+    }
+    progress.done(&format!("{} patches, no fuzz, no offset", patches.len()));
+    Ok(())
+}
+
+/// What is wrong with a patch.
+fn patch(text: &str) -> Vec<String> {
+    let Some((before, diff)) = text.split_once("\n---\n--- ") else {
+        return vec!["a line `---` must end its header".into()];
+    };
+    let mut wrong = header(before);
+    // What a patch only moves has the style that it had.
+    let removed =
+        diff.lines().filter_map(|line| Some(line.strip_prefix('-')?.trim())).collect::<BTreeSet<_>>();
+    let mut file = "";
+    for line in diff.lines() {
+        if let Some(path) = line.strip_prefix("+++ ") {
+            file = path.split_once('/').map_or(path, |(_, path)| path);
+        } else if let Some(added) = line.strip_prefix('+')
+            && (file.ends_with(".c") || file.ends_with(".h"))
+        {
+            let what = style(added).filter(|_| !removed.contains(added.trim()));
+            wrong.extend(what.map(|what| format!("{file}: {what}: {}", added.trim())));
+        }
+    }
+    wrong
+}
+
+/// What is wrong with a header. Each field stands once, and its value may go on in lines that begin with a space.
+pub fn header(text: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let names =
+        text.lines().filter(|line| !line.starts_with(' ')).map(|line| line.split(':').next().unwrap_or(line));
+    let names = names.collect::<Vec<_>>();
+    for field in FIELDS {
+        match names.iter().filter(|name| **name == field).count() {
+            0 => wrong.push(format!("its header has no {field}")),
+            1 => {}
+            _ => wrong.push(format!("its header has {field} more than once")),
+        }
+    }
+    let dates = text.lines().filter_map(|line| line.strip_prefix("Last-Update: "));
+    wrong.extend(
+        dates.filter(|date| !is_date(date)).map(|date| format!("the date `{date}` is not YYYY-MM-DD")),
+    );
+    let is_field = |line: &str| {
+        line.split_once(": ")
+            .is_some_and(|(name, _)| name.chars().all(|c| c.is_ascii_alphabetic() || c == '-'))
+    };
+    let stray = text.lines().filter(|line| !line.starts_with(' ') && !is_field(line));
+    wrong.extend(stray.map(|line| format!("its header has the line `{line}`, which is no field; one that goes on with a value begins with a space")));
+    wrong
+}
+
+fn is_date(text: &str) -> bool {
+    let shape = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect::<String>();
+    let number =
+        |range: std::ops::Range<usize>| text.get(range).and_then(|number| number.parse::<u32>().ok());
+    shape == "0000-00-00"
+        && number(5..7).is_some_and(|month| (1..=12).contains(&month))
+        && number(8..10).is_some_and(|day| (1..=31).contains(&day))
+}
+
+/// What upstream's C never has, in a line that a patch adds.
+fn style(line: &str) -> Option<String> {
+    if line.contains('\t') {
+        Some("a tab".into())
+    } else if line.ends_with([' ', '\r']) {
+        Some("white space at the end of a line".into())
+    } else if line.trim_start().starts_with("//") {
+        Some("a comment of C++".into())
+    } else if line.chars().count() > COLUMNS {
+        Some(format!("more than {COLUMNS} columns"))
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "Description: libguac: do it\n Because.\n .\n Also.\nOrigin: vendor\nForwarded: no\nLast-Update: 2026-02-29";
+
+    fn with(added: &str) -> String {
+        format!("{GOOD}\n---\n--- a/src/a.c\n+++ b/src/a.c\n@@ -1,2 +1,3 @@\n a\n+{added}\n b\n")
+    }
+
+    #[test]
+    fn a_patch_says_what_it_is_for_and_where_it_comes_from() {
+        assert_eq!(patch(&with("int a;")), [""; 0]);
+        for (bad, words) in [
+            (GOOD.replace("Origin: vendor\n", ""), "has no Origin"),
+            (GOOD.replace("Forwarded: no", "Forwarded: no\nForwarded: no"), "Forwarded more than once"),
+            (GOOD.replace("Forwarded: no", "Forwarded:"), "the line `Forwarded:`"),
+            (GOOD.replace("2026-02-29", "2026-13-01"), "is not YYYY-MM-DD"),
+            (GOOD.replace("2026-02-29", "today"), "is not YYYY-MM-DD"),
+            (GOOD.replace(" Because.", "Because."), "the line `Because.`"),
+        ] {
+            let wrong = header(&bad).join("\n");
+            assert!(wrong.contains(words), "{words} is not said: {wrong}");
+        }
+        let headless = with("int a;").split_once("---\n").map(|(_, diff)| diff.to_owned()).unwrap();
+        assert!(patch(&headless)[0].contains("must end its header"));
+        assert!(header(&GOOD.replace("Origin", "Bug: https://example.org\nOrigin")).is_empty());
+    }
+
+    #[test]
+    fn what_is_added_has_upstreams_style() {
+        for (bad, words) in [
+            ("\tint a;", "a tab"),
+            ("int a; ", "white space"),
+            ("    // a", "C++"),
+            (&"a".repeat(101), "100 columns"),
+        ] {
+            let wrong = patch(&with(bad));
+            assert!(
+                wrong.len() == 1 && wrong[0].starts_with("src/a.c: ") && wrong[0].contains(words),
+                "{wrong:?}"
+            );
+        }
+        assert!(patch(&with("\tmoved();").replace(" a\n", " a\n-    moved();\n")).is_empty());
+        assert!(patch(&with("\tall:").replace("a.c", "Makefile.am")).is_empty(), "make needs tabs");
+    }
+}
