@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
 
 use crate::support::checkout::Checkout;
 use crate::support::{self, xtask};
@@ -16,7 +17,9 @@ crate::tests! {
         what_is_wrong_with_a_series_is_said,
         a_series_that_was_not_edited_is_written_back_as_it_was,
         edited_commits_become_patches,
-        what_is_no_patch_is_not_written_back;
+        what_is_no_patch_is_not_written_back,
+        a_series_is_carried_over_but_for_what_upstream_has_already,
+        a_conflict_names_the_commit_of_upstream_that_caused_it;
 }
 
 fn the_series_is_as_it_should_be() -> Result<()> {
@@ -152,4 +155,75 @@ fn what_is_no_patch_is_not_written_back() -> Result<()> {
     let header = "Description: a\nOrigin: vendor\nForwarded: no\nLast-Update: 2026-01-02\n";
     git(&tree, &["commit", "--allow-empty", "--message", &format!("0999-a.patch\n\nGroup: one\n{header}")])?;
     refused(&["changes nothing"])
+}
+
+/// A made-up repository of upstream, with the source that a work tree begins with.
+fn upstream(tree: &Path) -> Result<TempDir> {
+    let upstream = TempDir::new()?;
+    git(upstream.path(), &["clone", "--quiet", &tree.to_string_lossy(), "."])?;
+    git(upstream.path(), &["checkout", "--quiet", "-B", "main", "upstream"])?;
+    Ok(upstream)
+}
+
+fn a_series_is_carried_over_but_for_what_upstream_has_already() -> Result<()> {
+    let checkout = Checkout::new()?;
+    let tree = edit(&checkout)?;
+    let upstream = upstream(&tree)?;
+    let first = support::series()?.first().context("the series is empty")?.name.clone();
+    git(upstream.path(), &["commit", "--quiet", "--allow-empty", "--message", "Something else"])?;
+    git(upstream.path(), &["cherry-pick", &format!("origin/series^{{/^{}}}", &first[..5])])?;
+
+    let from = upstream.path().to_string_lossy();
+    let rebase = |to: &str| checkout.xtask(["patch", "rebase", "--from", &from, "--to", to]).run();
+    rebase("nowhere")?.expect(1, &["has no commit, tag or branch called nowhere"])?;
+    rebase("main")?.expect(0, &[&format!("upstream has all that {first} does")])?;
+    let output = checkout.xtask(["patch", "refresh"]).run()?;
+    output.expect(0, &[])?;
+    ensure!(output.stdout.lines().collect::<Vec<_>>() == ["series", &first], "{}", output.stdout);
+    Ok(())
+}
+
+fn a_conflict_names_the_commit_of_upstream_that_caused_it() -> Result<()> {
+    let checkout = Checkout::new()?;
+    let tree = edit(&checkout)?;
+    let upstream = upstream(&tree)?;
+    // A line that the first patch changes.
+    let first = support::series()?.first().context("the series is empty")?.name.clone();
+    let patch = fs::read_to_string(checkout.series().join(&first))?;
+    let (file, hunks) =
+        patch.split_once("\n--- a/").and_then(|(_, diff)| diff.split_once('\n')).context("no file")?;
+    let removed = hunks.lines().find_map(|line| line.strip_prefix('-')).context("it removes nothing")?;
+    let path = upstream.path().join(file);
+    let text = fs::read_to_string(&path)?;
+    ensure!(text.matches(removed).count() == 1, "{removed} is not in {file} once");
+    fs::write(&path, text.replace(removed, "what upstream has now"))?;
+    git(upstream.path(), &["commit", "--quiet", "--all", "--message", "Do it differently"])?;
+    git(upstream.path(), &["commit", "--quiet", "--allow-empty", "--message", "Something else"])?;
+    // The repository does not have the commit of the release.
+    git(&tree, &["config", "xtask.since", "upstream"])?;
+
+    let from = upstream.path().to_string_lossy();
+    let stopped = checkout.xtask(["patch", "rebase", "--from", &from, "--to", "main"]).run()?;
+    stopped.expect(
+        4,
+        &[
+            &format!("{first} conflicts"),
+            &format!("{file}, changed by upstream in these lines:"),
+            "Do it differently",
+            "what upstream has now",
+            "patch rebase --continue",
+        ],
+    )?;
+    ensure!(!stopped.stderr.contains("Something else"), "{}", stopped.stderr);
+    let go_on = || checkout.xtask(["patch", "rebase", "--continue"]).run();
+    go_on()?.expect(1, &["resolve what is marked first", file])?;
+    checkout.xtask(["patch", "refresh"]).run()?.expect(1, &["a rebase that has not ended"])?;
+    git(&tree, &["checkout", "--theirs", "."])?;
+    go_on()?.expect(0, &[])?;
+    let output = checkout.xtask(["patch", "refresh"]).run()?;
+    output.expect(0, &[])?;
+    ensure!(output.stdout.trim() == first, "{}", output.stdout);
+    let patch = fs::read_to_string(checkout.series().join(&first))?;
+    ensure!(patch.contains("\n-what upstream has now\n"), "{patch}");
+    go_on()?.expect(1, &["no rebase has stopped"])
 }

@@ -371,6 +371,39 @@ pub enum PatchCommand {
     /// nothing was edited, no file changes. Prints the names of the files that did.
     #[command(after_help = examples!("cargo xtask patch refresh", "cargo xtask patch refresh --dir /tmp/guacamole"))]
     Refresh(PatchTree),
+
+    /// Carry the series in the work tree over to another release or commit of upstream.
+    ///
+    /// Stops at the first patch that conflicts, with exit code 4, and shows the lines in question and upstream's commits that
+    /// changed them. Resolve the conflict in the work tree, and go on with --continue. (`git rebase --abort` gives up.) At the
+    /// end, names the patches that upstream has taken over. `patch refresh --release TO` then writes the series of that release.
+    #[command(after_help = examples!(
+        "cargo xtask patch rebase --to 1.5.5 --from ~/guacamole-server",
+        "cargo xtask patch rebase --continue"
+    ))]
+    Rebase(PatchRebase),
+}
+
+#[derive(Args)]
+pub struct PatchRebase {
+    #[command(flatten)]
+    pub release: Release,
+
+    /// The directory of the work tree [default: target/guacd/RELEASE/series].
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+
+    /// A release of upstream.toml, or a commit, tag or branch of upstream.
+    #[arg(long, value_name = "RELEASE|COMMIT", required_unless_present = "go_on", conflicts_with = "go_on")]
+    pub to: Option<String>,
+
+    /// The git repository with upstream's history: a URL or a directory [default: the one in upstream.toml].
+    #[arg(long, value_name = "GIT", conflicts_with = "go_on")]
+    pub from: Option<String>,
+
+    /// Go on after a conflict has been resolved.
+    #[arg(long = "continue")]
+    pub go_on: bool,
 }
 
 #[derive(Args)]

@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use toolkit::failure::Failure;
 use toolkit::host::layout;
 use toolkit::source::release::Release;
+use toolkit::source::upkeep::rebase::{self, Outcome};
 use toolkit::source::upkeep::{check, commits};
 use toolkit::ui;
 
-use crate::flags::{PatchCheck, PatchCommand, PatchTree};
+use crate::flags::{PatchCheck, PatchCommand, PatchRebase, PatchTree};
 
 /// Runs the subcommand.
 pub fn run(command: &PatchCommand) -> Result<()> {
@@ -16,6 +18,7 @@ pub fn run(command: &PatchCommand) -> Result<()> {
         PatchCommand::Check(flags) => check(flags),
         PatchCommand::Edit(flags) => edit(flags),
         PatchCommand::Refresh(flags) => refresh(flags),
+        PatchCommand::Rebase(flags) => rebase(flags),
     }
 }
 
@@ -32,7 +35,7 @@ fn check(flags: &PatchCheck) -> Result<()> {
 /// Writes the series to a work tree, and prints its path.
 fn edit(flags: &PatchTree) -> Result<()> {
     let release = flags.release.load()?;
-    let dir = dir(flags, &release);
+    let dir = dir(flags.dir.as_ref(), &release);
     commits::edit(&release, &flags.source.to_toolkit(), &dir)?;
     ui::result(dir.display());
     Ok(())
@@ -41,14 +44,32 @@ fn edit(flags: &PatchTree) -> Result<()> {
 /// Writes the commits back, and prints the names of the files that have changed.
 fn refresh(flags: &PatchTree) -> Result<()> {
     let release = flags.release.load()?;
-    let refreshed = commits::refresh(&release, &dir(flags, &release))?;
+    let refreshed = commits::refresh(&release, &dir(flags.dir.as_ref(), &release))?;
     refreshed.changed.iter().for_each(ui::result);
     Ok(())
 }
 
-fn dir(flags: &PatchTree, release: &Release) -> PathBuf {
-    flags
-        .dir
-        .clone()
-        .unwrap_or_else(|| layout::target_dir().join("guacd").join(&release.version).join("series"))
+/// Carries the series over, or goes on with that.
+fn rebase(flags: &PatchRebase) -> Result<()> {
+    let release = flags.release.load()?;
+    let dir = dir(flags.dir.as_ref(), &release);
+    let outcome = match &flags.to {
+        Some(to) => rebase::start(&dir, flags.from.as_deref().unwrap_or(&release.git), to)?,
+        None => rebase::proceed(&dir)?,
+    };
+    match outcome {
+        Outcome::Done { dropped } => {
+            dropped.iter().for_each(|name| ui::note(format!("upstream has all that {name} does")));
+            Ok(())
+        }
+        Outcome::Stopped(conflict) => bail!(Failure::Patch(format!(
+            "{conflict}resolve it in {}, and go on: cargo xtask patch rebase --continue --dir {0}",
+            dir.display()
+        ))),
+    }
+}
+
+fn dir(given: Option<&PathBuf>, release: &Release) -> PathBuf {
+    let default = || layout::target_dir().join("guacd").join(&release.version).join("series");
+    given.cloned().unwrap_or_else(default)
 }

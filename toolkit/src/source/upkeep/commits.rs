@@ -2,13 +2,13 @@
 //! can do with commits is then done with patches: amend, reorder, split, drop, and bisect.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use duct::Expression;
 use fs_err as fs;
 
 use super::check;
+use super::git::Git;
 use crate::host::{files, run};
 use crate::source::fetch::{self, Access};
 use crate::source::release::Release;
@@ -16,7 +16,10 @@ use crate::source::series::{self, GROUP, Patch};
 use crate::ui;
 
 /// The tag of the commit that has upstream's source, in a work tree.
-const BASE: &str = "upstream";
+pub(super) const BASE: &str = "upstream";
+
+/// The setting of a work tree that has the ID of upstream's commit which its series is for.
+pub(super) const SINCE: &str = "xtask.since";
 
 /// The line of a commit's message that names the patch's group.
 const GROUP_LINE: &str = "Group: ";
@@ -42,18 +45,19 @@ pub fn edit(release: &Release, access: &Access, dir: &Path) -> Result<()> {
         tempfile::TempDir::new_in(parent).with_context(|| format!("cannot write to {}", parent.display()))?;
     let tree = work.path().join("tree");
     fetch::unpack(&source, &tree)?;
-    let git = Git(tree.clone());
+    let git = Git::at(&tree);
     git.run(&["init", "--quiet", "--initial-branch=series"])?;
     git.run(&["add", "--all", "--force"])?;
-    git.commit(release, &format!("guacamole-server {}", release.version))?;
+    git.commit(release.epoch, &format!("guacamole-server {}", release.version))?;
     git.run(&["tag", BASE])?;
+    git.run(&["config", SINCE, &release.commit])?;
     let progress = ui::Step::start("patches");
     for patch in &patches {
         run::check_interrupted()?;
         progress.busy_with(&patch.name);
         series::apply(&release.patches_dir(), std::slice::from_ref(patch), &tree)?;
         git.run(&["add", "--all", "--force"])?;
-        git.commit(release, &message(&release.patches_dir(), patch)?)?;
+        git.commit(release.epoch, &message(&release.patches_dir(), patch)?)?;
     }
     fs::rename(&tree, dir)?;
     progress.done(&format!("{} commits", patches.len()));
@@ -82,18 +86,9 @@ pub struct Refreshed {
 ///
 /// When the work tree has changes that were not committed, or a commit is not that of a patch: nothing is written then.
 pub fn refresh(release: &Release, dir: &Path) -> Result<Refreshed> {
-    let git = Git(dir.to_owned());
-    ensure!(
-        dir.join(".git").is_dir(),
-        "there is no git work tree at {}: `cargo xtask patch edit` makes one",
-        dir.display()
-    );
-    let changes = git.read(&["status", "--porcelain", "--untracked-files=no"])?;
-    ensure!(
-        changes.is_empty() && !dir.join(".git/rebase-merge").exists(),
-        "{} has changes that are not committed, or a rebase that has not ended: finish it first\n{changes}",
-        dir.display()
-    );
+    let git = Git::open(dir)?;
+    git.ensure_clean()?;
+    super::rebase::settle(&git)?;
     let series = release.patches_dir();
     let mut commits = Vec::new();
     for id in git.read(&["rev-list", "--reverse", &format!("{BASE}..HEAD")])?.lines() {
@@ -106,7 +101,9 @@ pub fn refresh(release: &Release, dir: &Path) -> Result<Refreshed> {
     }
     let mut refreshed = Refreshed { patches: commits.len(), ..Refreshed::default() };
     let names = commits.iter().map(|commit| commit.name.as_str()).collect::<BTreeSet<_>>();
-    let listed = list(&fs::read_to_string(series.join("series"))?, &commits);
+    fs::create_dir_all(&series)?;
+    // A release that is new has no series yet.
+    let listed = list(&fs::read_to_string(series.join("series")).unwrap_or_default(), &commits);
     let contents = commits.iter().map(|commit| (commit.name.as_str(), &commit.patch));
     for (name, content) in contents.chain([("series", &listed)]) {
         let path = series.join(name);
@@ -218,65 +215,6 @@ fn list(before: &str, commits: &[Commit]) -> String {
         text.push('\n');
     }
     text
-}
-
-/// Git, in a work tree. The settings of the user and of the system have no effect on what it writes.
-struct Git(PathBuf);
-
-impl Git {
-    fn command(&self, arguments: &[&str]) -> Expression {
-        duct::cmd("git", [&["-C", &self.0.to_string_lossy()], arguments].concat())
-            .env("GIT_CONFIG_GLOBAL", "/dev/null")
-            .env("GIT_CONFIG_NOSYSTEM", "1")
-            .env("LC_ALL", "C")
-    }
-
-    fn read(&self, arguments: &[&str]) -> Result<String> {
-        run::read(&format!("git {}", arguments[0]), self.command(arguments))
-    }
-
-    fn run(&self, arguments: &[&str]) -> Result<()> {
-        self.read(arguments).map(drop)
-    }
-
-    /// Commits what was added, in the name of nobody in particular, so that the same series gives the same commits.
-    fn commit(&self, release: &Release, message: &str) -> Result<()> {
-        let date = format!("{} +0000", release.epoch);
-        let mut commit = self.command(&["commit", "--quiet", "--cleanup=verbatim", "--message", message]);
-        for who in ["AUTHOR", "COMMITTER"] {
-            commit = commit
-                .env(format!("GIT_{who}_NAME"), "guacd-uncapped")
-                .env(format!("GIT_{who}_EMAIL"), "guacd-uncapped@localhost")
-                .env(format!("GIT_{who}_DATE"), &date);
-        }
-        run::read("git commit", commit).map(drop)
-    }
-
-    /// What a commit changes, with one line of context, as the patches have it.
-    fn diff(&self, id: &str) -> Result<String> {
-        let parent = format!("{id}~");
-        let arguments = [
-            "diff",
-            "--unified=1",
-            "--no-renames",
-            "--no-color",
-            "--no-ext-diff",
-            "--src-prefix=a/",
-            "--dst-prefix=b/",
-            &parent,
-            id,
-        ];
-        let output =
-            self.command(&arguments).stdin_null().stdout_capture().run().context("cannot run git diff")?;
-        let text = String::from_utf8(output.stdout).context("the patch is not UTF-8")?;
-        // What only git understands.
-        let is_gits = |line: &str| {
-            let heads =
-                ["diff --git", "index ", "new file mode", "deleted file mode", "old mode", "new mode"];
-            heads.iter().any(|head| line.starts_with(head))
-        };
-        Ok(text.split_inclusive('\n').filter(|line| !is_gits(line)).collect())
-    }
 }
 
 #[cfg(test)]
