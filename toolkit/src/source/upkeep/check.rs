@@ -53,7 +53,7 @@ fn apply(release: &Release, access: &Access, dir: &Path, patches: &[Patch]) -> R
         progress.busy_with(&patch.name);
         series::apply(dir, std::slice::from_ref(patch), &tree)?;
     }
-    progress.done(&format!("{} patches, no fuzz, no offset", patches.len()));
+    progress.done(format!("{} patches, no fuzz, no offset", patches.len()));
     Ok(())
 }
 

@@ -60,7 +60,7 @@ pub fn edit(release: &Release, access: &Access, dir: &Path) -> Result<()> {
         git.commit(release.epoch, &message(&release.patches_dir(), patch)?)?;
     }
     fs::rename(&tree, dir)?;
-    progress.done(&format!("{} commits", patches.len()));
+    progress.done(format!("{} commits", patches.len()));
     Ok(())
 }
 
