@@ -19,7 +19,10 @@ crate::tests! {
         edited_commits_become_patches,
         what_is_no_patch_is_not_written_back,
         a_series_is_carried_over_but_for_what_upstream_has_already,
-        a_conflict_names_the_commit_of_upstream_that_caused_it;
+        a_conflict_names_the_commit_of_upstream_that_caused_it,
+        upstreams_newest_commit_is_followed_until_it_breaks_a_patch;
+    Minutes:
+        what_applies_to_upstreams_newest_commit_is_built_and_loaded;
 }
 
 fn the_series_is_as_it_should_be() -> Result<()> {
@@ -165,6 +168,22 @@ fn upstream(tree: &Path) -> Result<TempDir> {
     Ok(upstream)
 }
 
+/// Commits a change to a line that the first patch changes, too. Returns the patch's name, and the file.
+fn break_the_first_patch(checkout: &Checkout, upstream: &Path) -> Result<(String, String)> {
+    // A line that the first patch changes.
+    let first = support::series()?.first().context("the series is empty")?.name.clone();
+    let patch = fs::read_to_string(checkout.series().join(&first))?;
+    let (file, hunks) =
+        patch.split_once("\n--- a/").and_then(|(_, diff)| diff.split_once('\n')).context("no file")?;
+    let removed = hunks.lines().find_map(|line| line.strip_prefix('-')).context("it removes nothing")?;
+    let path = upstream.join(file);
+    let text = fs::read_to_string(&path)?;
+    ensure!(text.matches(removed).count() == 1, "{removed} is not in {file} once");
+    fs::write(&path, text.replace(removed, "what upstream has now"))?;
+    git(upstream, &["commit", "--quiet", "--all", "--message", "Do it differently"])?;
+    Ok((first, file.to_owned()))
+}
+
 fn a_series_is_carried_over_but_for_what_upstream_has_already() -> Result<()> {
     let checkout = Checkout::new()?;
     let tree = edit(&checkout)?;
@@ -187,20 +206,8 @@ fn a_conflict_names_the_commit_of_upstream_that_caused_it() -> Result<()> {
     let checkout = Checkout::new()?;
     let tree = edit(&checkout)?;
     let upstream = upstream(&tree)?;
-    // A line that the first patch changes.
-    let first = support::series()?.first().context("the series is empty")?.name.clone();
-    let patch = fs::read_to_string(checkout.series().join(&first))?;
-    let (file, hunks) =
-        patch.split_once("\n--- a/").and_then(|(_, diff)| diff.split_once('\n')).context("no file")?;
-    let removed = hunks.lines().find_map(|line| line.strip_prefix('-')).context("it removes nothing")?;
-    let path = upstream.path().join(file);
-    let text = fs::read_to_string(&path)?;
-    ensure!(text.matches(removed).count() == 1, "{removed} is not in {file} once");
-    fs::write(&path, text.replace(removed, "what upstream has now"))?;
-    git(upstream.path(), &["commit", "--quiet", "--all", "--message", "Do it differently"])?;
+    let (first, file) = break_the_first_patch(&checkout, upstream.path())?;
     git(upstream.path(), &["commit", "--quiet", "--allow-empty", "--message", "Something else"])?;
-    // The repository does not have the commit of the release.
-    git(&tree, &["config", "xtask.since", "upstream"])?;
 
     let from = upstream.path().to_string_lossy();
     let stopped = checkout.xtask(["patch", "rebase", "--from", &from, "--to", "main"]).run()?;
@@ -216,7 +223,7 @@ fn a_conflict_names_the_commit_of_upstream_that_caused_it() -> Result<()> {
     )?;
     ensure!(!stopped.stderr.contains("Something else"), "{}", stopped.stderr);
     let go_on = || checkout.xtask(["patch", "rebase", "--continue"]).run();
-    go_on()?.expect(1, &["resolve what is marked first", file])?;
+    go_on()?.expect(1, &["resolve what is marked first", &file])?;
     checkout.xtask(["patch", "refresh"]).run()?.expect(1, &["a rebase that has not ended"])?;
     git(&tree, &["checkout", "--theirs", "."])?;
     go_on()?.expect(0, &[])?;
@@ -226,4 +233,48 @@ fn a_conflict_names_the_commit_of_upstream_that_caused_it() -> Result<()> {
     let patch = fs::read_to_string(checkout.series().join(&first))?;
     ensure!(patch.contains("\n-what upstream has now\n"), "{patch}");
     go_on()?.expect(1, &["no rebase has stopped"])
+}
+
+fn upstreams_newest_commit_is_followed_until_it_breaks_a_patch() -> Result<()> {
+    let checkout = Checkout::new()?;
+    let tree = edit(&checkout)?;
+    let upstream = upstream(&tree)?;
+    let from = upstream.path().to_string_lossy();
+    let follow =
+        |more: &[&str]| checkout.xtask([&["follow", "--from", &*from, "--no-build"], more].concat()).run();
+    git(upstream.path(), &["commit", "--quiet", "--allow-empty", "--message", "Something else"])?;
+    let output = follow(&[])?;
+    output.expect(0, &[])?;
+    let series = support::series()?;
+    let expected = series.iter().map(|patch| format!("applies    {}\n", patch.name)).collect::<String>();
+    ensure!(output.stdout == expected, "{}", output.stdout);
+
+    let (first, file) = break_the_first_patch(&checkout, upstream.path())?;
+    let output = follow(&["--json"])?;
+    output.expect(
+        4,
+        &[&format!("{first} conflicts"), &format!("{file}, changed by upstream"), "Do it differently"],
+    )?;
+    let followed = serde_json::from_str::<serde_json::Value>(&output.stdout)?;
+    let fate = &followed["patches"][0];
+    ensure!(
+        fate[0] == *first && fate[1]["fate"] == "conflicts" && fate[1]["files"][0]["path"] == *file,
+        "{fate:#}"
+    );
+    let conflicts = |patch: &&serde_json::Value| patch[1]["fate"] == "conflicts";
+    let count = followed["patches"].as_array().map_or(0, |patches| patches.iter().filter(conflicts).count());
+    ensure!(count < series.len(), "no other patch applies: {followed:#}");
+    Ok(())
+}
+
+fn what_applies_to_upstreams_newest_commit_is_built_and_loaded() -> Result<()> {
+    let checkout = Checkout::new()?;
+    let tree = edit(&checkout)?;
+    let upstream = upstream(&tree)?;
+    fs::write(upstream.path().join("README"), "This is upstream's next release.\n")?;
+    git(upstream.path(), &["commit", "--quiet", "--all", "--message", "Say what it is"])?;
+    let output = checkout.xtask(["follow", "--from", &*upstream.path().to_string_lossy()]).run()?;
+    output.expect(0, &[])?;
+    ensure!(output.stdout.contains("every session of patched gave back"), "{}", output.stdout);
+    Ok(())
 }

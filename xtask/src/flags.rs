@@ -61,6 +61,7 @@ pub enum Command {
     Package(Package),
     Nix(Nix),
     Patch(Patch),
+    Follow(Follow),
     Reproduce(Reproduce),
     Doctor(Doctor),
     Test(Test),
@@ -426,6 +427,41 @@ pub struct PatchTree {
 
     #[command(flatten)]
     pub source: Source,
+}
+
+/// Try the series on upstream's newest commit: does it apply, does it build, and do its sessions live?
+///
+/// Made to be run every night. Prints a line for each patch. If all of them apply, builds the patched guacd, and holds 80
+/// sessions with 128 pthread keys. If one conflicts, exits with 4, with the lines in question and the commits of upstream that
+/// changed them.
+#[derive(Args)]
+#[command(after_help = examples!(
+    "cargo xtask follow",
+    "cargo xtask follow --from ~/guacamole-server --branch staging/1.6.1 --no-build"
+))]
+pub struct Follow {
+    #[command(flatten)]
+    pub release: Release,
+
+    /// The git repository with upstream's history: a URL or a directory [default: the one in upstream.toml].
+    #[arg(long, value_name = "GIT")]
+    pub from: Option<String>,
+
+    /// The branch, tag or commit.
+    #[arg(long, value_name = "BRANCH", default_value = "main")]
+    pub branch: String,
+
+    /// Only say whether the patches apply.
+    #[arg(long)]
+    pub no_build: bool,
+
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Do not use the network for the release's source.
+    #[arg(long)]
+    pub offline: bool,
 }
 
 /// Build guacd twice under different conditions, and compare the two installations byte by byte.

@@ -92,6 +92,19 @@ impl Release {
         parse(&fs::read_to_string(&path)?).with_context(|| format!("cannot understand {}", path.display()))
     }
 
+    /// A commit that is not pinned, with the series in the directory `patches`. `git` is the repository that has it.
+    pub fn of_commit(
+        version: String,
+        commit: String,
+        tree: String,
+        epoch: u64,
+        git: String,
+        patches: PathBuf,
+    ) -> Release {
+        let (tag, nar, origins) = (None, String::new(), Vec::new());
+        Release { version, state: State::Preview, tag, commit, tree, epoch, nar, git, patches, origins }
+    }
+
     /// What upstream calls the commit: its tag, or else the commit's id.
     pub fn upstream_name(&self) -> &str {
         self.tag.as_deref().unwrap_or(&self.commit)

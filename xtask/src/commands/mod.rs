@@ -4,6 +4,7 @@ pub mod bench;
 pub mod build;
 pub mod doctor;
 pub mod fetch;
+pub mod follow;
 pub mod image;
 pub mod nix;
 pub mod package;

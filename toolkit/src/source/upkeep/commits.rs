@@ -89,11 +89,19 @@ pub fn refresh(release: &Release, dir: &Path) -> Result<Refreshed> {
     let git = Git::open(dir)?;
     git.ensure_clean()?;
     super::rebase::settle(&git)?;
-    let series = release.patches_dir();
+    write(&git, BASE, &release.patches_dir())
+}
+
+/// Writes the commits after `base` to the directory `series`.
+///
+/// # Errors
+///
+/// When one of them is not that of a patch.
+pub(super) fn write(git: &Git, base: &str, series: &Path) -> Result<Refreshed> {
     let mut commits = Vec::new();
-    for id in git.read(&["rev-list", "--reverse", &format!("{BASE}..HEAD")])?.lines() {
+    for id in git.read(&["rev-list", "--reverse", &format!("{base}..HEAD")])?.lines() {
         run::check_interrupted()?;
-        let commit = Commit::read(&git, id)?;
+        let commit = Commit::read(git, id)?;
         if commits.iter().any(|other: &Commit| other.name == commit.name) {
             bail!("two commits are called {}: rename one of them", commit.name);
         }
@@ -101,7 +109,7 @@ pub fn refresh(release: &Release, dir: &Path) -> Result<Refreshed> {
     }
     let mut refreshed = Refreshed { patches: commits.len(), ..Refreshed::default() };
     let names = commits.iter().map(|commit| commit.name.as_str()).collect::<BTreeSet<_>>();
-    fs::create_dir_all(&series)?;
+    fs::create_dir_all(series)?;
     // A release that is new has no series yet.
     let listed = list(&fs::read_to_string(series.join("series")).unwrap_or_default(), &commits);
     let contents = commits.iter().map(|commit| (commit.name.as_str(), &commit.patch));
@@ -112,7 +120,7 @@ pub fn refresh(release: &Release, dir: &Path) -> Result<Refreshed> {
             refreshed.changed.push(name.into());
         }
     }
-    for entry in fs::read_dir(&series)? {
+    for entry in fs::read_dir(series)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         if name.ends_with(".patch") && !names.contains(name.as_str()) {
             files::remove_file(&series.join(&name))?;
