@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::support::processes::{Descendants, SERVER_VARIABLE, descriptors, kill};
 use crate::support::tcp::{Connection, connections};
-use crate::support::{self, Output, Running, xtask};
+use crate::support::{self, Output, Running, release, xtask};
 
 crate::tests! {
     Nothing:
@@ -33,6 +33,7 @@ crate::tests! {
         what_targets_draw_reaches_the_clients,
         guacd_sees_as_many_processors_as_it_is_told,
         capacity_is_measured_step_by_step,
+        stock_and_patched_are_compared_with_few_keys_and_with_many,
         desktops_whose_server_falls_silent_are_not_proven,
         waves_come_and_go,
         sessions_survive_the_disruption_of_others,
@@ -209,6 +210,29 @@ fn capacity_is_measured_step_by_step() -> Result<()> {
     let report = Stress::new()?.run(5, &[&load[..], &["--max-lag", "0s"]].concat())?;
     let capacity = report.runs[0].capacity.as_ref().context("no capacity")?;
     ensure!(capacity.sessions == 0 && capacity.ended_by.contains("late"), "{capacity:#?}");
+    Ok(())
+}
+
+fn stock_and_patched_are_compared_with_few_keys_and_with_many() -> Result<()> {
+    let matrix = |more: &[&str]| {
+        let release = &release().version;
+        xtask([&["matrix", "--release", release, "--hold", "1s"], more].concat()).run()
+    };
+    let output = matrix(&["--count", "64", "--json"])?;
+    output.expect(0, &[])?;
+    let rows = serde_json::from_str::<serde_json::Value>(&output.stdout)?;
+    let of = |row: &serde_json::Value| {
+        let proven = row["proven"].as_u64().unwrap_or(0);
+        format!("{} {} {}", row["variant"].as_str().unwrap_or_default(), row["key_limit"], proven == 64)
+    };
+    let found = rows.as_array().into_iter().flatten().map(of).collect::<Vec<_>>();
+    let expected = ["stock 128 false", "stock null true", "patched 128 true", "patched null true"];
+    ensure!(found == expected, "{rows:#}");
+
+    let output = matrix(&["--count", "2"])?;
+    output.expect(0, &[])?;
+    let row = output.stdout.lines().last().unwrap_or_default();
+    ensure!(row.starts_with(&format!("| {} | patched | libc's | 2 of 2 | 0 |", release().version)), "{row}");
     Ok(())
 }
 

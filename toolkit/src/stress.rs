@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
+use tempfile::NamedTempFile;
 
 use crate::failure::Failure;
 use crate::host::run::{self, WhenInterrupted};
@@ -60,6 +61,23 @@ pub fn run(arguments: &[String], offline: bool) -> Result<()> {
     let mut command = command(offline)?;
     command.args(arguments).arg("--logs").arg(logs()?).stdin(Stdio::null());
     hand_over(command)
+}
+
+/// Compiles `guac-stress`, runs it with `arguments`, and returns its report as JSON. The report for people goes to standard error.
+/// A missed threshold is no error.
+///
+/// # Errors
+///
+/// [`Failure::Stress`] with any other exit code of guac-stress.
+pub fn measure(arguments: &[String], offline: bool) -> Result<Vec<u8>> {
+    let report = NamedTempFile::new().context("create a file for the report of the run")?;
+    let mut command = command(offline)?;
+    command.args(arguments).arg("--json").arg(report.path()).arg("--logs").arg(logs()?);
+    command.stdin(Stdio::null()).stdout(std::io::stderr());
+    match hand_over(command) {
+        Err(error) if !matches!(error.downcast_ref(), Some(Failure::Stress(5))) => Err(error),
+        _ => Ok(fs_err::read(report.path())?),
+    }
 }
 
 /// Holds `count` sessions through the guacd at `address` (`HOST:PORT`), with the program `guac_stress`. The report goes to

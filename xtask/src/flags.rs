@@ -62,6 +62,7 @@ pub enum Command {
     Nix(Nix),
     Patch(Patch),
     Follow(Follow),
+    Matrix(Matrix),
     Reproduce(Reproduce),
     Doctor(Doctor),
     Test(Test),
@@ -462,6 +463,36 @@ pub struct Follow {
     /// Do not use the network for the release's source.
     #[arg(long)]
     pub offline: bool,
+}
+
+/// Hold SSH sessions through every release, stock and patched, and compare.
+///
+/// Each guacd is loaded twice: with the 128 pthread keys per process that musl has, and with as many as libc has. Prints a table
+/// in Markdown, or JSON. That sessions die is a result, and no failure.
+#[derive(Args)]
+#[command(after_help = examples!("cargo xtask matrix", "cargo xtask matrix --release 1.6.0 --count 400 --json"))]
+pub struct Matrix {
+    #[command(flatten)]
+    pub release: Release,
+
+    /// Number of sessions to hold open at the same time; with 128 keys, no more than 300.
+    #[arg(long, value_name = "SESSIONS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SESSIONS)))]
+    pub count: u32,
+
+    /// Maximum number of sessions to open per second. Above 8, some sessions of a stock guacd hang.
+    #[arg(long, value_name = "PER_SECOND", default_value = "8")]
+    pub rate: String,
+
+    /// How long to hold all sessions open together.
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    pub hold: String,
+
+    /// Print the result as JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub setup: Setup,
 }
 
 /// Build guacd twice under different conditions, and compare the two installations byte by byte.

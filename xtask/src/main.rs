@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Command::Nix(flags) => commands::nix::run(&flags),
         Command::Patch(flags) => commands::patch::run(&flags.command),
         Command::Follow(flags) => commands::follow::run(&flags),
+        Command::Matrix(flags) => commands::matrix::run(&flags),
         Command::Reproduce(flags) => commands::reproduce::run(&flags),
         Command::Doctor(flags) => commands::doctor::run(&flags),
         Command::Test(flags) => commands::test::run(&flags),

@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod fetch;
 pub mod follow;
 pub mod image;
+pub mod matrix;
 pub mod nix;
 pub mod package;
 pub mod patch;
