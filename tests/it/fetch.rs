@@ -1,15 +1,19 @@
 //! `cargo xtask fetch`: is a source that does not match its pin refused, and is nothing of it left in the cache?
 
 use std::fs;
-use std::io::Write;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use tempfile::TempDir;
+use toolkit::host::digest::Stream;
 
+use crate::support::checkout::Checkout;
 use crate::support::{self, Output, Xtask, release, xtask};
 
 crate::tests! {
@@ -20,7 +24,9 @@ crate::tests! {
         without_a_network_every_way_to_supply_the_source_is_named,
         offline_asks_nobody,
         a_stalled_download_can_be_interrupted_and_leaves_nothing,
-        an_unknown_release_is_answered_with_those_that_are_known;
+        an_unknown_release_is_answered_with_those_that_are_known,
+        broken_and_hostile_downloads_are_refused_and_leave_nothing,
+        downloads_that_break_off_go_on;
     Tarball:
         a_tarball_with_a_flipped_byte_is_refused,
         damage_in_the_cache_is_noticed;
@@ -225,6 +231,222 @@ fn a_stalled_download_can_be_interrupted_and_leaves_nothing() -> Result<()> {
 fn an_unknown_release_is_answered_with_those_that_are_known() -> Result<()> {
     let output = Cache::new()?.fetch(&["--release", "0.9.9"]).run()?;
     output.expect(1, &["0.9.9 is not pinned in upstream.toml", "known releases: ", &release().version])
+}
+
+/// A tarball with one top directory, and what else is added.
+fn made_up(add: impl FnOnce(&mut tar::Builder<GzEncoder<Vec<u8>>>)) -> Result<Vec<u8>> {
+    let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::best()));
+    let mut header = tar::Header::new_ustar();
+    // Not compressible, so that it takes several packets.
+    let content =
+        (0..200_000_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 13) as u8).collect::<Vec<_>>();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, "top/file", &content[..])?;
+    add(&mut tar);
+    Ok(tar.into_inner()?.finish()?)
+}
+
+/// A checkout with a release whose only origin is this URL, and whose pin is the digest of this file.
+fn pinned(url: &str, file: &[u8]) -> Result<Checkout> {
+    let checkout = Checkout::new()?;
+    let mut digest = Stream::default();
+    digest.add(file);
+    let sha256 = digest.finish();
+    let toml = format!(
+        "[release.\"9.9.9\"]\nstate = \"supported\"\ntag = \"9.9.9\"\ncommit = \"c\"\ntree = \"t\"\nepoch = 1\nnar = \"n\"\n\
+         git = \"https://localhost/\"\npatches = \"patches/9.9.9\"\n\
+         [[release.\"9.9.9\".origins]]\nname = \"origin\"\nurl = \"{url}\"\nsha256 = \"{sha256}\"\n"
+    );
+    let path = checkout.path().join("upstream.toml");
+    fs::remove_file(&path)?;
+    fs::write(path, toml)?;
+    Ok(checkout)
+}
+
+/// What a server does with its connection number `n`, from 0 on, once it has read the request.
+type Answer = Box<dyn Fn(&mut TcpStream, usize, &str) -> std::io::Result<()> + Send>;
+
+/// Serves connections until the test ends. Returns the URL of a file.
+fn serve(answer: Answer) -> Result<String> {
+    let server = TcpListener::bind("127.0.0.1:0")?;
+    let url = format!("http://{}/guacamole-server.tar.gz", server.local_addr()?);
+    std::thread::spawn(move || {
+        for (number, stream) in server.incoming().enumerate() {
+            let Ok(mut stream) = stream else { continue };
+            let mut request = Vec::new();
+            let mut byte = [0];
+            while !request.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+                request.push(byte[0]);
+            }
+            // A client may leave in the middle.
+            let _ = answer(&mut stream, number, &String::from_utf8_lossy(&request).to_lowercase());
+        }
+    });
+    Ok(url)
+}
+
+fn respond(stream: &mut TcpStream, head: &str, body: &[u8]) -> std::io::Result<()> {
+    write!(stream, "HTTP/1.1 {head}\r\nConnection: close\r\n\r\n")?;
+    stream.write_all(body)
+}
+
+/// Fetches the made-up release from a server that answers like this.
+fn fetch_made_up(answer: Answer, file: &[u8]) -> Result<(Output, Cache)> {
+    let checkout = pinned(&serve(answer)?, file)?;
+    let cache = Cache::new()?;
+    let fetch = checkout.xtask(["fetch"]).env("XDG_CACHE_HOME", cache.0.path()).env("NO_PROXY", "127.0.0.1");
+    Ok((fetch.run()?, cache))
+}
+
+fn broken_and_hostile_downloads_are_refused_and_leave_nothing() -> Result<()> {
+    let good = made_up(|_| ())?;
+    let entry = |kind, name: &'static str, target: &'static str| {
+        made_up(move |tar| {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(kind);
+            header.set_size(0);
+            let ustar = header.as_ustar_mut().expect("it is one");
+            ustar.name[..name.len()].copy_from_slice(name.as_bytes());
+            ustar.linkname[..target.len()].copy_from_slice(target.as_bytes());
+            header.set_cksum();
+            tar.append(&header, std::io::empty()).expect("memory has room");
+        })
+    };
+    let bomb = made_up(|tar| {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(300 << 20);
+        tar.append_data(&mut header, "top/zeros", std::io::repeat(0).take(300 << 20))
+            .expect("memory has room");
+    })?;
+    let whole = |file: Vec<u8>| -> Answer {
+        Box::new(move |stream, _, _| {
+            respond(stream, &format!("200 OK\r\nContent-Length: {}", file.len()), &file)
+        })
+    };
+    let say = |head: &'static str, body: &'static [u8]| -> Answer {
+        Box::new(move |stream, _, _| respond(stream, head, body))
+    };
+    let mut flipped = good.clone();
+    flipped[1000] ^= 1;
+    let cut = good.clone();
+    let half = good.len() / 2;
+    let tar = |kind, name, target| -> Result<(Answer, Vec<u8>)> {
+        let file = entry(kind, name, target)?;
+        Ok((whole(file.clone()), file))
+    };
+    use tar::EntryType;
+    let cases: Vec<(&str, (Answer, Vec<u8>))> = vec![
+        ("404", (say("404 Not Found", b"nothing"), good.clone())),
+        ("403", (say("403 Forbidden", b""), good.clone())),
+        ("tried 4 times", (say("503 Service Unavailable", b""), good.clone())),
+        ("tried 4 times", (say("429 Too Many Requests", b""), good.clone())),
+        (
+            "its SHA-256 is",
+            (say("200 OK\r\nContent-Type: text/html", b"<html>Log in to this network</html>"), good.clone()),
+        ),
+        ("its SHA-256 is", (say("200 OK\r\nContent-Length: 0", b""), good.clone())),
+        ("its SHA-256 is", (whole(flipped), good.clone())),
+        ("its SHA-256 is", (whole(cut[..half].to_vec()), good.clone())),
+        // It says that there is more, every time.
+        (
+            "tried 4 times",
+            (
+                Box::new(move |stream, _, _| {
+                    respond(stream, "200 OK\r\nContent-Length: 999999", &cut[..half])
+                }),
+                good.clone(),
+            ),
+        ),
+        ("tried 4 times", (Box::new(|_, _, _| Ok(())), good.clone())),
+        ("tried 4 times", (Box::new(|stream, _, _| stream.write_all(b"SSH-2.0-OpenSSH\r\n")), good.clone())),
+        (
+            "larger than 64 MB",
+            (
+                Box::new(|stream, _, _| {
+                    respond(stream, "200 OK", b"")?;
+                    loop {
+                        stream.write_all(&[7; 65536])?;
+                    }
+                }),
+                good.clone(),
+            ),
+        ),
+        (
+            "redirect",
+            (say("302 Found\r\nLocation: /guacamole-server.tar.gz\r\nContent-Length: 0", b""), good.clone()),
+        ),
+        ("", (say("302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0", b""), good.clone())),
+        ("cannot send the rest", (say("206 Partial Content", b"abc"), good.clone())),
+        ("leads out of it", tar(EntryType::Regular, "top/../../escaped", "")?),
+        ("leads out of it", tar(EntryType::Regular, "/tmp/escaped", "")?),
+        ("leads out of it", tar(EntryType::Symlink, "top/link", "../../etc")?),
+        ("leads out of it", tar(EntryType::Link, "top/link", "../etc/passwd")?),
+        ("neither a file", tar(EntryType::Char, "top/null", "")?),
+        ("more than one top directory", tar(EntryType::Regular, "other/file", "")?),
+        ("unpacks to more than", (whole(bomb.clone()), bomb)),
+    ];
+    ensure!(cases.len() >= 20, "{} cases", cases.len());
+    // Retries pause. Beside each other, all of them take as long as one.
+    std::thread::scope(|scope| {
+        let runs = cases.into_iter().enumerate().map(|(number, (words, (answer, file)))| {
+            scope.spawn(move || -> Result<()> {
+                let (output, cache) = fetch_made_up(answer, &file)?;
+                output
+                    .expect(3, &[words, "no source for guacamole-server 9.9.9"])
+                    .with_context(|| format!("case {number}"))?;
+                ensure!(
+                    cache.files()?.is_empty(),
+                    "case {number}, {words}: left behind: {:?}",
+                    cache.files()?
+                );
+                Ok(())
+            })
+        });
+        let runs = runs.collect::<Vec<_>>();
+        runs.into_iter().try_for_each(|run| run.join().map_err(|_| anyhow::anyhow!("a case panicked"))?)
+    })
+}
+
+fn downloads_that_break_off_go_on() -> Result<()> {
+    let good = made_up(|_| ())?;
+    let (first, length) = (good.len() / 3, good.len());
+    let head = format!("200 OK\r\nETag: \"one\"\r\nContent-Length: {length}");
+    let from = format!("range: bytes={first}-");
+    let rest = format!(
+        "206 Partial Content\r\nContent-Range: bytes {first}-{}/{length}\r\nContent-Length: {}",
+        length - 1,
+        length - first
+    );
+    let file = good.clone();
+    let breaks_off: Answer = Box::new(move |stream, number, request| match number {
+        0 => respond(stream, "500 Internal Server Error", b""),
+        1 => respond(stream, &head, &file[..first]),
+        _ if request.contains(&from) && request.contains("if-range: \"one\"") => {
+            respond(stream, &rest, &file[first..])
+        }
+        _ => respond(stream, "400 Bad Request", b""),
+    });
+    // Another server cannot send parts, and sends the whole each time; a third has another version after the first part.
+    let file = good.clone();
+    let whole: Answer = Box::new(move |stream, number, _| {
+        let end = if number == 0 { first } else { length };
+        respond(stream, &format!("200 OK\r\nETag: W/\"weak\"\r\nContent-Length: {length}"), &file[..end])
+    });
+    let file = good.clone();
+    let changes: Answer = Box::new(move |stream, number, _| match number {
+        0 => {
+            respond(stream, &format!("200 OK\r\nETag: \"old\"\r\nContent-Length: {length}"), &vec![0; first])
+        }
+        1 => respond(stream, "416 Range Not Satisfiable", b""),
+        _ => respond(stream, &format!("200 OK\r\nETag: \"new\"\r\nContent-Length: {length}"), &file),
+    });
+    for (name, answer) in [("breaks off", breaks_off), ("whole", whole), ("changes", changes)] {
+        let (output, cache) = fetch_made_up(answer, &good)?;
+        output.expect(0, &["trying again"]).context(name)?;
+        ensure!(fs::read(cache.archive()?)? == good, "{name}: it is not what was served");
+    }
+    Ok(())
 }
 
 /// The release as an unpacked tree.

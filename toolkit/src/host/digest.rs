@@ -29,6 +29,22 @@ impl Hasher {
     }
 }
 
+/// A SHA-256 of bytes that come in pieces.
+#[derive(Default)]
+pub struct Stream(Sha256);
+
+impl Stream {
+    /// Adds the next piece.
+    pub fn add(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The digest of all pieces.
+    pub fn finish(self) -> String {
+        hex(&self.0.finalize())
+    }
+}
+
 /// The SHA-256 of a file, as `sha256sum` prints it.
 pub fn file(path: &Path) -> Result<String> {
     let mut sha = Sha256::new();

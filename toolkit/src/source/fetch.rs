@@ -1,13 +1,12 @@
 //! Where does a release's source come from, and does it match its pin?
 
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use flate2::read::GzDecoder;
-use fs_err::{self as fs, File};
+use fs_err as fs;
 use rustix::fs::{CWD, RenameFlags};
 use tempfile::TempDir;
 use xshell::{Cmd, Shell, cmd};
@@ -16,10 +15,8 @@ use crate::failure::Failure;
 use crate::host::lock::{self, Lock};
 use crate::host::{digest, files, layout, run};
 use crate::source::release::{Origin, Release};
+use crate::source::{archive, download};
 use crate::ui;
-
-/// The largest download that is accepted, in bytes. Release tarballs are smaller.
-const LARGEST_TARBALL: u64 = 64 << 20;
 
 /// The name of a source in the cache and in the checkout's source/. (Archives have an ending, too.) It does not contain the
 /// release's name, as two releases with the same pin have the same source.
@@ -129,12 +126,7 @@ pub fn unpack(source: &Source, into: &Path) -> Result<()> {
     let parent = into.parent().context("a source tree needs a directory to be in")?;
     let temporary =
         TempDir::new_in(parent).with_context(|| format!("cannot write to {}", parent.display()))?;
-    let file = File::open(&source.archive)?;
-    let tar: Box<dyn Read> = match source.archive.extension() {
-        Some(extension) if extension == "gz" => Box::new(GzDecoder::new(file)),
-        _ => Box::new(file),
-    };
-    tar::Archive::new(tar)
+    archive::open(&source.archive)?
         .unpack(temporary.path())
         .with_context(|| format!("cannot unpack {} below {}", source.archive.display(), parent.display()))?;
     let mut entries = fs::read_dir(temporary.path())?.collect::<io::Result<Vec<_>>>()?;
@@ -211,6 +203,7 @@ fn keep(cache: &Path, pin: String, ending: &str, checked: &Path) -> Result<Sourc
     let entry = TempDir::new_in(cache)?;
     let archive = entry.path().join(format!("{NAME}.{ending}"));
     fs::copy(checked, &archive)?;
+    archive::check(&archive)?;
     fs::write(entry.path().join("sha256"), digest::file(&archive)?)?;
     if fs::rename(entry.path(), &dir).is_err() {
         // There is an entry already, and another process may be reading it. The exchange does not disturb that.
@@ -247,7 +240,10 @@ fn import(release: &Release, from: &str, offline: bool, cache: &Path) -> Result<
 }
 
 fn from_tarball(file: &Path, pins: &[String], cache: &Path) -> Result<Source> {
-    let sha256 = digest::file(file)?;
+    keep_tarball(file, digest::file(file)?, pins, cache)
+}
+
+fn keep_tarball(file: &Path, sha256: String, pins: &[String], cache: &Path) -> Result<Source> {
     if !pins.contains(&sha256) {
         bail!(
             "its SHA-256 is {sha256}, and upstream.toml pins {}: it is damaged, or not this release; fetch it anew",
@@ -380,35 +376,14 @@ fn download(url: &str, pins: &[String], cache: &Path) -> Result<Source> {
     // In a thread, so that a signal is noticed while the server stalls.
     let thread = thread::spawn({
         let (url, file) = (url.to_owned(), file.clone());
-        move || download_to(&url, &file)
+        move || download::to_file(&url, &file)
     });
     while !thread.is_finished() {
         run::check_interrupted()?;
         thread::sleep(Duration::from_millis(50));
     }
-    thread.join().map_err(|_| anyhow!("the download panicked"))??;
-    from_tarball(&file, pins, cache)
-}
-
-fn download_to(url: &str, path: &Path) -> Result<()> {
-    let agent: ureq::Agent = ureq::Agent::config_builder()
-        .timeout_resolve(Some(Duration::from_secs(10)))
-        .timeout_connect(Some(Duration::from_secs(15)))
-        .timeout_recv_response(Some(Duration::from_secs(30)))
-        .timeout_recv_body(Some(Duration::from_secs(600)))
-        .build()
-        .into();
-    let response = agent.get(url).call().map_err(|error| anyhow!("{error}"))?;
-    let body = response.into_body();
-    let progress = ui::download(body.content_length());
-    // One byte more than is accepted, to notice a larger file.
-    let mut reader = progress.wrap_read(body.into_reader().take(LARGEST_TARBALL + 1));
-    let mut file = File::create(path)?;
-    let copied = io::copy(&mut reader, &mut file);
-    progress.finish_and_clear();
-    let length = copied.context("the download broke off")?;
-    ensure!(length <= LARGEST_TARBALL, "it is larger than {} MB, and no release is", LARGEST_TARBALL >> 20);
-    Ok(())
+    let sha256 = thread.join().map_err(|_| anyhow!("the download panicked"))??;
+    keep_tarball(&file, sha256, pins, cache)
 }
 
 /// The pins, each once, in their order.
