@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
+    thread,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -56,7 +57,8 @@ fn start_and_load(plan: &Plan, scratch: &Path) -> Result<StressReport> {
     // Before there are other threads, which inherit this.
     let cores = divide_processors(plan)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        // Of those that were left to us.
+        .worker_threads(thread::available_parallelism().map_or(2, |cores| cores.get().max(2)))
         .enable_all()
         .build()
         .context("start the async runtime")?;
@@ -140,6 +142,7 @@ fn divide_processors(plan: &Plan) -> Result<Option<Cores>> {
     }
     let cores = Cores::divide(capacity.cores)?;
     cores.iter().try_for_each(Cores::use_ours)?;
+    console::note(cores.as_ref().map_or("guacd and guac-stress share the only processor", Cores::describe));
     Ok(cores)
 }
 
@@ -176,7 +179,7 @@ async fn load_one(
         variant: variant.into(),
         logs: logs(plan),
         connections: Some(target.connections()),
-        processors: cores.map(Cores::count),
+        cores: cores.map(Cores::count),
     };
     let mut display = ProgressDisplay::new(variant, plan.scenario.size().sessions);
     let mut watch = |progress| display.show(progress);

@@ -312,6 +312,15 @@ pub fn timeout(text: &str) -> Result<Duration, String> {
     duration(text, Duration::from_millis(100))
 }
 
+/// Parses a time from 2 s to one day, in which something is measured.
+///
+/// # Errors
+///
+/// What a time looks like, or the range.
+pub fn watched(text: &str) -> Result<Duration, String> {
+    duration(text, Duration::from_secs(2))
+}
+
 fn duration(text: &str, min: Duration) -> Result<Duration, String> {
     const MAX: Duration = Duration::from_secs(24 * 60 * 60);
     let time = humantime::parse_duration(text)

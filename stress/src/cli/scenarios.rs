@@ -88,12 +88,13 @@ pub enum ScenarioCommand<P: Program> {
     #[command(after_help = after_help::<P>("fuzz", fuzz::EXAMPLES))]
     Fuzz(Box<Flags<fuzz::Fuzz, P>>),
 
-    /// Add sessions until they are no longer served well, and say how many are
+    /// Find how many sessions guacd can serve before frames are late or lost
     ///
-    /// Opens sessions step by step. In each step all of them are held, what the targets draw is measured, and each has to
-    /// prove itself. The run ends with the first step in which frames come too late, do not come, or a session does not prove
-    /// itself. guacd gets processors that the generator does not use.
-    #[command(after_help = after_help::<P>("capacity", capacity::EXAMPLES))]
+    /// Opens sessions step by step. In each step all of them are held, what the targets draw is measured, and each session has
+    /// to prove itself. The run ends with the first step in which frames are late, a client receives too few, or a session does
+    /// not prove itself. guacd has processors that the generator does not use. The result is for the desktops of the embedded
+    /// targets, and for clients that need no time to draw.
+    #[command(after_help = after_help::<P>("capacity", capacity::EXAMPLES), mut_arg("min_proven", |arg| arg.hide(true)))]
     Capacity(Box<Flags<capacity::Capacity, P>>),
 }
 

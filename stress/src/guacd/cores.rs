@@ -10,6 +10,7 @@ pub struct Cores {
     guacd: CpuSet,
     ours: CpuSet,
     count: u32,
+    names: String,
 }
 
 impl Cores {
@@ -20,7 +21,9 @@ impl Cores {
     /// When none would be left for this program.
     pub fn divide(wanted: Option<u32>) -> Result<Option<Self>> {
         let all = sched_getaffinity(None).context("find the processors of this machine")?;
-        let numbers = (0..CpuSet::MAX_CPU).filter(|&cpu| all.is_set(cpu)).collect::<Vec<_>>();
+        let mut numbers = (0..CpuSet::MAX_CPU).filter(|&cpu| all.is_set(cpu)).collect::<Vec<_>>();
+        // Those that share a physical core stay together.
+        numbers.sort_by_key(|&cpu| (first_sibling(cpu), cpu));
         let count = wanted.map_or(numbers.len() / 2, |wanted| wanted as usize);
         match wanted {
             Some(wanted) if count >= numbers.len() => bail!(Preflight(format!(
@@ -32,7 +35,14 @@ impl Cores {
             _ => {}
         }
         let (guacd, ours) = numbers.split_at(count);
-        Ok(Some(Self { guacd: set(guacd), ours: set(ours), count: count as u32 }))
+        let list = |cpus: &[usize]| cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+        let names = format!("guacd has the processors {}, and guac-stress {}", list(guacd), list(ours));
+        Ok(Some(Self { guacd: set(guacd), ours: set(ours), count: count as u32, names }))
+    }
+
+    /// Which processors guacd has, and which we have, for people.
+    pub fn describe(&self) -> &str {
+        &self.names
     }
 
     /// How many guacd has.
@@ -60,6 +70,13 @@ impl Cores {
         self.use_ours()?;
         Ok(started)
     }
+}
+
+/// The first of the processors that share a physical core with this one. Where that is not known, the processor itself.
+fn first_sibling(cpu: usize) -> usize {
+    let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+    let list = fs_err::read_to_string(path).unwrap_or_default();
+    list.split([',', '-', '\n']).next().and_then(|first| first.parse().ok()).unwrap_or(cpu)
 }
 
 fn set(cpus: &[usize]) -> CpuSet {

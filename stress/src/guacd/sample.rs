@@ -93,7 +93,8 @@ pub fn sample(parent: Pid, at_seconds: f64, sessions: u32) -> Option<Sample> {
     let stats = family(process.pid());
     let (parent, children) = stats.split_first()?;
     let living = children.iter().map(|stat| stat.utime + stat.stime).sum::<u64>();
-    let gone = u64::try_from(parent.cutime + parent.cstime).unwrap_or(0);
+    // Each process has that of the children that it has waited for, and of theirs.
+    let gone = stats.iter().map(|stat| u64::try_from(stat.cutime + stat.cstime).unwrap_or(0)).sum::<u64>();
     Some(Sample {
         at_seconds,
         sessions,

@@ -5,13 +5,13 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
-use super::latency;
+use super::latency::Times;
 use crate::{report::Latency, values::Activity};
 
 /// The bits of the colour that say when the frame was drawn, in milliseconds. They begin anew after 17 minutes.
@@ -20,7 +20,7 @@ const TIME: u32 = 0x000f_ffff;
 /// The other bits of it, which tell a mark from other areas of one colour.
 const TAG: u32 = 0x00a0_0000;
 
-/// A frame that is later than this is none of ours.
+/// With a larger difference, a colour is not a mark.
 const MAX_LAG: Duration = Duration::from_secs(120);
 
 /// What is measured of all sessions together, from [`Self::begin`] to [`Self::end`].
@@ -29,24 +29,31 @@ pub struct Meter {
     started: Instant,
     drawn: AtomicU64,
     bytes: AtomicU64,
+    counters: Mutex<Vec<Weak<Counter>>>,
     measured: Mutex<Option<Measured>>,
 }
+
+/// How many frames one session has received since the measurement began.
+#[derive(Default)]
+pub struct Counter(AtomicU64);
 
 struct Measured {
     since: Instant,
     drawn_before: u64,
     bytes_before: u64,
-    lags: Vec<Duration>,
+    lags: Times,
 }
 
 /// What was measured.
-pub struct Shown {
+pub struct Measurement {
     /// For how long.
     pub time: Duration,
     /// The frames that the targets drew.
     pub drawn: u64,
-    /// The frames that clients received.
-    pub reached: u64,
+    /// The frames that clients received, of those that were drawn meanwhile.
+    pub received: u64,
+    /// The same, of the session that received fewest.
+    pub fewest: u64,
     /// From the drawing of a frame until its client had received the whole of it.
     pub lag: Option<Latency>,
     /// The bytes that clients received.
@@ -63,7 +70,14 @@ impl Meter {
     /// A meter of this activity of the targets.
     pub fn new(activity: Activity) -> Self {
         let zero = || AtomicU64::new(0);
-        Self { activity, started: Instant::now(), drawn: zero(), bytes: zero(), measured: Mutex::new(None) }
+        Self {
+            activity,
+            started: Instant::now(),
+            drawn: zero(),
+            bytes: zero(),
+            counters: Mutex::default(),
+            measured: Mutex::default(),
+        }
     }
 
     /// What the targets draw.
@@ -77,15 +91,26 @@ impl Meter {
         TAG | (self.started.elapsed().as_millis() as u32 & TIME)
     }
 
-    /// Counts a frame that a client has received the whole of, by the colour of its mark.
-    pub fn show(&self, mark: u32) {
-        if let (Some(measured), Some(lag)) = (&mut *self.measured(), self.lag(mark)) {
-            measured.lags.push(lag);
+    /// A counter for a session. It counts as long as the session keeps it.
+    pub fn counter(&self) -> Arc<Counter> {
+        let counter = Arc::default();
+        lock(&self.counters).push(Arc::downgrade(&counter));
+        counter
+    }
+
+    /// Counts a frame that a session's client has received the whole of, by the colour of its mark.
+    pub fn receive_frame(&self, mark: u32, counter: &Counter) {
+        let mut measured = lock(&self.measured);
+        let Some((measured, lag)) = measured.as_mut().zip(self.lag(mark)) else { return };
+        // What was drawn before counts neither as drawn nor as received. A lag is up to a millisecond too long.
+        if lag <= measured.since.elapsed() + Duration::from_millis(1) {
+            measured.lags.record(lag);
+            counter.0.fetch_add(1, Relaxed);
         }
     }
 
     /// Counts bytes that a client has received.
-    pub fn receive(&self, bytes: usize) {
+    pub fn receive_bytes(&self, bytes: usize) {
         self.bytes.fetch_add(bytes as u64, Relaxed);
     }
 
@@ -94,36 +119,47 @@ impl Meter {
         let now = self.started.elapsed();
         let millis = (now.as_millis() as u32).wrapping_sub(mark) & TIME;
         // A mark has whole milliseconds.
-        let lag = Duration::from_millis(millis.into())
-            + Duration::from_micros(u64::from(now.subsec_micros()) % 1000);
+        let micros = u64::from(now.subsec_micros()) % 1000;
+        let lag = Duration::from_millis(millis.into()) + Duration::from_micros(micros);
         (mark & !TIME == TAG && lag < MAX_LAG).then_some(lag)
     }
 
     /// Begins to measure.
     pub fn begin(&self) {
-        *self.measured() = Some(Measured {
+        let mut measured = lock(&self.measured);
+        lock(&self.counters).retain(|counter| match counter.upgrade() {
+            Some(counter) => {
+                counter.0.store(0, Relaxed);
+                true
+            }
+            None => false,
+        });
+        *measured = Some(Measured {
             since: Instant::now(),
             drawn_before: self.drawn.load(Relaxed),
             bytes_before: self.bytes.load(Relaxed),
-            lags: Vec::new(),
+            lags: Times::default(),
         });
     }
 
     /// Ends it, and returns what was measured. None, if it was not begun.
-    pub fn end(&self) -> Option<Shown> {
-        let measured = self.measured().take()?;
-        Some(Shown {
+    pub fn end(&self) -> Option<Measurement> {
+        let measured = lock(&self.measured).take()?;
+        let counters = lock(&self.counters);
+        let counts = counters.iter().filter_map(Weak::upgrade).map(|counter| counter.0.load(Relaxed));
+        Some(Measurement {
             time: measured.since.elapsed(),
             drawn: self.drawn.load(Relaxed) - measured.drawn_before,
-            reached: measured.lags.len() as u64,
-            lag: latency::latency(&measured.lags),
+            received: measured.lags.count(),
+            fewest: counts.min().unwrap_or(0),
+            lag: measured.lags.latency(),
             bytes: self.bytes.load(Relaxed) - measured.bytes_before,
         })
     }
+}
 
-    fn measured(&self) -> MutexGuard<'_, Option<Measured>> {
-        self.measured.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -131,21 +167,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_count_once_each_while_they_are_measured() {
+    fn frames_that_are_drawn_and_received_meanwhile_count() {
         let meter = Meter::default();
-        meter.show(meter.draw());
-        meter.receive(5);
+        let (some, none) = (meter.counter(), meter.counter());
+        drop(meter.counter());
+        let before = meter.draw();
+        meter.receive_frame(before, &some);
+        meter.receive_bytes(5);
         assert!(meter.end().is_none());
+        // A mark has whole milliseconds.
+        std::thread::sleep(Duration::from_millis(2));
         meter.begin();
         let marks = [meter.draw(), meter.draw(), meter.draw()];
         std::thread::sleep(Duration::from_millis(20));
-        meter.show(marks[0]);
-        meter.show(marks[2]);
-        meter.receive(7);
-        let shown = meter.end().unwrap();
-        assert_eq!((shown.drawn, shown.reached, shown.bytes), (3, 2, 7));
-        let lag = shown.lag.unwrap();
-        assert!(lag.p50_ms >= 20.0 && lag.max_ms < 20_000.0, "{lag:?}");
+        meter.receive_frame(before, &some);
+        meter.receive_frame(marks[0], &some);
+        meter.receive_frame(marks[2], &some);
+        meter.receive_bytes(7);
+        let measured = meter.end().unwrap();
+        assert_eq!((measured.drawn, measured.received, measured.fewest, measured.bytes), (3, 2, 0, 7));
+        let lag = measured.lag.unwrap();
+        assert!(lag.p50_ms >= 19.0 && lag.max_ms < 20_000.0, "{lag:?}");
+        drop(none);
+        meter.begin();
+        assert_eq!(meter.end().unwrap().fewest, 0, "counters begin anew");
         assert!(meter.end().is_none());
     }
 
@@ -160,10 +205,8 @@ mod tests {
 
     #[test]
     fn time_may_begin_anew() {
-        let meter = Meter {
-            started: Instant::now() - Duration::from_millis(u64::from(TIME) + 1000),
-            ..Meter::default()
-        };
+        let started = Instant::now() - Duration::from_millis(u64::from(TIME) + 1000);
+        let meter = Meter { started, ..Meter::default() };
         let before = TAG | (TIME - 500);
         let lag = meter.lag(before).unwrap();
         assert!((1400..20_000).contains(&lag.as_millis()), "{lag:?}");

@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, timeout_at},
 };
 
-use super::meter::Meter;
+use super::meter::{Counter, Meter};
 use crate::{
     guacd::log::LogBook,
     report::Phase,
@@ -194,7 +194,8 @@ async fn connect(setup: &Setup, index: usize, deadline: Instant) -> Result<Sessi
     let mut out = Vec::new();
     let link = Link::new(setup.logins[index % setup.logins.len()].clone(), &mut out);
     let (log, meter) = (setup.log.clone(), Arc::clone(&setup.meter));
-    Ok(Session { stream, decoder: Decoder::default(), link, out, nop, id: None, log, meter })
+    let counter = meter.counter();
+    Ok(Session { stream, decoder: Decoder::default(), link, out, nop, id: None, log, meter, counter })
 }
 
 struct Session {
@@ -208,6 +209,8 @@ struct Session {
     id: Option<String>,
     log: Option<Arc<LogBook>>,
     meter: Arc<Meter>,
+    /// The frames of this session.
+    counter: Arc<Counter>,
 }
 
 impl Session {
@@ -307,8 +310,8 @@ impl Session {
             {
                 let event =
                     self.link.receive(&instruction, &mut self.out).map_err(|reason| self.failed(reason))?;
-                if let Some(mark) = self.link.take_shown() {
-                    self.meter.show(mark);
+                if let Some(mark) = self.link.take_mark() {
+                    self.meter.receive_frame(mark, &self.counter);
                 }
                 if let Some(event) = event {
                     return Ok(event);
@@ -357,7 +360,7 @@ impl Session {
             Ok(0) => Err(self.cut_off("guacd closed the connection")),
             Ok(length) => {
                 self.decoder.push(&buffer[..length]);
-                self.meter.receive(length);
+                self.meter.receive_bytes(length);
                 Ok(())
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(()),

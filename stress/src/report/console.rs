@@ -32,6 +32,11 @@ pub fn raised(pid_max: &RaisedPidMax) {
     eprintln!("{FAINT}kernel.pid_max is {now} until this run has ended, and {before} then{FAINT:#}");
 }
 
+/// Prints a note.
+pub fn note(text: &str) {
+    eprintln!("{FAINT}{text}{FAINT:#}");
+}
+
 /// Prints how many sessions this machine can carry, and warns where that is less than what is asked for.
 pub fn machine(limits: &[Limit], sessions: u32) {
     let Some(first) = limits.first() else { return };

@@ -167,7 +167,7 @@ fn idle() -> String {
     "idle".into()
 }
 
-/// What the targets drew for some time, and what of it reached the clients. Rates are those of one session.
+/// What the targets drew for some time, and what of it reached the clients. Rates are those of one session, on average.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Drawing {
     /// How many sessions were open.
@@ -176,18 +176,22 @@ pub struct Drawing {
     pub seconds: f64,
     /// The frames that a target was to draw.
     pub asked_per_second: f64,
-    /// The frames that a target drew. It draws none while guacd does not take the last one.
+    /// The frames that a target drew. Over RDP and telnet, it draws none while guacd does not take the last one.
     pub drawn_per_second: f64,
-    /// The frames that reached a client. guacd leaves some out if it does not keep up.
-    pub reached_per_second: f64,
-    /// From the drawing of a frame until its client had received the whole of it. None where no frame reached a client.
+    /// The frames that a client received, of those that were drawn meanwhile. guacd leaves some out if it does not keep up.
+    pub received_per_second: f64,
+    /// The same, of the session that received fewest.
+    pub fewest_per_second: f64,
+    /// From the drawing of a frame until its client had received the whole of it. None where no client received a frame.
     pub lag: Option<Latency>,
     /// What guacd sent to a client.
     pub bytes_per_second: f64,
-    /// guacd's processor time. None where it was not started here.
+    /// guacd's processor time. None where it was not started here, or its processes have ended meanwhile.
     pub cpu_ms_per_second: Option<f64>,
-    /// The same, for each frame that reached a client.
+    /// The same, for each frame that a client received.
     pub cpu_ms_per_frame: Option<f64>,
+    /// The processor time of the load generator, with its embedded targets.
+    pub generator_cpu_ms_per_second: Option<f64>,
 }
 
 /// How many sessions were served well.
@@ -196,13 +200,29 @@ pub struct Capacity {
     /// How many were open in the last step in which every threshold was met.
     pub sessions: u32,
     /// How many processors guacd could use. None where it was not started here.
-    pub processors: Option<u32>,
-    /// Sessions for each of them.
+    pub cores: Option<u32>,
+    /// Sessions for each of them. None where something else ended the run than late or missing frames.
     pub sessions_per_core: Option<f64>,
-    /// Sessions for each GiB of guacd's memory in that step.
+    /// Sessions for each GiB that guacd's memory grew by.
     pub sessions_per_gib: Option<f64>,
     /// Why there are no more.
-    pub ended_by: String,
+    pub ended_by: CapacityEnd,
+    /// The same in words, with figures.
+    pub reason: String,
+}
+
+/// What ended a search for the capacity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CapacityEnd {
+    /// Frames were late.
+    Lag,
+    /// A client did not receive enough frames.
+    Frames,
+    /// A session did not prove itself.
+    Proof,
+    /// There were no more sessions to open. The capacity is at least as large.
+    Count,
 }
 
 /// A measured value and the threshold that decides about it.

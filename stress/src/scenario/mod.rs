@@ -91,7 +91,7 @@ impl Scenario {
             Self::Churn(churn) => churn.check(),
             Self::Soak(soak) => soak.check(),
             Self::Chaos(chaos) => chaos.check(load),
-            Self::Capacity(capacity) => capacity.check(),
+            Self::Capacity(capacity) => capacity.check(load),
         }
     }
 
@@ -107,7 +107,7 @@ impl Scenario {
             Self::Soak(soak) => soak.verdict(run),
             Self::Chaos(chaos) => chaos.verdict(run),
             Self::Fuzz(fuzz) => fuzz.verdict(run),
-            Self::Capacity(capacity) => capacity.verdict(run),
+            Self::Capacity(capacity) => capacity.verdict(load, run),
         });
         checks.extend(checks::optional(&load.thresholds, run));
         checks
@@ -134,7 +134,7 @@ impl Scenario {
             Self::Soak(soak) => soak.play(crowd, measurements).await,
             Self::Chaos(chaos) => chaos.play(crowd, measurements, context).await,
             Self::Fuzz(fuzz) => fuzz.play(crowd, measurements, context).await?,
-            Self::Capacity(capacity) => capacity.play(crowd, measurements, context.processors).await,
+            Self::Capacity(capacity) => capacity.play(crowd, measurements, context.cores).await,
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ pub struct Context {
     /// guacd's connections to the embedded servers, if there are any.
     pub connections: Option<Arc<Connections>>,
     /// How many processors guacd can use, where that is known.
-    pub processors: Option<u32>,
+    pub cores: Option<u32>,
 }
 
 /// What a scenario measures.

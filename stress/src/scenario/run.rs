@@ -35,7 +35,7 @@ pub async fn measure(
     mut stop: watch::Receiver<bool>,
     watch: &mut dyn FnMut(Progress),
 ) -> Result<Run> {
-    let cpu = cpu_seconds();
+    let cpu = steps::cpu_seconds();
     let size = scenario.size();
     let mut crowd = Crowd::new(size.sessions, size.rate, setup, guacd, watch);
     let mut measurements = Measurements::default();
@@ -59,7 +59,7 @@ pub async fn measure(
             guacd.shutdown = shutdown;
         }
     }
-    run.generator = cpu_seconds()
+    run.generator = steps::cpu_seconds()
         .zip(max_rss_bytes())
         .map(|(now, max_rss_bytes)| Generator { cpu_seconds: now - cpu.unwrap_or(0.0), max_rss_bytes });
     run.checks = scenario.verdict(load, &run);
@@ -168,12 +168,6 @@ fn account(
         total_seconds: total.as_secs_f64(),
         interrupted,
     }
-}
-
-/// Processor time that this process has used, with all its threads.
-fn cpu_seconds() -> Option<f64> {
-    let stat = Process::myself().ok()?.stat().ok()?;
-    Some((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)
 }
 
 fn max_rss_bytes() -> Option<u64> {

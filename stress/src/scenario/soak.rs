@@ -118,7 +118,15 @@ impl Soak {
         let step = if run.rounds.len() > SHOWN { run.rounds.len() / SHOWN } else { 1 };
         let line = |round: &Round| {
             let proof = round.proof.map(latency).unwrap_or_default();
-            format!("  at {:>9}  {} of {}, {proof}", seconds(round.at_seconds), round.proven, round.sessions)
+            let lag =
+                round.drawing.and_then(|drawing| drawing.lag).map(|lag| format!("; lag {}", latency(lag)));
+            let lag = lag.unwrap_or_default();
+            format!(
+                "  at {:>9}  {} of {}, {proof}{lag}",
+                seconds(round.at_seconds),
+                round.proven,
+                round.sessions
+            )
         };
         let lines = run.rounds.iter().step_by(step).map(line).collect();
         Some(Section { heading: format!("{} proofs", run.rounds.len()), lines })

@@ -3,16 +3,14 @@
 
 use std::{sync::Arc, time::Duration};
 
+use procfs::process::Process;
 use rustix::process::Pid;
 use tokio::{task, time::Instant};
 
 use super::results::Measurements;
 use crate::{
     guacd::sample,
-    load::{
-        crowd::{Crowd, Pace, TICK},
-        meter::Shown,
-    },
+    load::crowd::{Crowd, Pace, TICK},
     report::{Drawing, FirstAndLast, Sample, Usage, progress::Step},
     values::Activity,
 };
@@ -48,39 +46,46 @@ pub async fn hold(crowd: &mut Crowd<'_>, measurements: &mut Measurements, time: 
 /// is left, or the time is too short.
 pub async fn watch(crowd: &mut Crowd<'_>, time: Duration) -> Option<Drawing> {
     let meter = Arc::clone(&crowd.setup.meter);
-    let before = cheap_sample(crowd).await;
+    let before = (cheap_sample(crowd).await, cpu_seconds());
     meter.begin();
     crowd.hold(time).await;
-    let shown = meter.end()?;
-    let after = cheap_sample(crowd).await;
+    let measurement = meter.end()?;
+    let after = (cheap_sample(crowd).await, cpu_seconds());
     let sessions = crowd.alive();
     if time < MIN_TIME || sessions == 0 {
         return None;
     }
-    let cpu = before.zip(after).map(|(before, after)| {
+    let seconds = measurement.time.as_secs_f64();
+    let guacd = before.0.zip(after.0).map(|(before, after)| {
         let cpu = |sample: &Sample| sample.parent_cpu_seconds + sample.children_cpu_seconds;
-        let seconds = after.at_seconds - before.at_seconds;
-        (cpu(&after) - cpu(&before)).max(0.0) * 1000.0 / seconds / f64::from(sessions)
+        (cpu(&after) - cpu(&before)) / (after.at_seconds - before.at_seconds)
     });
-    Some(drawing(meter.activity(), sessions, &shown, cpu))
-}
-
-/// What was drawn and shown in so many sessions, with guacd's processor time for each of them per second.
-fn drawing(activity: Activity, sessions: u32, shown: &Shown, cpu_ms_per_second: Option<f64>) -> Drawing {
-    let seconds = shown.time.as_secs_f64();
+    let generator = before.1.zip(after.1).map(|(before, after)| (after - before) / seconds);
+    let of_each =
+        |load: Option<f64>| load.filter(|load| *load >= 0.0).map(|load| load * 1000.0 / f64::from(sessions));
     let rate = |count: u64| count as f64 / seconds / f64::from(sessions);
-    let reached_per_second = rate(shown.reached);
-    Drawing {
+    let (cpu_ms_per_second, received_per_second) = (of_each(guacd), rate(measurement.received));
+    Some(Drawing {
         sessions,
         seconds,
-        asked_per_second: activity.frames_per_second().into(),
-        drawn_per_second: rate(shown.drawn),
-        reached_per_second,
-        lag: shown.lag,
-        bytes_per_second: rate(shown.bytes),
+        asked_per_second: meter.activity().frames_per_second().into(),
+        drawn_per_second: rate(measurement.drawn),
+        received_per_second,
+        fewest_per_second: measurement.fewest as f64 / seconds,
+        lag: measurement.lag,
+        bytes_per_second: rate(measurement.bytes),
         cpu_ms_per_second,
-        cpu_ms_per_frame: cpu_ms_per_second.filter(|_| shown.reached > 0).map(|cpu| cpu / reached_per_second),
-    }
+        cpu_ms_per_frame: cpu_ms_per_second
+            .filter(|_| measurement.received > 0)
+            .map(|cpu| cpu / received_per_second),
+        generator_cpu_ms_per_second: of_each(generator),
+    })
+}
+
+/// Processor time that this process has used, with all its threads.
+pub fn cpu_seconds() -> Option<f64> {
+    let stat = Process::myself().ok()?.stat().ok()?;
+    Some((stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)
 }
 
 /// Measures what guacd uses with all sessions open.

@@ -1,9 +1,15 @@
 //! What do the embedded servers draw while a session is open? Frames that are made once and shown in turn in all sessions, each
 //! with a mark of its time.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use crate::{load::meter::Meter, values::Activity};
 
@@ -34,11 +40,20 @@ pub struct Picture {
 
 /// What is drawn, in the protocol of one server.
 pub struct Film {
-    frames: Vec<Vec<u8>>,
+    frames: Vec<Arc<[u8]>>,
     /// Makes the mark of a colour, 0xRRGGBB.
     mark: fn(u32) -> Vec<u8>,
     interval: Duration,
     meter: Arc<Meter>,
+    players: AtomicU64,
+}
+
+/// A frame in the protocol of a server.
+pub struct Frame {
+    /// What changes.
+    pub content: Arc<[u8]>,
+    /// The mark, to be drawn after it.
+    pub mark: Vec<u8>,
 }
 
 impl Film {
@@ -64,7 +79,8 @@ impl Film {
 
     fn new(meter: &Arc<Meter>, frames: Vec<Vec<u8>>, mark: fn(u32) -> Vec<u8>) -> Option<Arc<Self>> {
         let interval = Duration::from_secs(1).checked_div(meter.activity().frames_per_second())?;
-        Some(Arc::new(Self { frames, mark, interval, meter: Arc::clone(meter) }))
+        let frames = frames.into_iter().map(Arc::from).collect();
+        Some(Arc::new(Self { frames, mark, interval, meter: Arc::clone(meter), players: AtomicU64::new(0) }))
     }
 }
 
@@ -78,24 +94,26 @@ pub struct Player {
 impl Player {
     /// Begins to show a film.
     pub fn new(film: &Arc<Film>) -> Self {
-        let mut turns = interval(film.interval);
+        // Sessions that begin at once need not draw at once; but each run is like the last.
+        let seed = film.players.fetch_add(1, Relaxed);
+        let wait = film.interval.mul_f64(fastrand::Rng::with_seed(seed).f64());
+        let mut turns = interval_at(Instant::now() + wait, film.interval);
         // A session that could not be drawn in time has missed its turn, as a screen misses frames.
         turns.set_missed_tick_behavior(MissedTickBehavior::Skip);
         Self { film: Arc::clone(film), turns, next: 0 }
     }
 
-    /// Waits for the turn of the next frame, and returns its mark and itself. It may be dropped at any time.
-    pub async fn frame(&mut self) -> Vec<u8> {
+    /// Waits for the turn of the next frame, and returns it. It may be dropped at any time.
+    pub async fn frame(&mut self) -> Frame {
         self.turns.tick().await;
-        let mark = (self.film.mark)(self.film.meter.draw());
-        let frame = [&mark, &self.film.frames[self.next]].map(Vec::as_slice).concat();
+        let content = Arc::clone(&self.film.frames[self.next]);
         self.next = (self.next + 1) % self.film.frames.len();
-        frame
+        Frame { content, mark: (self.film.mark)(self.film.meter.draw()) }
     }
 }
 
 /// The next frame of a session's film. Waits for ever, if there is none.
-pub async fn next_frame(player: &mut Option<Player>) -> Vec<u8> {
+pub async fn next_frame(player: &mut Option<Player>) -> Frame {
     match player {
         Some(player) => player.frame().await,
         None => std::future::pending().await,
@@ -266,15 +284,16 @@ mod tests {
         let meter = Arc::new(Meter::new(Activity::Video));
         let film = Film::of_desktop(&meter, |_| vec![7], |mark| mark.to_be_bytes().into()).unwrap();
         let mut player = Player::new(&film);
+        let counter = meter.counter();
         meter.begin();
-        let begun = tokio::time::Instant::now();
-        for _ in 0..41 {
-            let frame = player.frame().await;
-            let [mark @ .., 7] = &frame[..] else { panic!("{frame:?}") };
-            meter.show(u32::from_be_bytes(mark.try_into().unwrap()));
+        player.frame().await;
+        let begun = Instant::now();
+        for _ in 0..40 {
+            let Frame { content, mark } = player.frame().await;
+            assert_eq!(&content[..], [7]);
+            meter.receive_frame(u32::from_be_bytes(mark.try_into().unwrap()), &counter);
         }
         assert_eq!(begun.elapsed().as_millis(), 2000);
-        let shown = meter.end().unwrap();
-        assert_eq!((shown.drawn, shown.reached), (41, 41));
+        assert_eq!(meter.end().unwrap().drawn, 41);
     }
 }

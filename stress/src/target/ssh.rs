@@ -67,7 +67,15 @@ impl Server {
         session.data(channel, self.echo.greet())?;
         if let Some(film) = &self.film {
             let (mut player, terminal) = (Player::new(film), session.handle());
-            tokio::spawn(async move { while terminal.data(channel, player.frame().await).await.is_ok() {} });
+            tokio::spawn(async move {
+                loop {
+                    let frame = player.frame().await;
+                    let drawn = [&frame.content, &frame.mark[..]].concat();
+                    if terminal.data(channel, drawn).await.is_err() {
+                        return;
+                    }
+                }
+            });
         }
         Ok(())
     }

@@ -40,15 +40,17 @@ async fn serve(mut stream: TcpStream, mut echo: Echo, mut player: Option<Player>
     let mut stripper = Stripper::default();
     let mut buffer = [0; 1024];
     loop {
-        let printed = tokio::select! {
+        tokio::select! {
             length = stream.read(&mut buffer) => {
                 let length = length.ok().filter(|&length| length > 0)?;
                 let typed = buffer[..length].iter().filter_map(|&byte| stripper.text(byte));
-                echo.take(&typed.collect::<Vec<_>>())
+                stream.write_all(&echo.take(&typed.collect::<Vec<_>>())).await.ok()?;
             }
-            frame = next_frame(&mut player) => frame,
-        };
-        stream.write_all(&printed).await.ok()?;
+            frame = next_frame(&mut player) => {
+                stream.write_all(&frame.content).await.ok()?;
+                stream.write_all(&frame.mark).await.ok()?;
+            }
+        }
     }
 }
 

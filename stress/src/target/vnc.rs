@@ -14,9 +14,12 @@ use tokio::{
 
 use super::{
     connections::{Connections, listen},
-    drawing::{Film, Picture, Player, next_frame},
+    drawing::{Film, Frame, Picture, Player, next_frame},
 };
-use crate::{load::meter::Meter, wire::link::MARKS};
+use crate::{
+    load::meter::Meter,
+    wire::link::{MARK_AREA, MARK_SIDE},
+};
 
 /// The size of the screen. No other server is likely to have it.
 pub const SIZE: [u16; 2] = [803, 601];
@@ -128,8 +131,8 @@ struct Screen {
     line: String,
     /// Whether a key has changed the screen.
     is_stale: bool,
-    /// The rectangles of the latest frame, if the client does not have it.
-    frame: Option<Vec<u8>>,
+    /// The latest frame, as two rectangles, if the client does not have it.
+    frame: Option<Frame>,
     /// Whether the client has asked for what is new, and has not had it.
     is_asked: bool,
 }
@@ -201,20 +204,18 @@ impl Screen {
         if !self.is_asked {
             return Some(());
         }
-        let mut rectangles = Vec::new();
-        let mut count = 0;
-        if std::mem::take(&mut self.is_stale) {
-            rectangles.extend(solid([0, 0], [CURSOR; 2], &self.gray()));
-            count += 1;
-        }
+        let square = std::mem::take(&mut self.is_stale).then(|| solid([0, 0], [CURSOR; 2], &self.gray()));
         // Frames have 32 bits per pixel, which is what guacd asks for.
-        if let Some(frame) = self.frame.take().filter(|_| self.bytes_per_pixel == 4) {
-            rectangles.extend(frame);
-            count += 2;
+        let frame = self.frame.take().filter(|_| self.bytes_per_pixel == 4);
+        let count = u16::from(square.is_some()) + 2 * u16::from(frame.is_some());
+        if count == 0 {
+            return Some(());
         }
-        if count > 0 {
-            self.is_asked = false;
-            self.send_update(count, &rectangles).await?;
+        self.is_asked = false;
+        self.send_update(count, &square.unwrap_or_default()).await?;
+        if let Some(Frame { content, mark }) = frame {
+            self.send(&content).await?;
+            self.send(&mark).await?;
         }
         Some(())
     }
@@ -224,7 +225,7 @@ impl Screen {
         vec![self.colour; self.bytes_per_pixel]
     }
 
-    /// Sends a FramebufferUpdate.
+    /// Sends a FramebufferUpdate, or the beginning of one.
     async fn send_update(&mut self, count: u16, rectangles: &[u8]) -> Option<()> {
         self.send(&[&[0, 0], &count.to_be_bytes()[..], rectangles].concat()).await
     }
@@ -253,6 +254,6 @@ fn picture(Picture { at, size, pixels }: &Picture) -> Vec<u8> {
 
 /// The mark of a frame.
 fn mark(colour: u32) -> Vec<u8> {
-    let [x, y, ..] = MARKS;
-    solid([x, y], [64; 2], &colour.to_le_bytes())
+    let [x, y, ..] = MARK_AREA;
+    solid([x, y], [MARK_SIDE; 2], &colour.to_le_bytes())
 }

@@ -21,9 +21,12 @@ const OPTIONAL: &[&str] = &["timeout"];
 /// The keysym of the Enter key.
 const ENTER: &str = "65293";
 
-/// Where the targets mark the frames that they draw, in pixels: from the left, from the top, how wide, and how high. A desktop's mark is one of the cells of 64x64
-/// pixels that guacd's display is divided into. A terminal's is a part of its first row.
-pub const MARKS: [u16; 4] = [64, 0, 128, 64];
+/// Where the targets mark the frames that they draw, in pixels: from the left, from the top, how wide, and how high. A terminal's
+/// mark is a part of its first row.
+pub const MARK_AREA: [u16; 4] = [64, 0, 128, MARK_SIDE];
+
+/// The sides of a desktop's mark, which begins where the area does. It is one of the cells that guacd's display is divided into.
+pub const MARK_SIDE: u16 = 64;
 
 /// What guacd is to connect to: the arguments of its protocol, and where the target's program answers.
 #[derive(Clone)]
@@ -77,7 +80,7 @@ pub struct Link {
     /// The mark of the frame that is being received.
     mark: Option<u32>,
     /// The mark of the frame that was received last.
-    shown: Option<u32>,
+    received_mark: Option<u32>,
 }
 
 impl Link {
@@ -92,7 +95,7 @@ impl Link {
             proof: Proof::default(),
             is_marked: false,
             mark: None,
-            shown: None,
+            received_mark: None,
         }
     }
 
@@ -127,8 +130,8 @@ impl Link {
     }
 
     /// The mark (0xRRGGBB) of the frame that has been received since the last call, if it has one.
-    pub fn take_shown(&mut self) -> Option<u32> {
-        self.shown.take()
+    pub fn take_mark(&mut self) -> Option<u32> {
+        self.received_mark.take()
     }
 
     /// Handles an instruction, and appends the answers to `out`.
@@ -145,7 +148,7 @@ impl Link {
             }
             "sync" => {
                 self.is_drawn |= self.phase == Phase::Login;
-                self.shown = self.mark.take();
+                self.received_mark = self.mark.take();
                 codec::encode(out, &["sync", instruction.arg(0)]);
             }
             "rect" => self.is_marked = is_mark(instruction.args()),
@@ -245,7 +248,7 @@ fn is_mark(rectangle: &[String]) -> bool {
     // Buffers have negative numbers.
     let (Some(_layer), Some(x), Some(y)) = (next(), next(), next()) else { return false };
     let (Some(width), Some(height)) = (next(), next()) else { return false };
-    let [left, top, all_width, all_height] = MARKS;
+    let [left, top, all_width, all_height] = MARK_AREA;
     x >= left
         && y >= top
         && x.saturating_add(width) <= left + all_width
@@ -440,7 +443,7 @@ mod tests {
         let out = &mut Vec::new();
         let mut receive = |elements: &[&str]| {
             link.receive(&instruction(elements), out).unwrap();
-            link.take_shown()
+            link.take_mark()
         };
         let sync = ["sync", "1", "1"];
         assert_eq!(receive(&["rect", "0", "64", "0", "64", "64"]), None);

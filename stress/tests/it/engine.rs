@@ -39,7 +39,7 @@ fn context() -> Context {
         variant: "fake".into(),
         logs: std::env::temp_dir(),
         connections: None,
-        processors: None,
+        cores: None,
     }
 }
 

@@ -1,9 +1,9 @@
 //! Does the JSON keep to its contract?
 
 use guac_stress::report::{
-    Bound, ByAge, Capacity, Check, Drawing, Failure, Fault, FaultKind, FirstAndLast, Fuzz, FuzzKind,
-    Generator, Guacd, Keys, Latency, Limit, MemoryKind, Phase, ProcessUse, Round, Run, SCHEMA_VERSION,
-    Sample, ScenarioName, Shutdown, StressReport, Usage,
+    Bound, ByAge, Capacity, CapacityEnd, Check, Drawing, Failure, Fault, FaultKind, FirstAndLast, Fuzz,
+    FuzzKind, Generator, Guacd, Keys, Latency, Limit, MemoryKind, Phase, ProcessUse, Round, Run,
+    SCHEMA_VERSION, Sample, ScenarioName, Shutdown, StressReport, Usage,
 };
 use serde_json::{Value, json};
 
@@ -54,11 +54,13 @@ fn full() -> StressReport {
         seconds: 10.0,
         asked_per_second: 10.0,
         drawn_per_second: 9.5,
-        reached_per_second: 9.0,
+        received_per_second: 9.0,
+        fewest_per_second: 8.0,
         lag: latency,
         bytes_per_second: 200_000.0,
         cpu_ms_per_second: Some(54.0),
         cpu_ms_per_frame: Some(6.0),
+        generator_cpu_ms_per_second: Some(9.0),
     });
     let failure = |phase, log: Option<&str>| Failure {
         phase,
@@ -104,10 +106,11 @@ fn full() -> StressReport {
         drawing,
         capacity: Some(Capacity {
             sessions: 12,
-            processors: Some(1),
+            cores: Some(1),
             sessions_per_core: Some(12.0),
             sessions_per_gib: Some(90.5),
-            ended_by: "frames that were late".into(),
+            ended_by: CapacityEnd::Lag,
+            reason: "frames that were late".into(),
         }),
         faults: FaultKind::ALL
             .map(|kind| Fault {

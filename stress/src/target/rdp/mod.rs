@@ -18,7 +18,10 @@ use super::{
     connections::{Connections, listen},
     drawing::{Film, Picture, Player, next_frame},
 };
-use crate::{load::meter::Meter, wire::link::MARKS};
+use crate::{
+    load::meter::Meter,
+    wire::link::{MARK_AREA, MARK_SIDE},
+};
 
 mod certificate;
 mod messages;
@@ -64,7 +67,10 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, film: Option<Arc<Film>>
                 }
                 message.set(self::message(reader));
             }
-            frame = next_frame(&mut player) => desktop.send(&frame).await?,
+            frame = next_frame(&mut player) => {
+                desktop.send(&frame.content).await?;
+                desktop.send(&frame.mark).await?;
+            }
         }
     }
 }
@@ -230,9 +236,9 @@ fn picture(Picture { at, size, pixels }: &Picture) -> Vec<u8> {
 
 /// The mark of a frame.
 fn mark(colour: u32) -> Vec<u8> {
-    let [x, y, ..] = MARKS;
-    let size = [MAX_SIDE; 2];
-    messages::picture([x, y], size, &colour.to_le_bytes().repeat(usize::from(MAX_SIDE * MAX_SIDE)))
+    let [x, y, ..] = MARK_AREA;
+    let pixels = colour.to_le_bytes().repeat(usize::from(MARK_SIDE) * usize::from(MARK_SIDE));
+    messages::picture([x, y], [MARK_SIDE; 2], &pixels)
 }
 
 #[cfg(test)]
