@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{Read, Result as IoResult, Write, copy, sink};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
-use crate::support::c::{run_c_sanitized, run_c_with};
+use crate::support::c::{run_c_sanitized, run_c_with, run_c_with_sources};
 use crate::support::guacd::Guacd;
 use crate::support::processes::left_of;
 use crate::support::target::{stay_silent, target};
@@ -24,6 +25,10 @@ use crate::vnc::{PIXEL, greet};
 crate::tests! {
     Source:
         several_threads_can_use_one_display,
+        layers_with_transparency_are_cleared_before_workers_draw,
+        users_who_join_do_not_wait_for_a_display_that_is_stopped,
+        a_thread_that_renders_stops_at_once,
+        a_frame_may_have_more_operations_than_fit_into_the_queue,
         sessions_that_draw_end_at_once,
         users_can_join_while_a_desktop_is_drawn,
         users_are_told_that_a_vnc_server_is_gone,
@@ -33,8 +38,9 @@ crate::tests! {
         the_sanitizers_find_nothing_in_a_display;
 }
 
-/// The sizes that a desktop has in turn.
-const SIZES: [[u16; 2]; 3] = [[640, 480], [800, 600], [320, 200]];
+/// The size that a desktop has at first, and the largest one.
+const SIZE: [u16; 2] = [640, 480];
+const MAX_SIZE: [u16; 2] = [800, 600];
 
 /// The messages of a VNC server that draws: noise, colors, copies, cursors, and sometimes another size.
 struct Drawing {
@@ -45,7 +51,7 @@ struct Drawing {
 
 impl Drawing {
     fn new(seed: u32, resizes: bool) -> Drawing {
-        Drawing { random: seed, size: SIZES[0], resizes }
+        Drawing { random: seed, size: SIZE, resizes }
     }
 
     fn below(&mut self, limit: u16) -> u16 {
@@ -63,8 +69,8 @@ impl Drawing {
         let mut messages = Vec::new();
         for _ in 0..5 {
             messages.extend([0, 0, 0, 1]);
-            let [width, height] = [1 + self.below(160), 1 + self.below(160)];
-            let [x, y] = [self.below(self.size[0] - width), self.below(self.size[1] - height)];
+            let [width, height] = self.size.map(|side| 1 + self.below(side.min(160)));
+            let [x, y] = [self.below(self.size[0] - width + 1), self.below(self.size[1] - height + 1)];
             match self.below(20) {
                 0..=9 => {
                     messages.extend(Drawing::head([x, y, width, height], 0));
@@ -78,8 +84,8 @@ impl Drawing {
                 10..=16 => {
                     // CopyRect.
                     messages.extend(Drawing::head([x, y, width, height], 1));
-                    messages.extend(self.below(self.size[0] - width).to_be_bytes());
-                    messages.extend(self.below(self.size[1] - height).to_be_bytes());
+                    messages.extend(self.below(self.size[0] - width + 1).to_be_bytes());
+                    messages.extend(self.below(self.size[1] - height + 1).to_be_bytes());
                 }
                 17 | 18 => {
                     // RichCursor: its pixels, and its mask.
@@ -93,7 +99,9 @@ impl Drawing {
                 _ => {
                     // NewFBSize, or nothing new.
                     if self.resizes {
-                        self.size = SIZES[usize::from(self.below(3))];
+                        // One in four is small.
+                        let limit = if self.below(4) == 0 { [70, 70] } else { MAX_SIZE };
+                        self.size = limit.map(|side| 1 + self.below(side));
                     }
                     messages.extend(Drawing::head([0, 0, self.size[0], self.size[1]], -223));
                 }
@@ -106,7 +114,7 @@ impl Drawing {
 /// A VNC server that draws, this often a second, until guacd closes the connection.
 fn a_desktop_that_never_rests(resizes: bool, rate: u32) -> Result<String> {
     target(move |mut stream| {
-        greet(&mut stream, SIZES[0])?;
+        greet(&mut stream, SIZE)?;
         stream.write_all(&PIXEL)?;
         let mut reading = stream.try_clone()?;
         thread::spawn(move || copy(&mut reading, &mut sink()));
@@ -186,6 +194,38 @@ fn several_threads_can_use_one_display() -> Result<()> {
     // Stock aborts, crashes, or freezes.
     let stock = run_c_with("display_threads", "stock", &["-lcairo"], &["10", "0"]);
     ensure!(stock.map_or(true, |said| !said.is_empty()), "stock finds nothing wrong");
+    Ok(())
+}
+
+/// What a program prints in which threads use a display in turn.
+fn display_turns(variant: &str, what: &str) -> Result<String> {
+    Ok(run_c_with_sources("display_turns", variant, &[Path::new(what)])?.trim_end().to_owned())
+}
+
+fn layers_with_transparency_are_cleared_before_workers_draw() -> Result<()> {
+    ensure!(display_turns("patched", "clear")? == "the thread that ends the frame clears");
+    // What one worker of stock clears, another one may be about to fill.
+    ensure!(display_turns("stock", "clear")? == "a worker clears");
+    Ok(())
+}
+
+fn users_who_join_do_not_wait_for_a_display_that_is_stopped() -> Result<()> {
+    ensure!(display_turns("patched", "stop")? == "joins at once");
+    ensure!(display_turns("stock", "stop")? == "waits");
+    Ok(())
+}
+
+fn a_thread_that_renders_stops_at_once() -> Result<()> {
+    // The shortest of several times, as other work takes time, too. Stock waits for the end of the longest frame, 100 ms.
+    let patched: u32 = display_turns("patched", "render")?.parse()?;
+    let stock: u32 = display_turns("stock", "render")?.parse()?;
+    ensure!(patched < 50 && stock > 50, "{patched} ms, stock {stock} ms");
+    Ok(())
+}
+
+fn a_frame_may_have_more_operations_than_fit_into_the_queue() -> Result<()> {
+    ensure!(display_turns("patched", "many")? == "draws");
+    ensure!(display_turns("stock", "many")? == "freezes");
     Ok(())
 }
 
@@ -302,13 +342,13 @@ fn serve_until(phase: Phase, stream: &mut TcpStream) -> IoResult<()> {
             }
             Ok(())
         }
-        Phase::Greeted => greet(stream, SIZES[0]),
+        Phase::Greeted => greet(stream, SIZE),
         Phase::WithinThePicture => {
-            greet(stream, SIZES[0])?;
+            greet(stream, SIZE)?;
             stream.write_all(&PIXEL[..18])
         }
         Phase::Drawing => {
-            greet(stream, SIZES[0])?;
+            greet(stream, SIZE)?;
             let mut drawing = Drawing::new(1, true);
             (0..50).try_for_each(|_| {
                 sleep(Duration::from_millis(10));

@@ -4,22 +4,25 @@
 use std::fs;
 use std::io::{Read, Result as IoResult, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::net::sockopt::set_socket_linger;
+use tempfile::TempDir;
 
-use crate::support::c::Preloaded;
+use crate::support::c::{Preloaded, run_c_with_sources};
 use crate::support::guacd::{Guacd, free_port, wait_until_it_listens};
 use crate::support::processes::{cpu_time, left_of};
 use crate::support::rdp::{Security, activate, draw, draw_with_nscodec, negotiate, open_channels};
 use crate::support::target::{stay_silent, target};
 use crate::support::tls::Certificate;
 use crate::support::user::User;
-use crate::support::{SOON, built, wait_until};
+use crate::support::{SOON, built, root, wait_until};
 
 crate::tests! {
     Source:
@@ -30,7 +33,13 @@ crate::tests! {
         an_rdp_session_has_few_threads_however_many_processors,
         the_first_picture_of_an_rdp_session_comes_soon,
         an_idle_rdp_session_gives_back_its_memory,
-        an_rdp_server_may_use_a_codec_late;
+        an_rdp_server_may_use_a_codec_late,
+        freerdp_calls_the_functions_that_replace_its_own_however_it_is_linked,
+        a_desktop_that_the_server_resizes_shows_what_was_drawn,
+        a_desktop_can_be_resized_while_another_thread_draws,
+        an_rdp_server_that_does_not_give_a_size_is_not_asked_forever,
+        a_session_connects_again_once_for_a_size,
+        all_of_the_clipboard_is_passed_on;
 }
 
 /// Where the server stops.
@@ -423,5 +432,159 @@ fn an_rdp_server_may_use_a_codec_late() -> Result<()> {
         user.expect_one_of(&["9.image/png,3.160,3.320;", "4.rect,1.0,3.160,3.320,"])
             .with_context(|| format!("{variant}: NSCodec"))?;
     }
+    Ok(())
+}
+
+/// How FreeRDP, of which `c/replacements.c` has what is needed, becomes part of the process that loads the plugin.
+fn calls_of_replacements(cc: &str, how: &str) -> Result<String> {
+    let dir = TempDir::new()?;
+    let build = built("patched")?.with_file_name("build");
+    let makefile = fs::read_to_string(build.join("src/protocols/rdp/Makefile"))?;
+    let flags = makefile.lines().find_map(|line| line.strip_prefix("RDP_CFLAGS = ")).unwrap_or_default();
+    // The headers of libraries are the same for any libc.
+    let mut compile = format!("{cc} -w -fPIC -D_GNU_SOURCE -idirafter /usr/include {flags}");
+    for include in [
+        build.clone(),
+        build.join("src/libguac"),
+        build.join("src/protocols/rdp"),
+        built("patched")?.join("include"),
+    ] {
+        compile.push_str(&format!(" -I {}", include.display()));
+    }
+    let mut steps = vec![
+        format!("{compile} -DWINPR -c -o winpr.o $source"),
+        format!("{compile} -DFREERDP -c -o freerdp.o $source"),
+        format!("{compile} -c -o plugin.o {}", build.join("src/protocols/rdp/freerdp2.c").display()),
+    ];
+    let shared = |flags: &str| {
+        vec![
+            format!("{cc} -shared {flags} -o libwinpr.so winpr.o"),
+            format!("{cc} -shared {flags} -o libfreerdp.so freerdp.o -L. -lwinpr"),
+            format!("{cc} -shared -o plugin.so plugin.o -L. -lwinpr -lfreerdp -ldl"),
+        ]
+    };
+    steps.extend(match how {
+        "versioned" => {
+            fs::write(dir.path().join("map"), "VERSION_2 { *; };")?;
+            shared("-Wl,--version-script=map")
+        }
+        "symbolic" => shared("-Wl,-Bsymbolic"),
+        "static" => vec![
+            "ar rc libwinpr.a winpr.o".to_owned(),
+            "ar rc libfreerdp.a freerdp.o".to_owned(),
+            format!("{cc} -shared -o plugin.so plugin.o -L. -Wl,-u,use -lfreerdp -lwinpr -ldl"),
+        ],
+        _ => shared(""),
+    });
+    steps.push(format!("{compile} -o main $source -ldl"));
+    steps.push("LD_LIBRARY_PATH=. ./main ./plugin.so".to_owned());
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &steps.join(" && ")]).current_dir(dir.path());
+    let output = shell.env("source", root().join("tests/it/c/replacements.c")).output()?;
+    ensure!(output.status.success(), "{cc}, {how}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
+}
+
+fn freerdp_calls_the_functions_that_replace_its_own_however_it_is_linked() -> Result<()> {
+    const ALL: &str =
+        "slept 0, waited 1, threads 0, key 5, no key 1, contexts given back, given back, given back";
+    // Functions of the same library are called as it has them.
+    const OTHERS: &str = "slept 0, waited 1, threads 0, key 5, no key 1, contexts kept, kept, kept";
+    const NONE: &str = "slept 1, waited 0, threads 1, key 5, no key 1, contexts kept, kept, kept";
+    for cc in ["cc", "musl-gcc"] {
+        for (how, expected) in [("shared", ALL), ("versioned", ALL), ("symbolic", OTHERS), ("static", NONE)] {
+            let called = calls_of_replacements(cc, how)?;
+            ensure!(called == expected, "{cc}, {how}: {called}");
+        }
+    }
+    Ok(())
+}
+
+/// What a program prints that does with FreeRDP what a session does with its desktop.
+fn rdp_desktop(variant: &str, what: &str) -> Result<String> {
+    run_c_with_sources("rdp_desktop", variant, &[Path::new(what)])
+}
+
+fn a_desktop_that_the_server_resizes_shows_what_was_drawn() -> Result<()> {
+    let patched = rdp_desktop("patched", "resize")?;
+    ensure!(
+        patched.ends_with(
+            "begins with zeroes, keeps what was drawn, goes on with zeroes, shows what is new as black\n"
+        ),
+        "{patched}"
+    );
+    let stock = rdp_desktop("stock", "resize")?;
+    ensure!(
+        stock.ends_with(
+            "begins with what was there, loses what was drawn, goes on with what was there, does not show what is new as black\n"
+        ),
+        "stock: {stock}"
+    );
+    Ok(())
+}
+
+fn a_desktop_can_be_resized_while_another_thread_draws() -> Result<()> {
+    let patched = rdp_desktop("patched", "race")?;
+    ensure!(patched.ends_with("resizes to 256x256\n"), "{patched}");
+    let stock = rdp_desktop("stock", "race");
+    ensure!(stock.as_ref().is_err_and(|error| error.to_string().contains("GUAC_ASSERT")), "stock: {stock:?}");
+    Ok(())
+}
+
+fn an_rdp_server_that_does_not_give_a_size_is_not_asked_forever() -> Result<()> {
+    let patched = rdp_desktop("patched", "sizes")?;
+    // The first size is asked for before the server has opened the channel.
+    let expected = "asks 4 times for 700x500\nasks 4 times for 640x480\nasks 1 times for 800x600\n";
+    ensure!(patched.ends_with(expected), "{patched}");
+    let stock = rdp_desktop("stock", "sizes")?;
+    ensure!(
+        stock.ends_with("asks 0 times for 0x0\nasks 101 times for 640x480\nasks 1 times for 800x600\n"),
+        "stock: {stock}"
+    );
+    Ok(())
+}
+
+fn a_session_connects_again_once_for_a_size() -> Result<()> {
+    // How often a session has connected, some seconds after its user asked for a size that the server does not give.
+    let connections = |variant| -> Result<usize> {
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
+        let port = target(move |mut stream| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            negotiate(&mut stream, Security::Rdp)?;
+            open_channels(&mut stream)?;
+            activate(&mut stream, [800, 600])?;
+            draw(&mut stream, [0, 0], [0, 0, 255])?;
+            stay_silent(stream)
+        })?;
+        let guacd = Guacd::start(variant)?;
+        let (mut user, process) =
+            connect(&guacd, &port, &[("security", "rdp"), ("resize-method", "reconnect")])?;
+        user.expect("3.img,").context("no picture")?;
+        user.send(&["size", "640", "480"])?;
+        wait_until("the session connects again", 2 * SOON, || count.load(Ordering::Relaxed) > 1)?;
+        // Stock connects again after half a second, which it takes to connect, too.
+        user.listen(Duration::from_secs(6))?;
+        drop(user);
+        ensure!(left_of(&[process], 3 * SOON).is_empty(), "the session lives on");
+        Ok(count.load(Ordering::Relaxed))
+    };
+    let patched = connections("patched")?;
+    ensure!(patched == 2, "{patched} connections");
+    let stock = connections("stock")?;
+    ensure!(stock > 2, "stock: {stock} connections");
+    Ok(())
+}
+
+fn all_of_the_clipboard_is_passed_on() -> Result<()> {
+    // Line breaks take two or four bytes, and what is kept of text is 262,144 bytes of UTF-8.
+    let patched = rdp_desktop("patched", "clipboard")?;
+    let expected = "to the server: 524288 bytes\nto the server: 1048576 bytes\n\
+                    from the server: 262144 bytes\nfrom the server: 262143 bytes\n";
+    ensure!(patched.ends_with(expected), "{patched}");
+    let stock = rdp_desktop("stock", "clipboard")?;
+    let expected = "to the server: 262144 bytes\nto the server: 262144 bytes\n\
+                    from the server: 0 bytes\nfrom the server: 262143 bytes\n";
+    ensure!(stock.ends_with(expected), "stock: {stock}");
     Ok(())
 }
