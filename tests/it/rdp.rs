@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,10 @@ use tempfile::TempDir;
 use crate::support::c::{Preloaded, run_c_with_sources};
 use crate::support::guacd::{Guacd, free_port, wait_until_it_listens};
 use crate::support::processes::{cpu_time, left_of};
-use crate::support::rdp::{Security, activate, draw, draw_with_nscodec, negotiate, open_channels};
+use crate::support::rdp::{
+    Security, activate, activate_late, deactivate, draw, draw_with_nscodec, end_frame, negotiate,
+    open_channels,
+};
 use crate::support::target::{stay_silent, target};
 use crate::support::tls::Certificate;
 use crate::support::user::User;
@@ -28,12 +31,14 @@ crate::tests! {
     Source:
         users_learn_that_an_rdp_server_was_killed,
         users_learn_that_an_rdp_server_ends_while_guacd_connects,
+        users_learn_that_an_rdp_server_is_gone_when_guacd_connects_again,
         users_learn_that_an_rdp_server_says_nothing,
         users_learn_that_an_rdp_server_refuses_a_password,
         an_rdp_session_has_few_threads_however_many_processors,
         the_first_picture_of_an_rdp_session_comes_soon,
         an_idle_rdp_session_gives_back_its_memory,
         an_rdp_server_may_use_a_codec_late,
+        an_rdp_server_may_end_a_frame_early,
         freerdp_calls_the_functions_that_replace_its_own_however_it_is_linked,
         a_desktop_that_the_server_resizes_shows_what_was_drawn,
         a_desktop_can_be_resized_while_another_thread_draws,
@@ -59,6 +64,8 @@ enum Phase {
     Idle,
     /// It draws.
     Drawing,
+    /// It is about to resize the desktop.
+    Resizing,
 }
 
 /// How it stops.
@@ -91,7 +98,7 @@ fn stops(phase: Phase, stop: Stop, tls: &Arc<TlsServer>) -> Result<String> {
                 if phase != Phase::Negotiated {
                     open_channels(&mut stream)?;
                 }
-                if matches!(phase, Phase::Idle | Phase::Drawing) {
+                if matches!(phase, Phase::Idle | Phase::Drawing | Phase::Resizing) {
                     activate(&mut stream, [800, 600])?;
                     draw(&mut stream, [0, 0], [0, 0, 255])?;
                     // Until the users see it.
@@ -102,6 +109,9 @@ fn stops(phase: Phase, stop: Stop, tls: &Arc<TlsServer>) -> Result<String> {
                             draw(&mut stream, [16 * u16::from(shade % 50), 0], [shade, 0, 0])?;
                         }
                         sleep(Duration::from_millis(10));
+                    }
+                    if phase == Phase::Resizing {
+                        deactivate(&mut stream)?;
                     }
                 }
             }
@@ -217,7 +227,8 @@ fn users_learn_that_an_rdp_server_was_killed() -> Result<()> {
     // What the user learns, whether the session keeps a processor busy, and whether it ends by itself.
     let killed = |variant, phase, stop| -> Result<(Option<String>, bool, bool)> {
         let guacd = Guacd::start(variant)?;
-        let (mut user, process) = connect(&guacd, &stops(phase, stop, &tls)?, &[("security", "rdp")])?;
+        let (mut user, process) =
+            connect(&guacd, &stops(phase, stop, &tls)?, &[("security", "rdp"), ("timeout", "1")])?;
         user.expect("3.img,").with_context(|| format!("{variant}: no picture"))?;
         let error = error_within(&mut user, SOON);
         let before = cpu_time(process).unwrap_or_default();
@@ -226,12 +237,16 @@ fn users_learn_that_an_rdp_server_was_killed() -> Result<()> {
         drop(user);
         Ok((error, is_busy, left_of(&[process], SOON).is_empty()))
     };
-    for phase in [Phase::Idle, Phase::Drawing] {
+    let told = (Some("520".to_owned()), false, true);
+    for phase in [Phase::Idle, Phase::Drawing, Phase::Resizing] {
         for stop in [Stop::Closes, Stop::Resets] {
             let patched = killed("patched", phase, stop)?;
-            ensure!(patched == (Some("520".to_owned()), false, true), "{phase:?}, {stop:?}: {patched:?}");
+            ensure!(patched == told, "{phase:?}, {stop:?}: {patched:?}");
         }
     }
+    // It has the time of the parameter "timeout", a second, to resize the desktop.
+    let patched = killed("patched", Phase::Resizing, Stop::IsSilent)?;
+    ensure!(patched == told, "silent while it resizes: {patched:?}");
     let stock = killed("stock", Phase::Idle, Stop::Closes)?;
     ensure!(stock == (None, true, false), "stock: {stock:?}");
     Ok(())
@@ -263,6 +278,30 @@ fn users_learn_that_an_rdp_server_ends_while_guacd_connects() -> Result<()> {
     user.handshake_with(&[("hostname", "127.0.0.1"), ("port", "1")])?;
     let status = error_within(&mut user, SOON);
     ensure!(status.as_deref() == Some("519"), "refused: {status:?}");
+    Ok(())
+}
+
+fn users_learn_that_an_rdp_server_is_gone_when_guacd_connects_again() -> Result<()> {
+    // A session connects again for another size.
+    let is_first = AtomicBool::new(true);
+    let port = target(move |mut stream| {
+        if !is_first.swap(false, Ordering::Relaxed) {
+            return stream.shutdown(Shutdown::Both);
+        }
+        negotiate(&mut stream, Security::Rdp)?;
+        open_channels(&mut stream)?;
+        activate(&mut stream, [800, 600])?;
+        draw(&mut stream, [0, 0], [0, 0, 255])?;
+        stay_silent(stream)
+    })?;
+    let guacd = Guacd::start("patched")?;
+    let (mut user, process) = connect(&guacd, &port, &[("security", "rdp"), ("resize-method", "reconnect")])?;
+    user.expect("3.img,").context("no picture")?;
+    user.send(&["size", "640", "480"])?;
+    let status = error_within(&mut user, SOON);
+    ensure!(status.as_deref() == Some("519"), "{status:?}, {}", guacd.log()?);
+    drop(user);
+    ensure!(left_of(&[process], SOON).is_empty(), "the session lives on");
     Ok(())
 }
 
@@ -432,6 +471,24 @@ fn an_rdp_server_may_use_a_codec_late() -> Result<()> {
         user.expect_one_of(&["9.image/png,3.160,3.320;", "4.rect,1.0,3.160,3.320,"])
             .with_context(|| format!("{variant}: NSCodec"))?;
     }
+    Ok(())
+}
+
+fn an_rdp_server_may_end_a_frame_early() -> Result<()> {
+    let port = target(|mut stream| {
+        negotiate(&mut stream, Security::Rdp)?;
+        open_channels(&mut stream)?;
+        activate_late(&mut stream, [800, 600], end_frame)?;
+        draw(&mut stream, [0, 0], [0, 0, 255])?;
+        stay_silent(stream)
+    })?;
+    let is_drawn = |variant| -> Result<bool> {
+        let guacd = Guacd::start(variant)?;
+        let (mut user, _) = connect(&guacd, &port, &[("security", "rdp")])?;
+        Ok(user.expect("3.img,").is_ok())
+    };
+    ensure!(is_drawn("patched")?, "no picture");
+    ensure!(!is_drawn("stock")?, "stock does not crash");
     Ok(())
 }
 

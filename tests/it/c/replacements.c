@@ -137,8 +137,9 @@ int main(int argc, char** argv) {
         return 1;
     static rdpSettings settings;
     static rdpContext context = { .settings = &settings };
-    settings.TcpAckTimeout = 1000;
     set_connecting(&context);
+    /* FreeRDP is told how long to wait while it connects */
+    settings.TcpAckTimeout = 1000;
     use();
     set_connecting(NULL);
     /* The time that was not slept counts only while FreeRDP connects */
