@@ -374,7 +374,7 @@ fn the_sanitizers_find_nothing_in_a_guacd_whose_desktops_are_drawn() -> Result<(
         "libwinpr",
     ];
     let known = known.map(|function| format!("race_top:{function}\n")).concat();
-    for sanitizers in ["thread", "address"] {
+    for sanitizers in ["thread", "address,undefined"] {
         let sanitized = Sanitized::compile(sanitizers)?;
         for desktop in [a_vnc_desktop_that_never_rests(true, 20)?, an_rdp_desktop_that_never_rests(true, 20)?]
         {
