@@ -136,10 +136,8 @@ static void stop(void) {
         usleep(1000);
     for (int i = 0; i < 300 && !has_joined; i++)
         usleep(10000);
+    /* Stock may wait for ever, even once the image is sent */
     printf("%s\n", has_joined ? "joins at once" : "waits");
-    pthread_mutex_unlock(&gate);
-    pthread_join(stopper, NULL);
-    pthread_join(joiner, NULL);
 }
 
 /* The clock of the machine, as libguac's may be rounded */
@@ -178,8 +176,6 @@ static void freeze(int signal) {
 }
 
 static void many(void) {
-    signal(SIGALRM, freeze);
-    alarm(10);
     start();
     display->ops.max_items = 8;
     draw(guac_display_default_layer(display), 64);
@@ -192,6 +188,8 @@ static void many(void) {
 
 int main(int argc, char** argv) {
     const char* what = argc > 1 ? argv[1] : "";
+    signal(SIGALRM, freeze);
+    alarm(20);
     if (strcmp(what, "clear") == 0)
         clear();
     else if (strcmp(what, "stop") == 0)
