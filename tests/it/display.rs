@@ -259,10 +259,15 @@ fn users_who_join_do_not_wait_for_a_display_that_is_stopped() -> Result<()> {
 }
 
 fn a_thread_that_renders_stops_at_once() -> Result<()> {
-    // The shortest of several times, as other work takes time, too. Stock waits for the end of the longest frame, 100 ms.
-    let patched: u32 = display_turns("patched", "render")?.parse()?;
-    let stock: u32 = display_turns("stock", "render")?.parse()?;
-    ensure!(patched < 50 && stock > 50, "{patched} ms, stock {stock} ms");
+    // The shortest of several times, and their median.
+    let times = |variant| -> Result<(u32, u32)> {
+        let said = display_turns(variant, "render")?;
+        let (best, median) = said.split_once(' ').context("no times")?;
+        Ok((best.parse()?, median.parse()?))
+    };
+    // Other work takes time, too, but hardly each time. Stock waits for the end of the longest frame, 100 ms.
+    let (patched, stock) = (times("patched")?, times("stock")?);
+    ensure!(patched.0 < 50 && stock.1 > 50, "{patched:?} ms, stock {stock:?} ms");
     Ok(())
 }
 
