@@ -25,7 +25,8 @@ impl Sanitized {
     pub fn compile(sanitizers: &str) -> Result<Sanitized> {
         let dir = TempDir::new()?;
         let build = built("patched")?.with_file_name("build");
-        run(Command::new("cp").arg("-r").arg(build).arg(dir.path().join("build")))?;
+        // With their times, as make would configure everything anew otherwise.
+        run(Command::new("cp").arg("-a").arg(build).arg(dir.path().join("build")))?;
         let sanitized = Sanitized { dir };
         for part in PARTS {
             let make = || {
