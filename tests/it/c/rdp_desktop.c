@@ -18,6 +18,7 @@
 #include <freerdp/event.h>
 #include <freerdp/freerdp.h>
 #include <freerdp/gdi/gdi.h>
+#include <freerdp/settings.h>
 #include <guacamole/client.h>
 #include <guacamole/display.h>
 #include <guacamole/socket.h>
@@ -69,8 +70,8 @@ static void start(void) {
 }
 
 static void set_size(int width, int height) {
-    context->settings->DesktopWidth = width;
-    context->settings->DesktopHeight = height;
+    freerdp_settings_set_uint32(context->settings, FreeRDP_DesktopWidth, width);
+    freerdp_settings_set_uint32(context->settings, FreeRDP_DesktopHeight, height);
 }
 
 /* What users receive */
