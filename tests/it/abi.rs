@@ -72,6 +72,7 @@ fn stocks_symbols_are_all_exported_and_only_the_api_is_new() -> Result<()> {
                 "guac_rdp_codecs_register_rdpgfx",
                 "guac_rdp_codecs_register_update",
                 "guac_rdp_freerdp2_set_connecting",
+                "guac_rdp_gdi_init",
             ],
             "libguac-client-ssh.so" => &["guac_client_prepare", "guac_sftp_sync_handler"],
             "libguac-client-vnc.so" => &[

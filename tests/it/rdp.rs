@@ -4,8 +4,10 @@
 use std::fs;
 use std::io::{Read, Result as IoResult, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
@@ -13,24 +15,36 @@ use anyhow::{Context, Result, ensure};
 use rustix::net::sockopt::set_socket_linger;
 use tempfile::TempDir;
 
+use crate::support::c::run_c_with_sources;
 use crate::support::guacd::{Guacd, free_port, wait_until_it_listens};
 use crate::support::processes::{cpu_time, left_of};
-use crate::support::rdp::{Security, activate, draw, draw_with_nscodec, negotiate, open_channels};
+use crate::support::rdp::{
+    Security, activate, activate_late, deactivate, draw, draw_with_nscodec, end_frame, negotiate,
+    open_channels,
+};
 use crate::support::target::{stay_silent, target};
 use crate::support::tls::Certificate;
 use crate::support::user::User;
-use crate::support::{SOON, built, wait_until};
+use crate::support::{SOON, built, root, wait_until};
 
 crate::tests! {
     Source:
         users_learn_that_an_rdp_server_was_killed,
         users_learn_that_an_rdp_server_ends_while_guacd_connects,
+        users_learn_that_an_rdp_server_is_gone_when_guacd_connects_again,
         users_learn_that_an_rdp_server_says_nothing,
         users_learn_that_an_rdp_server_refuses_a_password,
         an_rdp_session_has_few_threads_however_many_processors,
         the_first_picture_of_an_rdp_session_comes_soon,
         an_idle_rdp_session_gives_back_its_memory,
-        an_rdp_server_may_use_a_codec_late;
+        an_rdp_server_may_use_a_codec_late,
+        an_rdp_server_may_end_a_frame_early,
+        freerdp_calls_the_functions_that_replace_its_own_however_it_is_linked,
+        a_desktop_that_the_server_resizes_shows_what_was_drawn,
+        a_desktop_can_be_resized_while_another_thread_draws,
+        an_rdp_server_that_does_not_give_a_size_is_not_asked_forever,
+        a_session_connects_again_once_for_a_size,
+        all_of_the_clipboard_is_passed_on;
 }
 
 /// Where the server stops.
@@ -50,6 +64,8 @@ enum Phase {
     Idle,
     /// It draws.
     Drawing,
+    /// It is about to resize the desktop.
+    Resizing,
 }
 
 /// How it stops.
@@ -82,7 +98,7 @@ fn stops(phase: Phase, stop: Stop, tls: &Arc<TlsServer>) -> Result<String> {
                 if phase != Phase::Negotiated {
                     open_channels(&mut stream)?;
                 }
-                if matches!(phase, Phase::Idle | Phase::Drawing) {
+                if matches!(phase, Phase::Idle | Phase::Drawing | Phase::Resizing) {
                     activate(&mut stream, [800, 600])?;
                     draw(&mut stream, [0, 0], [0, 0, 255])?;
                     // Until the users see it.
@@ -93,6 +109,9 @@ fn stops(phase: Phase, stop: Stop, tls: &Arc<TlsServer>) -> Result<String> {
                             draw(&mut stream, [16 * u16::from(shade % 50), 0], [shade, 0, 0])?;
                         }
                         sleep(Duration::from_millis(10));
+                    }
+                    if phase == Phase::Resizing {
+                        deactivate(&mut stream)?;
                     }
                 }
             }
@@ -208,21 +227,28 @@ fn users_learn_that_an_rdp_server_was_killed() -> Result<()> {
     // What the user learns, whether the session keeps a processor busy, and whether it ends by itself.
     let killed = |variant, phase, stop| -> Result<(Option<String>, bool, bool)> {
         let guacd = Guacd::start(variant)?;
-        let (mut user, process) = connect(&guacd, &stops(phase, stop, &tls)?, &[("security", "rdp")])?;
+        let (mut user, process) =
+            connect(&guacd, &stops(phase, stop, &tls)?, &[("security", "rdp"), ("timeout", "1")])?;
         user.expect("3.img,").with_context(|| format!("{variant}: no picture"))?;
         let error = error_within(&mut user, SOON);
         let before = cpu_time(process).unwrap_or_default();
-        sleep(Duration::from_millis(500));
-        let is_busy = cpu_time(process).is_ok_and(|now| now - before > Duration::from_millis(100));
+        // Other work leaves little of a processor to stock.
+        let time = if variant == "stock" { SOON } else { Duration::from_millis(500) };
+        let is_busy = || cpu_time(process).is_ok_and(|now| now - before > Duration::from_millis(100));
+        let is_busy = wait_until("it is busy", time, is_busy).is_ok();
         drop(user);
         Ok((error, is_busy, left_of(&[process], SOON).is_empty()))
     };
-    for phase in [Phase::Idle, Phase::Drawing] {
+    let told = (Some("520".to_owned()), false, true);
+    for phase in [Phase::Idle, Phase::Drawing, Phase::Resizing] {
         for stop in [Stop::Closes, Stop::Resets] {
             let patched = killed("patched", phase, stop)?;
-            ensure!(patched == (Some("520".to_owned()), false, true), "{phase:?}, {stop:?}: {patched:?}");
+            ensure!(patched == told, "{phase:?}, {stop:?}: {patched:?}");
         }
     }
+    // It has the time of the parameter "timeout", a second, to resize the desktop.
+    let patched = killed("patched", Phase::Resizing, Stop::IsSilent)?;
+    ensure!(patched == told, "silent while it resizes: {patched:?}");
     let stock = killed("stock", Phase::Idle, Stop::Closes)?;
     ensure!(stock == (None, true, false), "stock: {stock:?}");
     Ok(())
@@ -254,6 +280,30 @@ fn users_learn_that_an_rdp_server_ends_while_guacd_connects() -> Result<()> {
     user.handshake_with(&[("hostname", "127.0.0.1"), ("port", "1")])?;
     let status = error_within(&mut user, SOON);
     ensure!(status.as_deref() == Some("519"), "refused: {status:?}");
+    Ok(())
+}
+
+fn users_learn_that_an_rdp_server_is_gone_when_guacd_connects_again() -> Result<()> {
+    // A session connects again for another size.
+    let is_first = AtomicBool::new(true);
+    let port = target(move |mut stream| {
+        if !is_first.swap(false, Ordering::Relaxed) {
+            return stream.shutdown(Shutdown::Both);
+        }
+        negotiate(&mut stream, Security::Rdp)?;
+        open_channels(&mut stream)?;
+        activate(&mut stream, [800, 600])?;
+        draw(&mut stream, [0, 0], [0, 0, 255])?;
+        stay_silent(stream)
+    })?;
+    let guacd = Guacd::start("patched")?;
+    let (mut user, process) = connect(&guacd, &port, &[("security", "rdp"), ("resize-method", "reconnect")])?;
+    user.expect("3.img,").context("no picture")?;
+    user.send(&["size", "640", "480"])?;
+    let status = error_within(&mut user, SOON);
+    ensure!(status.as_deref() == Some("519"), "{status:?}, {}", guacd.log()?);
+    drop(user);
+    ensure!(left_of(&[process], SOON).is_empty(), "the session lives on");
     Ok(())
 }
 
@@ -425,5 +475,182 @@ fn an_rdp_server_may_use_a_codec_late() -> Result<()> {
         user.expect_one_of(&["9.image/png,3.160,3.320;", "4.rect,1.0,3.160,3.320,"])
             .with_context(|| format!("{variant}: NSCodec"))?;
     }
+    Ok(())
+}
+
+fn an_rdp_server_may_end_a_frame_early() -> Result<()> {
+    let port = target(|mut stream| {
+        negotiate(&mut stream, Security::Rdp)?;
+        open_channels(&mut stream)?;
+        activate_late(&mut stream, [800, 600], end_frame)?;
+        draw(&mut stream, [0, 0], [0, 0, 255])?;
+        stay_silent(stream)
+    })?;
+    let is_drawn = |variant| -> Result<bool> {
+        let guacd = Guacd::start(variant)?;
+        let (mut user, _) = connect(&guacd, &port, &[("security", "rdp")])?;
+        Ok(user.expect("3.img,").is_ok())
+    };
+    ensure!(is_drawn("patched")?, "no picture");
+    ensure!(!is_drawn("stock")?, "stock does not crash");
+    Ok(())
+}
+
+/// How FreeRDP, of which `c/replacements.c` has what is needed, becomes part of the process that loads the plugin.
+fn calls_of_replacements(cc: &str, how: &str, flags: &str) -> Result<String> {
+    let dir = TempDir::new()?;
+    let build = built("patched")?.with_file_name("build");
+    // The headers of libraries are the same for any libc.
+    let mut compile = format!("{cc} -w -fPIC -D_GNU_SOURCE -idirafter /usr/include {flags}");
+    for include in [
+        build.clone(),
+        build.join("src/libguac"),
+        build.join("src/protocols/rdp"),
+        built("patched")?.join("include"),
+    ] {
+        compile.push_str(&format!(" -I {}", include.display()));
+    }
+    let mut steps = vec![
+        format!("{compile} -DWINPR -c -o winpr.o $source"),
+        format!("{compile} -DFREERDP -c -o freerdp.o $source"),
+        format!("{compile} -c -o plugin.o {}", build.join("src/protocols/rdp/freerdp2.c").display()),
+    ];
+    let shared = |flags: &str| {
+        vec![
+            format!("{cc} -shared {flags} -o libwinpr.so winpr.o"),
+            format!("{cc} -shared {flags} -o libfreerdp.so freerdp.o -L. -lwinpr"),
+            format!("{cc} -shared -o plugin.so plugin.o -L. -lwinpr -lfreerdp -ldl"),
+        ]
+    };
+    steps.extend(match how {
+        "versioned" => {
+            fs::write(dir.path().join("map"), "VERSION_2 { *; };")?;
+            shared("-Wl,--version-script=map")
+        }
+        "symbolic" => shared("-Wl,-Bsymbolic"),
+        "static" => vec![
+            "ar rc libwinpr.a winpr.o".to_owned(),
+            "ar rc libfreerdp.a freerdp.o".to_owned(),
+            format!("{cc} -shared -o plugin.so plugin.o -L. -Wl,-u,use -lfreerdp -lwinpr -ldl"),
+        ],
+        _ => shared(""),
+    });
+    steps.push(format!("{compile} -o main $source -ldl"));
+    steps.push("LD_LIBRARY_PATH=. ./main ./plugin.so".to_owned());
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &steps.join(" && ")]).current_dir(dir.path());
+    let output = shell.env("source", root().join("tests/it/c/replacements.c")).output()?;
+    ensure!(output.status.success(), "{cc}, {how}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
+}
+
+fn freerdp_calls_the_functions_that_replace_its_own_however_it_is_linked() -> Result<()> {
+    const ALL: &str =
+        "slept 0, waited 1, threads 0, key 5, no key 1, contexts given back, given back, given back";
+    // Functions of the same library are called as it has them.
+    const OTHERS: &str = "slept 0, waited 1, threads 0, key 5, no key 1, contexts kept, kept, kept";
+    const NONE: &str = "slept 1, waited 0, threads 1, key 5, no key 1, contexts kept, kept, kept";
+    let makefile = built("patched")?.with_file_name("build").join("src/protocols/rdp/Makefile");
+    let makefile = fs::read_to_string(makefile)?;
+    let flags = makefile.lines().find_map(|line| line.strip_prefix("RDP_CFLAGS = ")).unwrap_or_default();
+    // There is nothing to replace in FreeRDP 3.
+    if flags.contains("freerdp3") {
+        return Ok(());
+    }
+    for cc in ["cc", "musl-gcc"] {
+        for (how, expected) in [("shared", ALL), ("versioned", ALL), ("symbolic", OTHERS), ("static", NONE)] {
+            let called = calls_of_replacements(cc, how, flags)?;
+            ensure!(called == expected, "{cc}, {how}: {called}");
+        }
+    }
+    Ok(())
+}
+
+/// What a program prints that does with FreeRDP what a session does with its desktop.
+fn rdp_desktop(variant: &str, what: &str) -> Result<String> {
+    run_c_with_sources("rdp_desktop", variant, &[Path::new(what)])
+}
+
+fn a_desktop_that_the_server_resizes_shows_what_was_drawn() -> Result<()> {
+    let patched = rdp_desktop("patched", "resize")?;
+    ensure!(
+        patched.ends_with(
+            "begins with zeroes, keeps what was drawn, goes on with zeroes, shows what is new as black\n"
+        ),
+        "{patched}"
+    );
+    let stock = rdp_desktop("stock", "resize")?;
+    ensure!(
+        stock.ends_with(
+            "begins with what was there, loses what was drawn, goes on with what was there, does not show what is new as black\n"
+        ),
+        "stock: {stock}"
+    );
+    Ok(())
+}
+
+fn a_desktop_can_be_resized_while_another_thread_draws() -> Result<()> {
+    let patched = rdp_desktop("patched", "race")?;
+    ensure!(patched.ends_with("resizes to 256x256\n"), "{patched}");
+    let stock = rdp_desktop("stock", "race");
+    ensure!(stock.as_ref().is_err_and(|error| error.to_string().contains("GUAC_ASSERT")), "stock: {stock:?}");
+    Ok(())
+}
+
+fn an_rdp_server_that_does_not_give_a_size_is_not_asked_forever() -> Result<()> {
+    let patched = rdp_desktop("patched", "sizes")?;
+    // The first size is asked for before the server has opened the channel.
+    let expected = "asks 4 times for 700x500\nasks 4 times for 640x480\nasks 1 times for 800x600\n";
+    ensure!(patched.ends_with(expected), "{patched}");
+    let stock = rdp_desktop("stock", "sizes")?;
+    ensure!(
+        stock.ends_with("asks 0 times for 0x0\nasks 101 times for 640x480\nasks 1 times for 800x600\n"),
+        "stock: {stock}"
+    );
+    Ok(())
+}
+
+fn a_session_connects_again_once_for_a_size() -> Result<()> {
+    // How often a session has connected, some seconds after its user asked for a size that the server does not give.
+    let connections = |variant| -> Result<usize> {
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
+        let port = target(move |mut stream| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            negotiate(&mut stream, Security::Rdp)?;
+            open_channels(&mut stream)?;
+            activate(&mut stream, [800, 600])?;
+            draw(&mut stream, [0, 0], [0, 0, 255])?;
+            stay_silent(stream)
+        })?;
+        let guacd = Guacd::start(variant)?;
+        let (mut user, process) =
+            connect(&guacd, &port, &[("security", "rdp"), ("resize-method", "reconnect")])?;
+        user.expect("3.img,").context("no picture")?;
+        user.send(&["size", "640", "480"])?;
+        wait_until("the session connects again", 2 * SOON, || count.load(Ordering::Relaxed) > 1)?;
+        // Stock connects again after half a second, which it takes to connect, too.
+        user.listen(Duration::from_secs(6))?;
+        drop(user);
+        ensure!(left_of(&[process], 3 * SOON).is_empty(), "the session lives on");
+        Ok(count.load(Ordering::Relaxed))
+    };
+    let patched = connections("patched")?;
+    ensure!(patched == 2, "{patched} connections");
+    let stock = connections("stock")?;
+    ensure!(stock > 2, "stock: {stock} connections");
+    Ok(())
+}
+
+fn all_of_the_clipboard_is_passed_on() -> Result<()> {
+    // Line breaks take two or four bytes, and what is kept of text is 262,144 bytes of UTF-8.
+    let patched = rdp_desktop("patched", "clipboard")?;
+    let expected = "to the server: 524288 bytes\nto the server: 1048576 bytes\n\
+                    from the server: 262144 bytes\nfrom the server: 262143 bytes\n";
+    ensure!(patched.ends_with(expected), "{patched}");
+    let stock = rdp_desktop("stock", "clipboard")?;
+    let expected = "to the server: 262144 bytes\nto the server: 262144 bytes\n\
+                    from the server: 0 bytes\nfrom the server: 262143 bytes\n";
+    ensure!(stock.ends_with(expected), "stock: {stock}");
     Ok(())
 }

@@ -24,6 +24,7 @@ crate::tests! {
         users_are_served_even_if_a_vnc_server_does_not_read,
         a_session_ends_even_if_its_vnc_server_floods,
         a_vnc_server_receives_whole_messages,
+        the_kernel_notices_a_vnc_server_that_vanishes,
         a_vnc_login_works_without_credentials,
         a_user_who_leaves_when_asked_for_a_password_is_not_logged_in_over_vnc;
 }
@@ -303,6 +304,19 @@ fn a_vnc_server_receives_whole_messages() -> Result<()> {
         }
     }
     bail!("stock sends only whole messages")
+}
+
+fn the_kernel_notices_a_vnc_server_that_vanishes() -> Result<()> {
+    // Whether it is asked now and then if it is there. To take a machine away needs a network that a test cannot have.
+    let is_asked = |variant| -> Result<bool> {
+        let (session, _signal) = Session::start(variant, |stream, _| stay_silent(stream))?;
+        // Another timer has precedence while something is not acknowledged.
+        let asked = || session.connection().is_ok_and(|ours| ours.is_kept_alive);
+        Ok(wait_until("it is asked", SOON, asked).is_ok())
+    };
+    ensure!(is_asked("patched")?, "nobody asks");
+    ensure!(!is_asked("stock")?, "stock asks, too");
+    Ok(())
 }
 
 /// Greets a client as a VNC server that wants a name and a password, and returns whether they come.

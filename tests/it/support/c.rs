@@ -31,7 +31,7 @@ pub fn run_c_with_sources(name: &str, variant: &str, arguments: &[&Path]) -> Res
     for include in ["", "src/libguac", "src/common", "src/common-ssh", "src/terminal", "src/protocols/rdp"] {
         flags.extend([OsString::from("-I"), build.join(include).into_os_string()]);
     }
-    if name == "drive" {
+    if matches!(name, "drive" | "rdp_desktop") {
         flags.push("-l:libguac-client-rdp.so".into());
         let makefile = fs::read_to_string(build.join("src/protocols/rdp/Makefile"))?;
         for line in makefile.lines() {

@@ -5,6 +5,7 @@ pub mod checkout;
 pub mod guacd;
 pub mod processes;
 pub mod rdp;
+pub mod sanitized;
 pub mod sshd;
 pub mod target;
 pub mod tcp;

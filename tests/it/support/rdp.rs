@@ -135,9 +135,38 @@ pub fn open_channels(stream: &mut TcpStream) -> IoResult<()> {
 
 /// Shares a desktop of this size with the client.
 pub fn activate(stream: &mut TcpStream, size: [u16; 2]) -> IoResult<()> {
+    activate_late(stream, size, |_| Ok(()))
+}
+
+/// The same for a server that does something before the client has been granted the desktop.
+pub fn activate_late(
+    stream: &mut TcpStream,
+    size: [u16; 2],
+    before: impl FnOnce(&mut TcpStream) -> IoResult<()>,
+) -> IoResult<()> {
     // No license is needed.
     send(stream, &[0x80, 0, 0, 0, 0xFF, 3, 16, 0, 7, 0, 0, 0, 2, 0, 0, 0, 4, 0, 0, 0])?;
+    share_desktop(stream, size, before)
+}
 
+/// Takes the desktop back that the client has.
+pub fn deactivate(stream: &mut TcpStream) -> IoResult<()> {
+    let mut deactivate = 0x0001_03EA_u32.to_le_bytes().to_vec();
+    deactivate.extend([1, 0, 0]);
+    share(stream, 0x16, &deactivate)
+}
+
+/// Gives the desktop that the client has another size.
+pub fn resize(stream: &mut TcpStream, size: [u16; 2]) -> IoResult<()> {
+    deactivate(stream)?;
+    share_desktop(stream, size, |_| Ok(()))
+}
+
+fn share_desktop(
+    stream: &mut TcpStream,
+    size: [u16; 2],
+    before: impl FnOnce(&mut TcpStream) -> IoResult<()>,
+) -> IoResult<()> {
     // General capabilities: output in a shorter form, without headers of compression.
     let general = [1, 24, 1, 3, 0x200, 0, 0, 0x405, 0, 0, 0, 0_u16];
     let [width, height] = size;
@@ -153,6 +182,7 @@ pub fn activate(stream: &mut TcpStream, size: [u16; 2]) -> IoResult<()> {
     demand.extend(capabilities);
     demand.extend([0; 4]);
     share(stream, 0x11, &demand)?;
+    before(stream)?;
 
     // The desktop is synchronized, controlled, and granted to the client. Then there are no fonts.
     share_data(stream, 31, &[1, USER].map(u16::to_le_bytes).concat())?;
@@ -188,6 +218,11 @@ pub fn draw_with_nscodec(stream: &mut TcpStream, [x, y]: [u16; 2], shade: u8) ->
     update.extend(u32::from(length(data.len())?).to_le_bytes());
     update.extend(data);
     fast_path(stream, 4, &update)
+}
+
+/// Ends a frame.
+pub fn end_frame(stream: &mut TcpStream) -> IoResult<()> {
+    fast_path(stream, 4, &[4, 0, 1, 0, 0, 0, 0, 0])
 }
 
 /// Sends an update of this type in the shorter form of output.

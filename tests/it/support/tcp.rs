@@ -14,6 +14,8 @@ pub struct Connection {
     pub unsent: usize,
     /// How many bytes have arrived that the program has not read.
     pub unread: usize,
+    /// Whether the kernel asks the other end now and then whether the connection still exists.
+    pub is_kept_alive: bool,
     /// The number of the socket.
     pub inode: String,
 }
@@ -37,6 +39,7 @@ fn parse(fields: &[&str]) -> Result<Connection> {
         remote: port(fields[2])?,
         unsent: usize::from_str_radix(unsent, 16)?,
         unread: usize::from_str_radix(unread, 16)?,
+        is_kept_alive: fields[5].starts_with("02:"),
         inode: fields[9].to_owned(),
     })
 }
