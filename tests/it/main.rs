@@ -13,6 +13,7 @@ mod cost;
 mod daemon;
 mod display;
 mod docs;
+mod drawing;
 mod ends;
 mod fetch;
 mod files;
@@ -96,6 +97,7 @@ const TOGETHER: &[&[Test]] = &[
     unread::TESTS,
     vnc::TESTS,
     display::TESTS,
+    drawing::TESTS,
     rdp::TESTS,
     patch::TESTS,
 ];
