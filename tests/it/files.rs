@@ -385,9 +385,11 @@ fn users_who_join_receive_the_color_scheme_as_it_was_set() -> Result<()> {
                     let mut guest = Session::start(&guacd, &owner.id, &[])?;
                     let stream = guest.expect_any(&["argv"], |parts| parts[3] == "color-scheme")?[1].clone();
                     let mut value = Vec::new();
-                    while let parts = guest.expect_any(&["blob", "end"], |parts| parts[1] == stream)?
-                        && parts[0] == "blob"
-                    {
+                    loop {
+                        let parts = guest.expect_any(&["blob", "end"], |parts| parts[1] == stream)?;
+                        if parts[0] == "end" {
+                            break;
+                        }
                         value.extend(STANDARD.decode(&parts[2])?);
                     }
                     if value.len() != LENGTH || value.iter().any(|byte| *byte != value[LENGTH - 1]) {

@@ -28,6 +28,7 @@ mod plugins;
 mod preload;
 mod project;
 mod rdp;
+mod real_rdp;
 mod releases;
 mod reproduce;
 mod stress;
@@ -61,6 +62,12 @@ enum Needs {
     SourceAndServers,
     /// The source, and OpenSSH's server.
     SourceAndSshd,
+    /// The source, and FreeRDP's own RDP server.
+    SourceAndShadow,
+    /// The source, xrdp, and permission to mount: xrdp sees directories of its own.
+    SourceAndXrdp,
+    /// The source, and Ghostscript.
+    SourceAndGhostscript,
     /// The source, and minutes: it runs with `--ignored` only.
     Minutes,
 }
@@ -100,6 +107,7 @@ const TOGETHER: &[&[Test]] = &[
     drawing::TESTS,
     rdp::TESTS,
     patch::TESTS,
+    real_rdp::TESTS,
 ];
 
 /// How many of [`TOGETHER`] run at once.
@@ -134,6 +142,24 @@ fn main() -> Result<ExitCode> {
     if !has_sshd {
         eprintln!("NO SSHD: THE TESTS WITH IT ARE IGNORED (apt-get install openssh-server)");
     }
+    let has_shadow = support::desktop::has_shadow();
+    if !has_shadow {
+        eprintln!(
+            "NO RDP SERVER OF FREERDP: THE TESTS WITH IT ARE IGNORED \
+             (apt-get install freerdp2-shadow-x11 xvfb xterm)"
+        );
+    }
+    let has_xrdp = support::desktop::has_xrdp();
+    if !has_xrdp {
+        eprintln!(
+            "NO XRDP, NO ROOT OR NO /dev/fuse: THE TESTS WITH XRDP ARE IGNORED \
+             (apt-get install xrdp xorgxrdp xterm xclip, which starts xrdp as a service; or cargo xtask test --freerdp3)"
+        );
+    }
+    let has_ghostscript = support::desktop::has_ghostscript();
+    if !has_ghostscript {
+        eprintln!("NO GHOSTSCRIPT: THE TEST THAT PRINTS IS IGNORED (apt-get install ghostscript)");
+    }
     let trials = |tests: &[&[Test]]| -> Vec<Trial> {
         let trial = |test: Test| {
             let ignored = match test.needs {
@@ -143,6 +169,9 @@ fn main() -> Result<ExitCode> {
                 Needs::SourceAndMount => !has_source || !can_mount,
                 Needs::SourceAndServers => !has_source || !has_servers,
                 Needs::SourceAndSshd => !has_source || !has_sshd,
+                Needs::SourceAndShadow => !has_source || !has_shadow,
+                Needs::SourceAndXrdp => !has_source || !has_xrdp,
+                Needs::SourceAndGhostscript => !has_source || !has_ghostscript,
                 Needs::Minutes => true,
             };
             Trial::test(test.name, move || (test.run)().map_err(|error| format!("{error:#}").into()))

@@ -16,6 +16,7 @@ use guac_stress::report::{CapacityEnd, Failure, Run, StressReport};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::support::desktop::{PASSWORD, Xrdp};
 use crate::support::processes::{Descendants, SERVER_VARIABLE, descriptors, kill};
 use crate::support::tcp::{Connection, connections};
 use crate::support::{self, Output, Running, release, xtask};
@@ -51,6 +52,7 @@ crate::tests! {
     SourceAndServers:
         sessions_live_on_a_real_telnetd,
         sessions_live_on_a_real_vnc_server;
+    SourceAndXrdp: sessions_live_on_a_real_xrdp;
 }
 
 /// A run of `cargo xtask stress` with a report.
@@ -318,6 +320,17 @@ fn sessions_live_on_a_real_vnc_server() -> Result<()> {
     let inetd = Inetd::start(Command::new(desktop))?;
     let load = ["--count", "3", "--hold", "1s", "--protocol", "vnc", "--target", &inetd.address()];
     all_proved(&Stress::new()?.run(0, &load)?.runs[0], 3)
+}
+
+fn sessions_live_on_a_real_xrdp() -> Result<()> {
+    let xrdp = Xrdp::start("cat")?;
+    let dir = TempDir::new()?;
+    let password = dir.path().join("password");
+    fs::write(&password, PASSWORD)?;
+    let (address, password) = (format!("127.0.0.1:{}", xrdp.port), password.display().to_string());
+    let load = ["--count", "3", "--rate", "1", "--hold", "1s", "--protocol", "rdp", "--target", &address];
+    let login = ["--user", &xrdp.user, "--password-file", &password];
+    all_proved(&Stress::new()?.run(0, &[&load[..], &login].concat())?.runs[0], 3)
 }
 
 /// Starts a program for each connection, as inetd does. All of them end with this.

@@ -355,12 +355,10 @@ impl Colors {
     /// Adds the palette of a PNG, or the color of its first pixel if it has none.
     fn add_image(&mut self, png: &[u8]) -> Result<()> {
         let (mut compressed, mut rest) = (Vec::new(), &png[8..]);
-        while let [l1, l2, l3, l4, kind @ ..] = rest
-            && kind.len() >= 4
-        {
+        while let [l1, l2, l3, l4, k1, k2, k3, k4, data @ ..] = rest {
             let length = u32::from_be_bytes([*l1, *l2, *l3, *l4]) as usize;
-            let (kind, data) = (&kind[..4], kind.get(4..4 + length).context("an incomplete image")?);
-            match kind {
+            let data = data.get(..length).context("an incomplete image")?;
+            match &[*k1, *k2, *k3, *k4] {
                 b"PLTE" => {
                     data.chunks_exact(3).for_each(|color| self.add([color[0], color[1], color[2]]));
                     return Ok(());

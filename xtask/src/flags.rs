@@ -585,6 +585,13 @@ pub struct Test {
     /// Needs Debian. guacd's libraries are built from its source packages the first time, and then kept in the user's cache.
     #[arg(long, conflicts_with = "quick")]
     pub musl: bool,
+
+    /// Run only the tests of RDP, with FreeRDP 3, its server and xrdp: those of Debian 13.
+    ///
+    /// Needs root and mmdebstrap. A root directory of Debian 13 is made the first time, and then kept in the user's cache (1.7
+    /// GB). Nothing is installed on this machine.
+    #[arg(long, conflicts_with_all = ["quick", "musl"])]
+    pub freerdp3: bool,
 }
 
 /// Check tls-rs with tools that find errors which tests miss: loom, valgrind, a fuzzer, sanitizers, and Miri.

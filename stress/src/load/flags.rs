@@ -26,7 +26,7 @@ pub struct Load {
     /// and a free port; or the HOST:PORT of a server for the --protocol.
     ///
     /// An SSH or telnet server must start a shell. A VNC or RDP server must give each session its own desktop, with a program
-    /// that puts each line that is typed onto the clipboard: for VNC, stress/examples/vnc-desktop.sh is one.
+    /// that puts each line that is typed onto the clipboard: stress/examples/vnc-desktop.sh and stress/examples/rdp-desktop.sh are such servers.
     #[arg(long, value_name = "TARGET", default_value_t = Target::Embedded)]
     pub target: Target,
 

@@ -133,6 +133,8 @@ impl Targets {
             _ => {
                 let mut arguments = embedded(rdp::start(&self.meter, &self.connections)?);
                 arguments.push(("security", "tls".into()));
+                // The server asks for neither, but FreeRDP 3 does.
+                arguments.extend(["username", "password"].map(|name| (name, "guac-stress".to_owned())));
                 (arguments, Some(rdp::SIZE.map(|length| length.to_string())), None)
             }
         };

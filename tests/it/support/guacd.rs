@@ -143,6 +143,13 @@ impl Drop for Guacd {
     }
 }
 
+/// Whether guacd was built with FreeRDP 3, and not with FreeRDP 2.
+pub fn has_freerdp3() -> Result<bool> {
+    let plugin = fs::read(built("stock")?.join("lib/libguac-client-rdp.so"))?;
+    let name = b"libfreerdp3.so";
+    Ok(plugin.windows(name.len()).any(|window| window == name))
+}
+
 /// The names of the plugins that a process has loaded.
 pub fn plugins(pid: i32) -> BTreeSet<String> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();

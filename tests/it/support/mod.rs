@@ -2,6 +2,7 @@
 
 pub mod c;
 pub mod checkout;
+pub mod desktop;
 pub mod guacd;
 pub mod processes;
 pub mod rdp;

@@ -1,7 +1,8 @@
 //! An RDP server without encryption, which has no more than FreeRDP needs to show a desktop.
 
-use std::io::{Error, Read, Result as IoResult, Write};
+use std::io::{Error, ErrorKind, Read, Result as IoResult, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 /// The ID that the server gives to its client.
 const USER: u16 = 1007;
@@ -41,9 +42,14 @@ fn length(length: usize) -> IoResult<u16> {
 
 /// Sends data in the channel of the session.
 fn send(stream: &mut TcpStream, data: &[u8]) -> IoResult<()> {
+    send_in(stream, CHANNEL, data)
+}
+
+/// Sends data in a channel.
+fn send_in(stream: &mut TcpStream, channel: u16, data: &[u8]) -> IoResult<()> {
     let mut body = vec![2, 0xF0, 0x80, 0x68];
     body.extend((SERVER - 1001).to_be_bytes());
-    body.extend(CHANNEL.to_be_bytes());
+    body.extend(channel.to_be_bytes());
     body.push(0x70);
     body.extend((length(data.len())? | 0x8000).to_be_bytes());
     body.extend(data);
@@ -79,15 +85,22 @@ pub fn negotiate(stream: &mut TcpStream, security: Security) -> IoResult<()> {
     write(stream, &[14, 0xD0, 0, 0, 0x12, 0x34, 0, 2, 0, 8, 0, selected, 0, 0, 0])
 }
 
-/// Gives the client the channels that it asks for.
-pub fn open_channels(stream: &mut TcpStream) -> IoResult<()> {
+/// Gives the client the channels that it asks for. Returns their names, each with its number.
+pub fn open_channels(stream: &mut TcpStream) -> IoResult<Vec<(String, u16)>> {
     let request = read(stream)?;
     // The list of virtual channels: a type, the length, and as many names of 12 bytes as it says.
     let is_list = |block: &&[u8]| {
         block[..2] == [3, 0xC0]
             && usize::from(block[2]) + (usize::from(block[3]) << 8) == 8 + 12 * usize::from(block[4])
     };
-    let channels = request.windows(8).find(is_list).map_or(0, |block| u16::from(block[4]));
+    let list = request.windows(8).position(|block| is_list(&block)).map_or(&[][..], |at| &request[at..]);
+    let channels = list.get(4).map_or(0, |count| u16::from(*count));
+    let names = list
+        .get(8..)
+        .unwrap_or_default()
+        .chunks_exact(12)
+        .map(|channel| String::from_utf8_lossy(&channel[..8]).trim_end_matches('\0').to_owned());
+    let names = names.zip(CHANNEL + 1..CHANNEL + 1 + channels).collect();
 
     let mut blocks = vec![1, 0x0C, 12, 0, 4, 0, 8, 0, 0, 0, 0, 0];
     // No encryption.
@@ -128,7 +141,7 @@ pub fn open_channels(stream: &mut TcpStream) -> IoResult<()> {
                 write(stream, &body)?;
             }
             // What the client says about itself.
-            _ => return Ok(()),
+            _ => return Ok(names),
         }
     }
 }
@@ -233,4 +246,136 @@ fn fast_path(stream: &mut TcpStream, kind: u8, update: &[u8]) -> IoResult<()> {
     message.extend(length(update.len())?.to_le_bytes());
     message.extend(update);
     stream.write_all(&message)
+}
+
+/// What a server prints through the client that shares its printer.
+pub const DOCUMENT: &str = "%!PS\n%%Title: A letter\n/Helvetica findfont 24 scalefont setfont\n\
+                            72 700 moveto (guacd) show\nshowpage\n%%EOF\n";
+
+/// Messages about the client's devices, in the channel "rdpdr". See [MS-RDPEFS].
+mod devices {
+    pub const SERVER_ANNOUNCE: u16 = 0x496E;
+    pub const CLIENT_ID_CONFIRM: u16 = 0x4343;
+    pub const CLIENT_NAME: u16 = 0x434E;
+    pub const SERVER_CAPABILITY: u16 = 0x5350;
+    pub const CLIENT_CAPABILITY: u16 = 0x4350;
+    pub const USER_LOGGED_ON: u16 = 0x554C;
+    pub const LIST: u16 = 0x4441;
+    pub const REPLY: u16 = 0x6472;
+    pub const REQUEST: u16 = 0x4952;
+    pub const COMPLETION: u16 = 0x4943;
+
+    /// The type of a printer.
+    pub const PRINTER: u32 = 4;
+
+    /// What is requested of a device.
+    pub const CREATE: u32 = 0;
+    pub const CLOSE: u32 = 2;
+    pub const WRITE: u32 = 4;
+}
+
+/// Sends a message about devices.
+fn send_about_devices(stream: &mut TcpStream, channel: u16, kind: u16, body: &[u8]) -> IoResult<()> {
+    // The first and last part.
+    let mut message = [u32::from(length(body.len() + 4)?), 3].map(u32::to_le_bytes).concat();
+    message.extend([0x4472, kind].map(u16::to_le_bytes).concat());
+    message.extend(body);
+    send_in(stream, channel, &message)
+}
+
+/// Reads until there is a message about devices in this channel, and returns its type and its body.
+fn read_about_devices(stream: &mut TcpStream, channel: u16) -> IoResult<(u16, Vec<u8>)> {
+    loop {
+        let mut first = [0; 2];
+        stream.read_exact(&mut first)?;
+        // Input has a header of its own: a byte, and the length in one or two.
+        if first[0] & 3 == 0 {
+            let rest = if first[1] & 0x80 == 0 {
+                usize::from(first[1]).saturating_sub(2)
+            } else {
+                let mut low = [0];
+                stream.read_exact(&mut low)?;
+                (usize::from(first[1] & 0x7F) << 8 | usize::from(low[0])).saturating_sub(3)
+            };
+            stream.read_exact(&mut vec![0; rest])?;
+            continue;
+        }
+        let mut size = [0; 2];
+        stream.read_exact(&mut size)?;
+        let mut body = vec![0; usize::from(u16::from_be_bytes(size)).saturating_sub(4)];
+        stream.read_exact(&mut body)?;
+        // Data of the client in this channel, in one part.
+        if body.get(3) != Some(&0x64) || body.get(6..8) != Some(&channel.to_be_bytes()) {
+            continue;
+        }
+        let data = if body[9] & 0x80 == 0 { &body[10..] } else { &body[11..] };
+        if let Some(message) = data.get(8..).filter(|message| message.len() >= 4) {
+            return Ok((u16::from_le_bytes([message[2], message[3]]), message[4..].to_vec()));
+        }
+    }
+}
+
+/// Prints [`DOCUMENT`] on the client's printer, and reads until the client goes.
+pub fn print(stream: &mut TcpStream, channel: u16) -> IoResult<()> {
+    // The client ignores the first ones, if it is not ready.
+    let mut announce = [1, 12].map(u16::to_le_bytes).concat();
+    announce.extend(7_u32.to_le_bytes());
+    let mut pieces = DOCUMENT.as_bytes().chunks(40);
+    let mut printer = None;
+    let request = |stream: &mut TcpStream, printer: u32, kind: u32, more: &[u8]| {
+        let mut body = [printer, 0, 1, kind, 0].map(u32::to_le_bytes).concat();
+        body.extend(more);
+        send_about_devices(stream, channel, devices::REQUEST, &body)
+    };
+    stream.set_read_timeout(Some(Duration::from_millis(200)))?;
+    let mut message = loop {
+        send_about_devices(stream, channel, devices::SERVER_ANNOUNCE, &announce)?;
+        match read_about_devices(stream, channel) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            message => break message?,
+        }
+    };
+    stream.set_read_timeout(None)?;
+    loop {
+        let (kind, body) = &message;
+        match (*kind, printer) {
+            (devices::CLIENT_NAME, None) => {
+                // General capabilities, of version 2.
+                let mut capabilities = [1, 0, 1, 44].map(u16::to_le_bytes).concat();
+                capabilities
+                    .extend([2, 0, 0, 0x000C_0001, 0xFFFF, 0, 7, 0, 0, 0].map(u32::to_le_bytes).concat());
+                send_about_devices(stream, channel, devices::SERVER_CAPABILITY, &capabilities)?;
+                send_about_devices(stream, channel, devices::CLIENT_ID_CONFIRM, &announce)?;
+            }
+            (devices::CLIENT_CAPABILITY, None) => {
+                send_about_devices(stream, channel, devices::USER_LOGGED_ON, &[])?;
+            }
+            (devices::LIST, None) => {
+                // The count, and then the first device: its type, and its number.
+                let word = |at: usize| Some(u32::from_le_bytes(body.get(at..at + 4)?.try_into().ok()?));
+                if word(4) != Some(devices::PRINTER) {
+                    return Err(Error::other("the client shares no printer"));
+                }
+                let id = word(8).unwrap_or_default();
+                printer = Some(id);
+                send_about_devices(stream, channel, devices::REPLY, &[id, 0].map(u32::to_le_bytes).concat())?;
+                request(stream, id, devices::CREATE, &[0; 32])?;
+            }
+            (devices::COMPLETION, Some(id)) => match pieces.next() {
+                Some(piece) => {
+                    let mut more = u32::from(length(piece.len())?).to_le_bytes().to_vec();
+                    more.extend([0; 28]);
+                    more.extend(piece);
+                    request(stream, id, devices::WRITE, &more)?;
+                }
+                None => {
+                    request(stream, id, devices::CLOSE, &[0; 32])?;
+                    while read_about_devices(stream, channel).is_ok() {}
+                    return Ok(());
+                }
+            },
+            _ => {}
+        }
+        message = read_about_devices(stream, channel)?;
+    }
 }

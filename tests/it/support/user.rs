@@ -21,6 +21,8 @@ pub struct User {
     pub names: Vec<String>,
     /// The width and the height of their screen, as they name it in the handshake.
     pub size: [&'static str; 2],
+    /// The formats of sound that they play, as they name them in the handshake.
+    pub audio: &'static [&'static str],
 }
 
 impl User {
@@ -29,7 +31,8 @@ impl User {
         stream.set_read_timeout(Some(Duration::from_millis(50)))?;
         // The instructions of a handshake are small, and sent one by one.
         stream.set_nodelay(true)?;
-        Ok(User { stream, heard: String::new(), arguments: 0, names: Vec::new(), size: ["800", "600"] })
+        let (size, audio) = (["800", "600"], &[][..]);
+        Ok(User { stream, heard: String::new(), arguments: 0, names: Vec::new(), size, audio })
     }
 
     /// A user who has selected a protocol or a connection, and got its arguments.
@@ -74,7 +77,7 @@ impl User {
         let mut connect = [&["connect", "VERSION_1_5_0"], arguments].concat();
         connect.resize(self.arguments + 1, "");
         self.send(&["size", self.size[0], self.size[1], "96"])?;
-        self.send(&["audio"])?;
+        self.send(&[&["audio"], self.audio].concat())?;
         self.send(&["video"])?;
         self.send(&["image", "image/png"])?;
         self.send(&connect)

@@ -131,8 +131,9 @@ pub fn build(release: &Release, variant: Variant, setup: &Setup, options: &Optio
         if !protocols.iter().any(|protocol| protocol == "ssh") {
             ui::warning("it was built without SSH: `cargo xtask doctor` says what is missing");
         }
-        if let Some(dir) = freerdp_plugin_dir().filter(|_| protocols.iter().any(|protocol| protocol == "rdp"))
-        {
+        // A patched guacd finds its plugins by itself.
+        let needs_links = variant != Variant::Patched && protocols.iter().any(|protocol| protocol == "rdp");
+        if let Some(dir) = freerdp_plugin_dir().filter(|_| needs_links) {
             ui::note(format!(
                 "  for sound, drives and printing over RDP, FreeRDP has to find guacd's plugins. Once, as root:\n    \
                  mkdir -p {dir} && ln -sf {}/lib/libguac*-client.so {dir}/",

@@ -1,5 +1,6 @@
 //! The steps from a source to a prefix, and what a prefix says about itself.
 
+pub mod freerdp3;
 pub mod guacd;
 pub mod manifest;
 pub mod musl;

@@ -3,9 +3,10 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tempfile::TempDir;
 
+use crate::failure::Failure;
 use crate::host::files;
 use crate::host::run::{self, WhenInterrupted};
 use crate::ui;
@@ -31,6 +32,23 @@ pub const UNRESOLVED: &str = "Temporary failure resolving";
 
 const NO_NETWORK: &str =
     "Debian's packages come from the network: connect this machine to it, or set http_proxy";
+
+/// Checks that a root can be made, which `flags` do.
+///
+/// # Errors
+///
+/// [`Failure::Preflight`] without mmdebstrap, or without root.
+pub fn preflight(flags: &str) -> Result<()> {
+    ensure!(
+        run::version_line("mmdebstrap", "--version").is_some(),
+        Failure::Preflight("missing here: mmdebstrap\ninstall with: apt-get install mmdebstrap".into())
+    );
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        Failure::Preflight(format!("{flags} make roots of Debian's packages, which takes root: run as root"))
+    );
+    Ok(())
+}
 
 /// Runs `mmdebstrap --variant=minbase ARGUMENTS SUITE TARGET`, with its output in the new file `log`. Needs root.
 pub fn mmdebstrap(step: &ui::Step, arguments: &[&str], suite: &str, target: &Path, log: &Path) -> Result<()> {

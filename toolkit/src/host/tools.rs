@@ -28,6 +28,8 @@ pub enum Need {
     Tests,
     /// The tests of `tls-rs` on other platforms, which are skipped otherwise.
     Platforms,
+    /// The tests with desktops of real RDP servers, and with a printer, which are skipped otherwise.
+    Desktops,
     /// `cargo xtask test --musl`.
     Musl,
     /// A source from a git repository, or in an unpacked tree.
@@ -126,6 +128,17 @@ const ITEMS: &[Item] = &[
         "the C tests on a 32-bit architecture",
         &["gcc-i686-linux-gnu", "libc6-dev-i386-cross"],
     ),
+    // xrdp is not here: its package starts a service that listens on all interfaces.
+    program(
+        "freerdp-shadow-cli",
+        "/version",
+        Need::Desktops,
+        "the tests with FreeRDP's server",
+        &["freerdp2-shadow-x11", "freerdp3-shadow-x11"],
+    ),
+    program("Xvfb", "-help", Need::Desktops, "the tests with FreeRDP's server", &["xvfb"]),
+    program("xterm", "-version", Need::Desktops, "the tests with desktops", &["xterm"]),
+    program("gs", "--version", Need::Desktops, "the test that prints over RDP", &["ghostscript"]),
     program("cmake", "--version", Need::Musl, "`test --musl`", &["cmake"]),
     program("meson", "--version", Need::Musl, "`test --musl`", &["meson"]),
     program("ninja", "--version", Need::Musl, "`test --musl`", &["ninja-build"]),
@@ -225,6 +238,11 @@ pub fn probe() -> Vec<Finding> {
         // sshd has -V since OpenSSH 9.3, and is outside of most users' PATH.
         Probe::Program("sshd", argument) => run::version_line("sshd", argument)
             .or_else(|| fs::exists("/usr/sbin/sshd").unwrap_or(false).then(|| "/usr/sbin/sshd".to_owned())),
+        // FreeRDP 3's has another name. Both write their version into a line of a log.
+        Probe::Program("freerdp-shadow-cli", argument) => ["freerdp-shadow-cli", "freerdp-shadow-cli3"]
+            .iter()
+            .find_map(|program| run::version_line(program, argument))
+            .map(|line| line.rsplit(" - ").next().unwrap_or_default().to_owned()),
         Probe::Program(program, argument) => run::version_line(program, argument),
         Probe::Library(modules) => modules
             .iter()
@@ -257,8 +275,9 @@ pub fn unmet<'a>(findings: &'a [Finding], needs: &'a [Need]) -> impl Iterator<It
 pub fn missing_packages(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Vec<String> {
     let mut packages = Vec::new();
     for finding in findings.iter().filter(|finding| finding.version.is_none() && wanted(finding.need)) {
-        // FreeRDP's package has another name in each release of Debian.
-        let names = if finding.name == "freerdp" { available(finding.packages) } else { finding.packages };
+        // FreeRDP's packages have other names in each release of Debian.
+        let is_freerdp = finding.name.starts_with("freerdp");
+        let names = if is_freerdp { available(finding.packages) } else { finding.packages };
         packages.extend(names.iter().map(|name| (*name).to_owned()));
     }
     packages

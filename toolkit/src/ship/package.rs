@@ -11,12 +11,11 @@ use serde::Serialize;
 use tempfile::TempDir;
 
 use crate::build::guacd::{self, Setup, Variant};
-use crate::failure::Failure;
 use crate::host::debian::{self, quoted};
 use crate::host::distribution::Distribution;
 use crate::host::files::NewFile;
 use crate::host::tools::{self, Need};
-use crate::host::{checkout, digest, files, layout, lock, run};
+use crate::host::{checkout, digest, files, layout, lock};
 use crate::source::fetch::{self, Access};
 use crate::source::release::Release;
 use crate::ui;
@@ -68,7 +67,7 @@ pub struct Package {
 ///
 /// # Errors
 ///
-/// [`Failure::Preflight`] when a tool or root is missing; any other when the build or the check fails.
+/// [`crate::failure::Failure::Preflight`] when a tool or root is missing; any other when the build or the check fails.
 pub fn build(release: &Release, setup: &Setup, options: &Options) -> Result<Packages> {
     let _lock = lock::command("package")?;
     let out = options.output.clone().unwrap_or_else(|| layout::target_dir().join("guacd/packages"));
@@ -81,16 +80,7 @@ pub fn build(release: &Release, setup: &Setup, options: &Options) -> Result<Pack
     let work = layout::target_dir().join("guacd/package");
     fs::create_dir_all(&work)?;
     if options.check || options.suite.is_some() {
-        ensure!(
-            run::version_line("mmdebstrap", "--version").is_some(),
-            Failure::Preflight("missing here: mmdebstrap\ninstall with: apt-get install mmdebstrap".into())
-        );
-        ensure!(
-            rustix::process::geteuid().is_root(),
-            Failure::Preflight(
-                "--suite and --check make roots of Debian's packages, which takes root: run as root".into()
-            )
-        );
+        debian::preflight("--suite and --check")?;
     }
     let packages = match &options.suite {
         Some(suite) => in_suite(release, &setup.source, suite, &out, &work)?,
@@ -404,6 +394,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::host::run;
 
     /// Packs a made-up prefix whose files have the time `time`, as does the source that it came from. Returns the bytes of the
     /// packages.

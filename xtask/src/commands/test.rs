@@ -3,7 +3,7 @@
 use anyhow::{Result, bail, ensure};
 use duct::Expression;
 
-use toolkit::build::musl;
+use toolkit::build::{freerdp3, musl};
 use toolkit::failure::Failure;
 use toolkit::host::tools::{self, Need};
 use toolkit::host::{layout, run};
@@ -33,11 +33,14 @@ pub fn run(flags: &flags::Test) -> Result<()> {
     if flags.musl {
         return musl::check(&release, &flags.setup.to_toolkit());
     }
+    if flags.freerdp3 {
+        return freerdp3::check(&release, &flags.setup.source.to_toolkit());
+    }
     let needs: &[Need] = match flags.quick {
         true => &[Need::Tests],
         false => &[Need::Build, Need::Ssh, Need::Git, Need::Tests, Need::OpenSsh],
     };
-    tools::preflight(needs, &[Need::Optional, Need::Platforms], flags.setup.install)?;
+    tools::preflight(needs, &[Need::Optional, Need::Platforms, Need::Desktops], flags.setup.install)?;
     for component in ["fmt", "clippy"] {
         ensure!(
             run::version_line(&format!("cargo-{component}"), "--version").is_some(),

@@ -70,9 +70,10 @@ fn patch(text: &str) -> Vec<String> {
     for line in diff.lines() {
         if let Some(path) = line.strip_prefix("+++ ") {
             file = path.split_once('/').map_or(path, |(_, path)| path);
-        } else if let Some(added) = line.strip_prefix('+')
-            && (file.ends_with(".c") || file.ends_with(".h"))
-        {
+            continue;
+        }
+        let is_c = file.ends_with(".c") || file.ends_with(".h");
+        if let Some(added) = line.strip_prefix('+').filter(|_| is_c) {
             let what = style(added).filter(|_| !removed.contains(added.trim()));
             wrong.extend(what.map(|what| format!("{file}: {what}: {}", added.trim())));
         }

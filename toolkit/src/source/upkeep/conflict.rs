@@ -130,11 +130,10 @@ fn known_lines(diff: &str, path: &str) -> Vec<Vec<String>> {
             is_it = name.strip_prefix("a/") == Some(path);
         } else if is_it && line.starts_with("@@ ") {
             hunks.push(Vec::new());
-        } else if is_it
-            && line.starts_with([' ', '-'])
-            && let Some(hunk) = hunks.last_mut()
-        {
-            hunk.push(line[1..].to_owned());
+        } else if is_it && line.starts_with([' ', '-']) {
+            if let Some(hunk) = hunks.last_mut() {
+                hunk.push(line[1..].to_owned());
+            }
         }
     }
     hunks.retain(|hunk| !hunk.is_empty());
