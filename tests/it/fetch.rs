@@ -36,29 +36,33 @@ crate::tests! {
 }
 
 /// An empty cache, and runs of xtask that use it.
-struct Cache(TempDir);
+pub struct Cache(TempDir);
 
 impl Cache {
-    fn new() -> Result<Cache> {
+    pub fn new() -> Result<Cache> {
         Ok(Cache(TempDir::new()?))
     }
 
-    fn fetch(&self, arguments: &[&str]) -> Xtask {
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn fetch(&self, arguments: &[&str]) -> Xtask {
         xtask(["fetch"].iter().chain(arguments)).env("XDG_CACHE_HOME", self.0.path())
     }
 
-    fn fetch_from(&self, from: &Path) -> Result<Output> {
+    pub fn fetch_from(&self, from: &Path) -> Result<Output> {
         self.fetch(&["--from", &from.to_string_lossy()]).run()
     }
 
     /// The archive of the release in it.
-    fn archive(&self) -> Result<PathBuf> {
+    pub fn archive(&self) -> Result<PathBuf> {
         let is_archive = |file: &PathBuf| file.to_string_lossy().contains("/guacamole-server.tar");
         self.files()?.into_iter().find(is_archive).context("there is no archive in the cache")
     }
 
     /// Everything in it that is not an empty directory.
-    fn files(&self) -> Result<Vec<PathBuf>> {
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
         fn walk(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
             for entry in fs::read_dir(dir)? {
                 let path = entry?.path();
@@ -234,7 +238,7 @@ fn an_unknown_release_is_answered_with_those_that_are_known() -> Result<()> {
 }
 
 /// A tarball with one top directory, and what else is added.
-fn made_up(add: impl FnOnce(&mut tar::Builder<GzEncoder<Vec<u8>>>)) -> Result<Vec<u8>> {
+pub fn made_up(add: impl FnOnce(&mut tar::Builder<GzEncoder<Vec<u8>>>)) -> Result<Vec<u8>> {
     let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::best()));
     let mut header = tar::Header::new_ustar();
     // Not compressible, so that it takes several packets.
@@ -248,7 +252,7 @@ fn made_up(add: impl FnOnce(&mut tar::Builder<GzEncoder<Vec<u8>>>)) -> Result<Ve
 }
 
 /// A checkout with a release whose only origin is this URL, and whose pin is the digest of this file.
-fn pinned(url: &str, file: &[u8]) -> Result<Checkout> {
+pub fn pinned(url: &str, file: &[u8]) -> Result<Checkout> {
     let checkout = Checkout::new()?;
     let mut digest = Stream::default();
     digest.add(file);
@@ -265,10 +269,10 @@ fn pinned(url: &str, file: &[u8]) -> Result<Checkout> {
 }
 
 /// What a server does with its connection number `n`, from 0 on, once it has read the request.
-type Answer = Box<dyn Fn(&mut TcpStream, usize, &str) -> std::io::Result<()> + Send>;
+pub type Answer = Box<dyn Fn(&mut TcpStream, usize, &str) -> std::io::Result<()> + Send>;
 
 /// Serves connections until the test ends. Returns the URL of a file.
-fn serve(answer: Answer) -> Result<String> {
+pub fn serve(answer: Answer) -> Result<String> {
     let server = TcpListener::bind("127.0.0.1:0")?;
     let url = format!("http://{}/guacamole-server.tar.gz", server.local_addr()?);
     std::thread::spawn(move || {
@@ -286,7 +290,7 @@ fn serve(answer: Answer) -> Result<String> {
     Ok(url)
 }
 
-fn respond(stream: &mut TcpStream, head: &str, body: &[u8]) -> std::io::Result<()> {
+pub fn respond(stream: &mut TcpStream, head: &str, body: &[u8]) -> std::io::Result<()> {
     write!(stream, "HTTP/1.1 {head}\r\nConnection: close\r\n\r\n")?;
     stream.write_all(body)
 }
@@ -364,7 +368,7 @@ fn broken_and_hostile_downloads_are_refused_and_leave_nothing() -> Result<()> {
         ("tried 4 times", (Box::new(|_, _, _| Ok(())), good.clone())),
         ("tried 4 times", (Box::new(|stream, _, _| stream.write_all(b"SSH-2.0-OpenSSH\r\n")), good.clone())),
         (
-            "larger than 64 MB",
+            "larger than 65536 KiB",
             (
                 Box::new(|stream, _, _| {
                     respond(stream, "200 OK", b"")?;
@@ -473,7 +477,7 @@ pub fn has_tarball() -> bool {
 }
 
 /// The release as a tarball that is pinned: the cache's own, or GitHub's, which is what gzip makes of git's archive.
-fn tarball(dir: &Path) -> Result<PathBuf> {
+pub fn tarball(dir: &Path) -> Result<PathBuf> {
     let source = support::source()?;
     if source.extension().is_some_and(|extension| extension == "gz") {
         return Ok(source);

@@ -9,6 +9,7 @@ mod abi;
 mod answers;
 mod bench;
 mod build;
+mod cache;
 mod cost;
 mod daemon;
 mod display;
@@ -27,10 +28,12 @@ mod patch;
 mod plugins;
 mod preload;
 mod project;
+mod proxy;
 mod rdp;
 mod real_rdp;
 mod releases;
 mod reproduce;
+mod signature;
 mod stress;
 mod support;
 mod terminal;
@@ -78,6 +81,9 @@ const ALONE: &[&[Test]] = &[
     releases::TESTS,
     docs::TESTS,
     fetch::TESTS,
+    cache::TESTS,
+    signature::TESTS,
+    proxy::TESTS,
     build::TESTS,
     abi::TESTS,
     musl::TESTS,

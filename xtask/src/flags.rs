@@ -72,11 +72,17 @@ pub enum Command {
 /// Fetch a release's source, check it against its pin, and keep it in the cache.
 ///
 /// Without --from, the release's origins in upstream.toml are tried in order. A source that is in the cache is not fetched
-/// again. The cache is $XDG_CACHE_HOME/guacd-uncapped, or ~/.cache/guacd-uncapped. Prints the path of the source's archive.
+/// again. The cache is $XDG_CACHE_HOME/guacd-uncapped, or ~/.cache/guacd-uncapped. HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and
+/// NO_PROXY apply. Prints the path of the source's archive.
+///
+/// --list and --prune fetch nothing: they show what is in the cache, for all releases, and remove what no release can use.
 #[derive(Args)]
 #[command(after_help = examples!(
     "cargo xtask fetch",
-    "cargo xtask fetch --from ~/Downloads/guacamole-server.tar.gz"
+    "cargo xtask fetch --from ~/Downloads/guacamole-server.tar.gz",
+    "cargo xtask fetch --keyring ~/Downloads/KEYS",
+    "cargo xtask fetch --list",
+    "cargo xtask fetch --prune --dry-run"
 ))]
 pub struct Fetch {
     #[command(flatten)]
@@ -84,6 +90,29 @@ pub struct Fetch {
 
     #[command(flatten)]
     pub source: Source,
+
+    /// Check that a key in FILE has signed the tarball, before it enters the cache. FILE is a key ring of GnuPG, or Apache's
+    /// KEYS. The signature comes from the `signature` of the origin in upstream.toml; with --from, from the tarball's name with
+    /// `.asc` after it. Keys that have expired or were revoked are refused. Needs gpgv.
+    #[arg(long, value_name = "FILE", conflicts_with = "cache")]
+    pub keyring: Option<PathBuf>,
+
+    /// List what is in the cache: how and when it came, its size, and whether it still matches its pin.
+    #[arg(long, group = "cache", conflicts_with_all = ["from", "offline"])]
+    pub list: bool,
+
+    /// Remove from the cache what no release in upstream.toml has for a pin, what is damaged, and what was left by a fetch that
+    /// was killed. Other checkouts of yours share the cache, and may have to fetch theirs again.
+    #[arg(long, group = "cache", conflicts_with_all = ["from", "offline"])]
+    pub prune: bool,
+
+    /// With --prune, only say what would be removed.
+    #[arg(long, requires = "prune")]
+    pub dry_run: bool,
+
+    /// With --list or --prune, print JSON.
+    #[arg(long, requires = "cache")]
+    pub json: bool,
 }
 
 /// Build guacd and install it into a prefix: fetch, patch, configure, make, install.
@@ -666,7 +695,7 @@ pub struct Source {
 impl Source {
     /// The toolkit's type for this.
     pub fn to_toolkit(&self) -> Access {
-        Access { from: self.from.clone(), offline: self.offline }
+        Access { from: self.from.clone(), offline: self.offline, keyring: None }
     }
 }
 

@@ -263,6 +263,12 @@ impl Running {
         self.wait()
     }
 
+    /// Ends it so that it can clean nothing up.
+    pub fn kill(self) -> Result<Output> {
+        kill_process(Pid::from_child(&self.child), Signal::KILL)?;
+        self.wait()
+    }
+
     pub fn stderr(&self) -> String {
         fs::read_to_string(self.dir.path().join("stderr")).unwrap_or_default()
     }

@@ -44,6 +44,25 @@ pub fn wait_for_dir(dir: &Path) -> Result<Lock> {
     Ok(Lock(file))
 }
 
+/// Locks the directory `dir` together with others who share it. If another process keeps it for itself, this waits until that
+/// is over.
+pub fn share_dir(dir: &Path) -> Result<Lock> {
+    let file = File::open(dir)?;
+    rustix::fs::flock(&file, FlockOperation::LockShared)
+        .with_context(|| format!("cannot lock {}", dir.display()))?;
+    Ok(Lock(file))
+}
+
+/// Locks the directory `dir`. `None` when another process holds or shares the lock.
+pub fn try_lock_dir(dir: &Path) -> Result<Option<Lock>> {
+    let file = File::open(dir)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(Lock(file))),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot lock {}", dir.display())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -34,6 +34,8 @@ pub enum Need {
     Musl,
     /// A source from a git repository, or in an unpacked tree.
     Git,
+    /// `cargo xtask fetch --keyring`.
+    Signature,
     /// `cargo xtask package`.
     Package,
     /// `cargo xtask nix`.
@@ -107,8 +109,10 @@ const ITEMS: &[Item] = &[
     library("libpulse", &["libpulse"], Need::Optional, "sound over VNC", &["libpulse-dev"]),
     library("vorbis", &["vorbisenc"], Need::Optional, "Ogg Vorbis in guacd's sound", &["libvorbis-dev"]),
     program("git", "--version", Need::Git, "`fetch --from` a clone or a tree", &["git"]),
+    program("gpgv", "--version", Need::Signature, "`fetch --keyring`", &["gpgv"]),
     library("cunit", &["cunit"], Need::Tests, "upstream's `make check`", &["libcunit1-dev"]),
     program("g++", "--version", Need::Tests, "the header's test in C++", &["g++"]),
+    program("gpg", "--version", Need::Tests, "signatures of tarballs", &["gpg", "gpg-agent", "gpgv"]),
     program("openssl", "version", Need::Tests, "guacd over TLS", &["openssl"]),
     program("valgrind", "--version", Need::Tests, "the C tests under memcheck", &["valgrind"]),
     program("musl-gcc", "--version", Need::Tests, "the tests with musl", &["musl-tools"]),

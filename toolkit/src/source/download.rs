@@ -11,10 +11,11 @@ use ureq::http::Response;
 use ureq::{Agent, Body};
 
 use crate::host::digest::Stream;
+use crate::source::proxy;
 use crate::ui;
 
-/// The largest download that is accepted, in bytes. Release tarballs are smaller.
-const LARGEST: u64 = 64 << 20;
+/// The largest tarball that is accepted, in bytes. Release tarballs are smaller.
+pub const LARGEST: u64 = 64 << 20;
 
 /// How often a download is tried again, and the pause before the first time. Each further pause is twice as long.
 const RETRIES: u32 = 3;
@@ -32,17 +33,19 @@ enum Problem {
 ///
 /// # Errors
 ///
-/// When it cannot be had, or is too large. The file may then hold a part of it.
-pub fn to_file(url: &str, path: &Path) -> Result<String> {
+/// When it cannot be had, or has more than `largest` bytes. The file may then hold a part of it.
+pub fn to_file(url: &str, path: &Path, largest: u64) -> Result<String> {
     let agent: Agent = Agent::config_builder()
         .timeout_resolve(Some(Duration::from_secs(10)))
         .timeout_connect(Some(Duration::from_secs(15)))
         .timeout_recv_response(Some(Duration::from_secs(30)))
         .timeout_recv_body(Some(Duration::from_secs(600)))
         .http_status_as_error(false)
+        .proxy(proxy::of(url)?)
         .build()
         .into();
-    let mut part = Part { file: File::create(path)?, length: 0, digest: Stream::default(), version: None };
+    let (file, digest) = (File::create(path)?, Stream::default());
+    let mut part = Part { file, length: 0, largest, digest, version: None };
     let mut pause = PAUSE;
     for tries in 0.. {
         match part.get_rest(&agent, url) {
@@ -63,6 +66,8 @@ pub fn to_file(url: &str, path: &Path) -> Result<String> {
 struct Part {
     file: File,
     length: u64,
+    /// How long the whole file may be.
+    largest: u64,
     digest: Stream,
     /// What the server calls the version of the file that this is the beginning of (ETag).
     version: Option<String>,
@@ -127,11 +132,9 @@ impl Part {
                     self.file.write_all(&buffer[..read]).map_err(|error| Problem::Lasting(error.into()))?;
                     self.digest.add(&buffer[..read]);
                     self.length += read as u64;
-                    if self.length > LARGEST {
-                        break Err(Problem::Lasting(anyhow!(
-                            "it is larger than {} MB, and no release is",
-                            LARGEST >> 20
-                        )));
+                    if self.length > self.largest {
+                        let largest = self.largest >> 10;
+                        break Err(Problem::Lasting(anyhow!("it is larger than {largest} KiB, and refused")));
                     }
                 }
                 Err(error) => {

@@ -7,23 +7,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use fs_err as fs;
-use rustix::fs::{CWD, RenameFlags};
 use tempfile::TempDir;
 use xshell::{Cmd, Shell, cmd};
 
 use crate::failure::Failure;
 use crate::host::lock::{self, Lock};
 use crate::host::{digest, files, layout, run};
+use crate::source::cache::{self, Cache, Checked, NAME, Scratch, Source};
 use crate::source::release::{Origin, Release};
+use crate::source::signature::{self, Keyring};
 use crate::source::{archive, download};
 use crate::ui;
-
-/// The name of a source in the cache and in the checkout's source/. (Archives have an ending, too.) It does not contain the
-/// release's name, as two releases with the same pin have the same source.
-const NAME: &str = "guacamole-server";
-
-/// The endings of archives in the cache.
-const ENDINGS: [&str; 2] = ["tar.gz", "tar"];
 
 /// Where a source may come from.
 #[derive(Clone, Debug, Default)]
@@ -32,14 +26,8 @@ pub struct Access {
     pub from: Option<String>,
     /// Whether the network must not be used.
     pub offline: bool,
-}
-
-/// A release's source in the cache. It matches `pin`.
-pub struct Source {
-    /// The pin: `sha256-…`, the digest of a tarball, or `commit-…`, if git checked the source.
-    pub pin: String,
-    /// The path of the archive: a tarball (`.tar.gz`), or git's archive (`.tar`).
-    pub archive: PathBuf,
+    /// A file with keys. The source has to be a tarball that one of them has signed.
+    pub keyring: Option<PathBuf>,
 }
 
 /// The source of `release`: from `access.from` if that is given, or else from the cache, or else from the release's origins. If
@@ -50,17 +38,18 @@ pub struct Source {
 /// [`Failure::Preflight`] when neither the cache nor an origin has the source; any other when what is at `access.from` cannot
 /// be read, or does not match a pin.
 pub fn source(release: &Release, access: &Access) -> Result<Source> {
-    let cache = layout::cache_dir()?.join("sources");
+    let cache = Cache::of_user()?;
+    let keyring = access.keyring.as_deref().map(Keyring::read).transpose()?;
+    let keyring = keyring.as_ref();
     if let Some(from) = &access.from {
-        return import(release, from, access.offline, &cache)
+        return import(release, from, access.offline, keyring, &cache)
             .with_context(|| format!("cannot take guacamole-server {} from {from}", release.version));
     }
-    let tarballs = release.origins.iter().map(|origin| format!("sha256-{}", origin.sha256));
-    let mut pins = tarballs.chain([commit_pin(release)]);
-    if let Some(source) = pins.find_map(|pin| cached(&cache, pin)) {
-        return Ok(source);
+    let mut tried = Vec::new();
+    match cached(release, keyring, &cache) {
+        Ok(source) => return Ok(source),
+        Err(error) => tried.push(format!("the cache, {}: {error:#}", cache.dir().display())),
     }
-    let mut tried = vec![format!("the cache, {}: not there", cache.display())];
     let mut attempt = |name: &str, url: &str, get: &dyn Fn() -> Result<Source>| -> Result<Option<Source>> {
         if access.offline {
             tried.push(format!("{name}, {url}: not tried, because of --offline"));
@@ -76,19 +65,49 @@ pub fn source(release: &Release, access: &Access) -> Result<Source> {
             }
         }
     };
-    for Origin { name, url, sha256 } in &release.origins {
-        let get = || download(url, std::slice::from_ref(sha256), &cache);
+    for Origin { name, url, sha256, signature } in &release.origins {
+        let get = || {
+            let signed = match keyring {
+                Some(keyring) => {
+                    let url = signature.as_deref().context("upstream.toml has no signature for it")?;
+                    Some((keyring, url))
+                }
+                None => None,
+            };
+            download(url, signed, std::slice::from_ref(sha256), &cache)
+        };
         if let Some(source) = attempt(name, url, &get)? {
             return Ok(source);
         }
     }
     if release.origins.is_empty() {
-        let get = || from_git(release, &release.git, &cache);
+        let get = || match keyring {
+            Some(_) => Err(anyhow!(UNSIGNED)),
+            None => from_git(release, &release.git, &cache),
+        };
         if let Some(source) = attempt("git", &release.git, &get)? {
             return Ok(source);
         }
     }
     Err(Failure::Preflight(no_source(release, &tried)).into())
+}
+
+/// What to say of a source from git, or a tree, when a key ring was given.
+const UNSIGNED: &str = "a key ring is for the signature of a release's tarball, and there is none for git: leave out --keyring, \
+                        as the commit's ID pins every byte";
+
+/// The source of a release in the cache. With a key ring, only one that it has the key of.
+fn cached(release: &Release, keyring: Option<&Keyring>, cache: &Cache) -> Result<Source> {
+    let mut refused = None;
+    for source in release.pins().into_iter().filter_map(|pin| cache.get(pin)) {
+        let Some(keyring) = keyring else { return Ok(source) };
+        let signature = source.signature().context("there without a signature");
+        match signature.and_then(|signature| keyring.check(&signature, &source.archive)) {
+            Ok(_) => return Ok(source),
+            Err(error) => refused = Some(error),
+        }
+    }
+    Err(refused.unwrap_or_else(|| anyhow!("not there")))
 }
 
 /// The source of `release` exactly as its commit has it. (Apache's tarball has generated files as well.)
@@ -101,8 +120,8 @@ pub fn git_tree(release: &Release, access: &Access) -> Result<Source> {
     if access.from.is_some() {
         return source(release, access);
     }
-    let cache = layout::cache_dir()?.join("sources");
-    if let Some(source) = cached(&cache, commit_pin(release)) {
+    let cache = Cache::of_user()?;
+    if let Some(source) = cache.get(release.commit_pin()) {
         return Ok(source);
     }
     let Release { version, git, .. } = release;
@@ -111,7 +130,7 @@ pub fn git_tree(release: &Release, access: &Access) -> Result<Source> {
             "the source from git is not in the cache: cargo xtask fetch --release {version} --from {git}"
         )));
     }
-    import(release, git, false, &cache).or_else(|error| {
+    import(release, git, false, None, &cache).or_else(|error| {
         run::check_interrupted()?;
         bail!(Failure::Preflight(format!(
             "the source from git is not in the cache, and {git} does not give it: {error:#}\non a machine with a network \
@@ -167,62 +186,23 @@ pub fn stage(release: &Release, access: &Access) -> Result<Staged> {
     Ok(Staged { path, _lock: lock })
 }
 
-/// The source that an earlier fetch put into the cache under `pin`. A damaged one is removed from the cache.
-fn cached(cache: &Path, pin: String) -> Option<Source> {
-    let dir = cache.join(&pin);
-    let archive = archive_in(&dir)?;
-    // The pin of a tarball is its digest. The digest of an archive from git was recorded when git had checked it.
-    let recorded = fs::read_to_string(dir.join("sha256")).ok();
-    let expected = pin.strip_prefix("sha256-").map(str::to_owned).or(recorded);
-    if expected.is_some() && digest::file(&archive).ok() == expected {
-        return Some(Source { pin, archive });
-    }
-    ui::warning(format!("{} was damaged in the cache, and has to be fetched again", archive.display()));
-    // If it cannot be removed, the same warning comes again next time.
-    let _ = fs::remove_dir_all(&dir);
-    None
-}
-
-fn commit_pin(release: &Release) -> String {
-    format!("commit-{}", release.commit)
-}
-
-/// The path of the archive in an entry of the cache.
-fn archive_in(entry: &Path) -> Option<PathBuf> {
-    let files = fs::read_dir(entry).ok()?.filter_map(|file| Some(file.ok()?.path()));
-    let is_archive = |file: &PathBuf| {
-        let name = file.to_string_lossy();
-        ENDINGS.iter().any(|ending| name.ends_with(&format!(".{ending}")))
-    };
-    files.filter(is_archive).min()
-}
-
-/// Puts a checked archive into the cache, whole or not at all.
-fn keep(cache: &Path, pin: String, ending: &str, checked: &Path) -> Result<Source> {
-    let dir = cache.join(&pin);
-    let entry = TempDir::new_in(cache)?;
-    let archive = entry.path().join(format!("{NAME}.{ending}"));
-    fs::copy(checked, &archive)?;
-    archive::check(&archive)?;
-    fs::write(entry.path().join("sha256"), digest::file(&archive)?)?;
-    if fs::rename(entry.path(), &dir).is_err() {
-        // There is an entry already, and another process may be reading it. The exchange does not disturb that.
-        let replaced = rustix::fs::renameat_with(CWD, entry.path(), CWD, &dir, RenameFlags::EXCHANGE);
-        replaced.with_context(|| format!("cannot create {}", dir.display()))?;
-    }
-    let archive = archive_in(&dir).with_context(|| format!("{} is gone", dir.display()))?;
-    Ok(Source { pin, archive })
-}
-
 /// Takes the source from `from`, which the user named.
-fn import(release: &Release, from: &str, offline: bool, cache: &Path) -> Result<Source> {
+fn import(
+    release: &Release,
+    from: &str,
+    offline: bool,
+    keyring: Option<&Keyring>,
+    cache: &Cache,
+) -> Result<Source> {
     let pins: Vec<String> = release.origins.iter().map(|origin| origin.sha256.clone()).collect();
     if from.contains("://") && !from.starts_with("file://") {
         ensure!(!offline, "--offline forbids it, as it is a URL");
         return if from.trim_end_matches('/').ends_with(".git") || !from.starts_with("http") {
+            ensure!(keyring.is_none(), UNSIGNED);
             from_git(release, from, cache)
         } else {
-            download(from, &pins, cache)
+            let signature = format!("{from}.asc");
+            download(from, keyring.map(|keyring| (keyring, &*signature)), &pins, cache)
         };
     }
     let path = PathBuf::from(from.strip_prefix("file://").unwrap_or(from));
@@ -231,32 +211,63 @@ fn import(release: &Release, from: &str, offline: bool, cache: &Path) -> Result<
     )?;
     let is_git = path.join(".git").exists() || (path.join("HEAD").is_file() && path.join("objects").is_dir());
     if path.is_file() {
-        from_tarball(&path, &pins, cache)
-    } else if is_git {
-        from_git(release, &path.to_string_lossy(), cache)
+        from_tarball(&path, keyring, &pins, cache)
     } else {
-        from_tree(release, &path, cache)
+        ensure!(keyring.is_none(), UNSIGNED);
+        if is_git {
+            from_git(release, &path.to_string_lossy(), cache)
+        } else {
+            from_tree(release, &path, cache)
+        }
     }
 }
 
-fn from_tarball(file: &Path, pins: &[String], cache: &Path) -> Result<Source> {
-    keep_tarball(file, digest::file(file)?, pins, cache)
+fn from_tarball(file: &Path, keyring: Option<&Keyring>, pins: &[String], cache: &Cache) -> Result<Source> {
+    let mut signature = file.as_os_str().to_owned();
+    signature.push(".asc");
+    let signed = match keyring {
+        Some(keyring) if Path::new(&signature).is_file() => Some((keyring, Path::new(&signature))),
+        Some(_) => bail!("its signature is missing: put it next to it, at {}", signature.display()),
+        None => None,
+    };
+    keep_tarball(file, digest::file(file)?, signed, pins, &file.to_string_lossy(), cache)
 }
 
-fn keep_tarball(file: &Path, sha256: String, pins: &[String], cache: &Path) -> Result<Source> {
+/// Puts a tarball into the cache, if it matches a pin and, with a key ring, one of its keys has signed it.
+fn keep_tarball(
+    file: &Path,
+    sha256: String,
+    signed: Option<(&Keyring, &Path)>,
+    pins: &[String],
+    from: &str,
+    cache: &Cache,
+) -> Result<Source> {
     if !pins.contains(&sha256) {
         bail!(
             "its SHA-256 is {sha256}, and upstream.toml pins {}: it is damaged, or not this release; fetch it anew",
             unique(pins).join(" or ")
         );
     }
-    fs::create_dir_all(cache)?;
-    keep(cache, format!("sha256-{sha256}"), "tar.gz", file)
+    let signed_by = match signed {
+        Some((keyring, signature)) => {
+            let fingerprint = keyring.check(signature, file)?;
+            ui::note(format!("signed with the key {fingerprint}"));
+            Some(fingerprint)
+        }
+        None => None,
+    };
+    cache.keep(Checked {
+        pin: format!("sha256-{sha256}"),
+        ending: "tar.gz",
+        file,
+        signature: signed.map(|(_, signature)| signature),
+        origin: cache::Origin { from: from.to_owned(), signed_by },
+    })
 }
 
 /// Takes the pinned commit from a git repository. Git computes the ID of every object that it receives, and the commit's ID
 /// depends on all of them.
-fn from_git(release: &Release, origin: &str, cache: &Path) -> Result<Source> {
+fn from_git(release: &Release, origin: &str, cache: &Cache) -> Result<Source> {
     let repository = ScratchRepository::new(cache)?;
     let commit = &release.commit;
     let progress = ui::Step::start("git fetch");
@@ -280,13 +291,13 @@ fn from_git(release: &Release, origin: &str, cache: &Path) -> Result<Source> {
         let known_as = release.tag.as_ref().map_or_else(String::new, |tag| format!(" (the tag {tag})"));
         bail!("git cannot get commit {commit}{known_as} from it:\n{}{advice}", message.trim_end());
     }
-    let source = repository.keep(release, commit, cache)?;
+    let source = repository.keep(release, commit, origin, cache)?;
     progress.done("");
     Ok(source)
 }
 
 /// Takes an unpacked tree, if the ID that git computes for it is the pinned one.
-fn from_tree(release: &Release, tree: &Path, cache: &Path) -> Result<Source> {
+fn from_tree(release: &Release, tree: &Path, cache: &Cache) -> Result<Source> {
     ensure!(
         tree.join("configure.ac").is_file() && tree.join("src/libguac").is_dir(),
         "it is neither a guacamole-server source tree nor a git clone"
@@ -302,7 +313,7 @@ fn from_tree(release: &Release, tree: &Path, cache: &Path) -> Result<Source> {
          tarball, which has generated files as well; give the tarball itself, or a git clone",
         release.tree
     );
-    let source = repository.keep(release, &id, cache)?;
+    let source = repository.keep(release, &id, &tree.to_string_lossy(), cache)?;
     progress.done("");
     Ok(source)
 }
@@ -310,19 +321,18 @@ fn from_tree(release: &Release, tree: &Path, cache: &Path) -> Result<Source> {
 /// A new git repository, which is removed when this is dropped. Neither the user's settings nor the environment change a byte
 /// of the source.
 struct ScratchRepository {
-    dir: TempDir,
+    dir: Scratch,
     shell: Shell,
 }
 
 impl ScratchRepository {
-    fn new(cache: &Path) -> Result<ScratchRepository> {
+    fn new(cache: &Cache) -> Result<ScratchRepository> {
         if run::version_line("git", "--version").is_none() {
             bail!(Failure::Preflight(
                 "git is needed to check this source, and is missing: apt-get install git".into()
             ));
         }
-        fs::create_dir_all(cache)?;
-        let repository = ScratchRepository { dir: TempDir::new_in(cache)?, shell: Shell::new()? };
+        let repository = ScratchRepository { dir: cache.scratch()?, shell: Shell::new()? };
         repository.git(&["init", "--quiet", "--bare"]).run()?;
         Ok(repository)
     }
@@ -359,31 +369,59 @@ impl ScratchRepository {
     }
 
     /// Puts an archive of `id`, which is the release's commit or its tree, into the cache.
-    fn keep(&self, release: &Release, id: &str, cache: &Path) -> Result<Source> {
+    fn keep(&self, release: &Release, id: &str, from: &str, cache: &Cache) -> Result<Source> {
         let tar = self.dir.path().join("source.tar");
         // GitHub's name for the top directory: an archive of a commit with a tag then has the bytes of GitHub's.
         let prefix = format!("--prefix=guacamole-server-{}/", release.upstream_name());
         let output = format!("--output={}", tar.display());
         self.git(&["archive", "--format=tar", &prefix, &output, id]).run()?;
-        keep(cache, commit_pin(release), "tar", &tar)
+        cache.keep(Checked {
+            pin: release.commit_pin(),
+            ending: "tar",
+            file: &tar,
+            signature: None,
+            origin: cache::Origin { from: without_password(from), signed_by: None },
+        })
     }
 }
 
-fn download(url: &str, pins: &[String], cache: &Path) -> Result<Source> {
-    fs::create_dir_all(cache)?;
-    let dir = TempDir::new_in(cache)?;
-    let file = dir.path().join("download");
+/// Downloads a tarball and, with a key ring, the signature at a URL.
+fn download(url: &str, signed: Option<(&Keyring, &str)>, pins: &[String], cache: &Cache) -> Result<Source> {
+    let dir = cache.scratch()?;
+    let (file, signature) = (dir.path().join("download"), dir.path().join("signature"));
+    // The signature comes first: without it, the tarball is of no use.
+    let signed = match signed {
+        Some((keyring, url)) => {
+            download_to(url, &signature, signature::LARGEST)
+                .with_context(|| format!("cannot get its signature from {url}"))?;
+            Some((keyring, &*signature))
+        }
+        None => None,
+    };
+    let sha256 = download_to(url, &file, download::LARGEST)?;
+    keep_tarball(&file, sha256, signed, pins, &without_password(url), cache)
+}
+
+/// A URL without its user and password.
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}{path}")
+}
+
+/// Downloads `url` to a new file that has no more than `largest` bytes, and returns its SHA-256.
+fn download_to(url: &str, file: &Path, largest: u64) -> Result<String> {
     // In a thread, so that a signal is noticed while the server stalls.
     let thread = thread::spawn({
-        let (url, file) = (url.to_owned(), file.clone());
-        move || download::to_file(&url, &file)
+        let (url, file) = (url.to_owned(), file.to_owned());
+        move || download::to_file(&url, &file, largest)
     });
     while !thread.is_finished() {
         run::check_interrupted()?;
         thread::sleep(Duration::from_millis(50));
     }
-    let sha256 = thread.join().map_err(|_| anyhow!("the download panicked"))??;
-    keep_tarball(&file, sha256, pins, cache)
+    thread.join().map_err(|_| anyhow!("the download panicked"))?
 }
 
 /// The pins, each once, in their order.
@@ -432,4 +470,21 @@ fn no_source(release: &Release, tried: &[String]) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_password_is_recorded() {
+        for (url, recorded) in [
+            ("https://name:secret@example.org/a@b", "https://example.org/a@b"),
+            ("https://example.org", "https://example.org"),
+            ("ssh://git@example.org/x.git", "ssh://example.org/x.git"),
+            ("/a/file@home", "/a/file@home"),
+        ] {
+            assert_eq!(without_password(url), recorded);
+        }
+    }
 }

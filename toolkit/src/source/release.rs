@@ -58,6 +58,8 @@ pub struct Origin {
     pub url: String,
     /// The SHA-256 of the file, in lower-case hexadecimal.
     pub sha256: String,
+    /// The URL of the file's OpenPGP signature, if there is one.
+    pub signature: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -108,6 +110,17 @@ impl Release {
     /// What upstream calls the commit: its tag, or else the commit's id.
     pub fn upstream_name(&self) -> &str {
         self.tag.as_deref().unwrap_or(&self.commit)
+    }
+
+    /// The names of its sources in the cache: a tarball's by its digest, and git's by the commit.
+    pub fn pins(&self) -> Vec<String> {
+        let tarballs = self.origins.iter().map(|origin| format!("sha256-{}", origin.sha256));
+        tarballs.chain([self.commit_pin()]).collect()
+    }
+
+    /// The name of the source from git in the cache.
+    pub fn commit_pin(&self) -> String {
+        format!("commit-{}", self.commit)
     }
 
     /// The directory of the patch series.

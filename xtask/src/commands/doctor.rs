@@ -13,7 +13,10 @@ use crate::flags;
 const SECTIONS: [(&str, &[Need]); 5] = [
     ("To build guacd", &[Need::Build]),
     ("Protocols and features", &[Need::Ssh, Need::Optional]),
-    ("Sources and tests", &[Need::Git, Need::Tests, Need::Platforms, Need::Desktops, Need::Musl]),
+    (
+        "Sources and tests",
+        &[Need::Git, Need::Signature, Need::Tests, Need::Platforms, Need::Desktops, Need::Musl],
+    ),
     ("Load tests with a real sshd", &[Need::OpenSsh]),
     ("Packages, Nix, and reproducible builds", &[Need::Package, Need::Nix, Need::Reproduce]),
 ];

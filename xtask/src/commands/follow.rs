@@ -13,7 +13,7 @@ use crate::flags;
 pub fn run(flags: &flags::Follow) -> Result<()> {
     let release = flags.release.load()?;
     let from = flags.from.clone().unwrap_or_else(|| release.git.clone());
-    let access = Access { from: None, offline: flags.offline };
+    let access = Access { offline: flags.offline, ..Access::default() };
     let followed = follow::follow(&release, &access, &from, &flags.branch)?;
     if flags.json {
         ui::result(serde_json::to_string_pretty(&followed)?);
@@ -38,7 +38,8 @@ pub fn run(flags: &flags::Follow) -> Result<()> {
     if flags.no_build {
         return Ok(());
     }
-    let setup = Setup { source: Access { from: Some(from), offline: flags.offline }, install: false };
+    let setup =
+        Setup { source: Access { from: Some(from), offline: flags.offline, keyring: None }, install: false };
     let prefix = guacd::build(&followed.release, Variant::Patched, &setup, &Options::default())?;
     let load =
         [format!("--prefix=patched={}", prefix.display()), "--count=80".into(), "--key-limit=128".into()];
