@@ -13,6 +13,7 @@ mod cache;
 mod cost;
 mod daemon;
 mod display;
+mod distributions;
 mod docs;
 mod drawing;
 mod ends;
@@ -56,6 +57,10 @@ struct Test {
 #[derive(Clone, Copy)]
 enum Needs {
     Nothing,
+    /// Debian's lists of packages.
+    AptLists,
+    /// Permission to mount.
+    Mount,
     Source,
     /// The source as a tarball that is pinned.
     Tarball,
@@ -84,6 +89,7 @@ const ALONE: &[&[Test]] = &[
     cache::TESTS,
     signature::TESTS,
     proxy::TESTS,
+    distributions::TESTS,
     build::TESTS,
     abi::TESTS,
     musl::TESTS,
@@ -135,7 +141,11 @@ fn main() -> Result<ExitCode> {
     }
     let can_mount = support::can_mount();
     if !can_mount {
-        eprintln!("NO FILE SYSTEM CAN BE MOUNTED HERE: THE TEST OF A FULL ONE IS IGNORED");
+        eprintln!("NO FILE SYSTEM CAN BE MOUNTED HERE: THE TESTS THAT DO ARE IGNORED");
+    }
+    let has_apt_lists = distributions::has_apt_lists();
+    if !has_apt_lists {
+        eprintln!("NO LISTS OF DEBIAN'S PACKAGES: THE TEST OF THEIR NAMES IS IGNORED (apt-get update)");
     }
     let has_servers = stress::has_servers();
     if !has_servers {
@@ -170,6 +180,8 @@ fn main() -> Result<ExitCode> {
         let trial = |test: Test| {
             let ignored = match test.needs {
                 Needs::Nothing => false,
+                Needs::AptLists => !has_apt_lists,
+                Needs::Mount => !can_mount,
                 Needs::Source => !has_source,
                 Needs::Tarball => !has_tarball,
                 Needs::SourceAndMount => !has_source || !can_mount,

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use guac_stress::cli::ScenarioFlags;
 use guac_stress::values::MAX_SESSIONS;
 use toolkit::build::guacd;
+use toolkit::host::features::{FEATURES, Feature};
 use toolkit::source::fetch::Access;
 use toolkit::source::release;
 
@@ -140,6 +142,9 @@ pub struct Build {
     /// How many compilers to run at once [default: one per core].
     #[arg(short, long, value_name = "N")]
     pub jobs: Option<std::num::NonZero<usize>>,
+
+    #[command(flatten)]
+    pub required: Required,
 
     #[command(flatten)]
     pub setup: Setup,
@@ -572,14 +577,27 @@ impl Judged {
 
 /// List the tools and libraries that are installed, what each is for, and the command that installs the missing ones.
 ///
-/// Also lists the limits of this machine, and how many sessions each allows. The exit code is 3 if guacd cannot be built with
-/// what is installed.
+/// Says which protocols and features a guacd that is built here has, which types of SSH keys its libssh2 can use, and how many
+/// sessions the limits of this machine allow. The exit code is 3 if guacd cannot be built with what is installed, or would lack
+/// what is required.
 #[derive(Args)]
-#[command(after_help = examples!("cargo xtask doctor", "cargo xtask doctor --install"))]
+#[command(after_help = examples!(
+    "cargo xtask doctor",
+    "cargo xtask doctor --install",
+    "cargo xtask doctor --require rdp,vnc"
+))]
 pub struct Doctor {
-    /// Install what guacd and all its optional protocols need (Debian and Ubuntu; needs root or sudo).
+    /// Install what guacd and all its protocols need, with the package manager of Debian, Ubuntu, Arch Linux, Fedora, Alpine
+    /// Linux, openSUSE, or a distribution like them. The command is shown first. Needs root or sudo.
     #[arg(long)]
     pub install: bool,
+
+    /// With --install, only print the command.
+    #[arg(long, requires = "install")]
+    pub dry_run: bool,
+
+    #[command(flatten)]
+    pub required: Required,
 
     /// Print the list as JSON.
     #[arg(long)]
@@ -705,7 +723,7 @@ pub struct Setup {
     #[command(flatten)]
     pub source: Source,
 
-    /// Install missing tools and libraries first (Debian and Ubuntu; needs root or sudo).
+    /// Install missing tools and libraries first, with the distribution's package manager (see `cargo xtask doctor --help`).
     #[arg(long)]
     pub install: bool,
 }
@@ -715,6 +733,20 @@ impl Setup {
     pub fn to_toolkit(&self) -> guacd::Setup {
         guacd::Setup { source: self.source.to_toolkit(), install: self.install }
     }
+}
+
+/// What a guacd has to have.
+#[derive(Args)]
+pub struct Required {
+    /// Fail if guacd would lack one of these, separated by commas. Otherwise a protocol or feature whose library is missing is
+    /// left out, with a warning.
+    #[arg(long = "require", value_name = "FEATURE", value_delimiter = ',', value_parser = feature_parser())]
+    pub features: Vec<&'static Feature>,
+}
+
+fn feature_parser() -> impl TypedValueParser<Value = &'static Feature> {
+    let names = PossibleValuesParser::new(FEATURES.iter().map(|feature| feature.name));
+    names.try_map(|name| Feature::named(&name).ok_or("there is no such feature"))
 }
 
 /// A guacd as upstream made it, or with our patches.

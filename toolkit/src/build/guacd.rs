@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use duct::Expression;
 use fs_err as fs;
 use rustix::fs::Mode;
@@ -11,10 +11,13 @@ use rustix::fs::Mode;
 use crate::build::manifest::{self, Manifest, SCHEMA_VERSION};
 use crate::build::steps::{Done, Steps};
 use crate::build::{prefix, sbom, tls_rs};
+use crate::failure::Failure;
 use crate::host::digest::Hasher;
+use crate::host::features::{FEATURES, Feature};
+use crate::host::install::Missing;
 use crate::host::lock::{self, Lock};
-use crate::host::tools::{self, Need};
-use crate::host::{digest, layout};
+use crate::host::tools::{self, Finding, Need};
+use crate::host::{digest, features, install, layout};
 use crate::source::fetch::{self, Access};
 use crate::source::release::Release;
 use crate::source::series::{self, Patch};
@@ -111,6 +114,8 @@ pub struct Options<'a> {
     pub jobs: Option<usize>,
     /// Further arguments of upstream's configure.
     pub configure_args: &'a [String],
+    /// What the build has to have. Configure leaves out what it has no library for.
+    pub require: &'a [&'static Feature],
 }
 
 /// Builds `variant`, unless it is up to date, and returns its prefix.
@@ -119,7 +124,10 @@ pub struct Options<'a> {
 ///
 /// [`crate::failure::Failure::Preflight`] when a tool, a library or the source is missing; any other when a step fails.
 pub fn build(release: &Release, variant: Variant, setup: &Setup, options: &Options<'_>) -> Result<PathBuf> {
-    let versions = tools::preflight(&[Need::Build], OPTIONAL_NEEDS, setup.install)?;
+    let optional = [OPTIONAL_NEEDS, &features::needs(options.require)].concat();
+    let findings = install::preflight(&[Need::Build], &optional, setup.install)?;
+    check_features(&findings, options, setup.install)?;
+    let versions = tools::versions_of_a_build(&findings);
     // Everybody may read the prefix, and its permissions do not depend on who builds it.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let build = Build::new(release, variant, options)?;
@@ -128,9 +136,6 @@ pub fn build(release: &Release, variant: Variant, setup: &Setup, options: &Optio
     if build.run(setup, options, &versions)? {
         let protocols = manifest::protocols(&build.prefix)?;
         ui::note(format!("  protocols: {}", protocols.join(", ")));
-        if !protocols.iter().any(|protocol| protocol == "ssh") {
-            ui::warning("it was built without SSH: `cargo xtask doctor` says what is missing");
-        }
         // A patched guacd finds its plugins by itself.
         let needs_links = variant != Variant::Patched && protocols.iter().any(|protocol| protocol == "rdp");
         if let Some(dir) = freerdp_plugin_dir().filter(|_| needs_links) {
@@ -143,7 +148,59 @@ pub fn build(release: &Release, variant: Variant, setup: &Setup, options: &Optio
     } else {
         ui::note("  nothing has changed: the prefix is up to date");
     }
+    let absent = options.require.iter().filter(|feature| !feature.is_in(&build.prefix));
+    ensure_none("guacd was built without", &absent.copied().collect::<Vec<_>>(), &build.work)?;
     Ok(build.prefix)
+}
+
+/// Warns of the protocols that this machine lacks a library for. Fails if it lacks anything for a feature that is required.
+fn check_features(findings: &[Finding], options: &Options<'_>, may_install: bool) -> Result<()> {
+    let mut lacking = Vec::new();
+    for &feature in options.require {
+        let lacks = feature.lacks(findings);
+        if !lacks.is_empty() {
+            lacking.push(format!("{} takes {}", feature.title, lacks.join(", ")));
+        }
+    }
+    if !lacking.is_empty() {
+        let wanted = |finding: &Finding| options.require.iter().any(|feature| feature.takes(finding));
+        bail!(Failure::Preflight(format!(
+            "required, but missing here: {}\n{}",
+            lacking.join("; "),
+            Missing::of(findings, wanted).advice(!may_install)
+        )));
+    }
+    let is_left_out = |feature: &Feature| {
+        let flags = [format!("--without-{}", feature.name), format!("--disable-{}", feature.name)];
+        options.configure_args.iter().any(|argument| flags.contains(argument))
+    };
+    for feature in FEATURES.iter().filter(|feature| feature.is_protocol() && !is_left_out(feature)) {
+        let lacks = feature.lacks(findings);
+        if !lacks.is_empty() {
+            ui::warning(format!(
+                "this guacd will have no {}, as {} is missing: `cargo xtask doctor` says how to install it, and \
+                 `--require {}` makes this an error",
+                feature.title,
+                lacks.join(", "),
+                feature.name
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Fails if there are such features. `what` begins the error, and `work` is the work directory.
+fn ensure_none(what: &str, features: &[&Feature], work: &Path) -> Result<()> {
+    let titles: Vec<&str> = features.iter().map(|feature| feature.title).collect();
+    ensure!(
+        titles.is_empty(),
+        Failure::Preflight(format!(
+            "{what} {}, which is required: look at the arguments for configure, and for the cause in {}",
+            titles.join(", "),
+            work.join("build/config.log").display()
+        ))
+    );
+    Ok(())
 }
 
 /// The paths and the patches of one build.
@@ -303,6 +360,10 @@ impl<'a> Build<'a> {
             step.run("configure", self.at_epoch(duct::cmd("sh", command).dir(&build)))?;
             Ok(String::new())
         })?;
+        // Before make: it takes minutes.
+        let log = fs::read_to_string(build.join("config.log")).unwrap_or_default();
+        let absent = options.require.iter().filter(|feature| !feature.is_configured(&log));
+        ensure_none("configure leaves out", &absent.copied().collect::<Vec<_>>(), &self.work)?;
         let after: Vec<&Done> = [&configured].into_iter().chain(tls_rs).collect();
         steps.step(
             "make",

@@ -33,11 +33,6 @@ impl Distribution {
             codename: field("VERSION_CODENAME"),
         }
     }
-
-    /// Whether it has apt-get, and Debian's names for packages.
-    pub fn is_like_debian(&self) -> bool {
-        self.id_like.split(' ').chain([self.id.as_str()]).any(|id| id == "debian" || id == "ubuntu")
-    }
 }
 
 #[cfg(test)]
@@ -49,10 +44,8 @@ mod tests {
         let debian = "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nVERSION_ID=\"12\"\nVERSION_CODENAME=bookworm\nID=debian\n";
         let debian = Distribution::parse(debian);
         assert_eq!((&*debian.id, &*debian.version, &*debian.codename), ("debian", "12", "bookworm"));
-        assert!(debian.is_like_debian());
         let mint = Distribution::parse("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n");
-        assert!(mint.is_like_debian() && mint.version.is_empty());
-        assert!(!Distribution::parse("ID=\"fedora\"\nVERSION_ID=42\n").is_like_debian());
-        assert!(!Distribution::parse("").is_like_debian());
+        assert_eq!((&*mint.id_like, &*mint.version), ("ubuntu debian", ""));
+        assert_eq!(Distribution::parse(""), Distribution::default());
     }
 }

@@ -1,16 +1,11 @@
-//! Which tools and libraries does this machine have, and which packages provide the missing ones?
+//! Which tools and libraries does this machine have? `distributions.toml` has the packages that provide them.
 
 use std::thread;
 
-use anyhow::{Result, bail, ensure};
 use fs_err as fs;
 use serde::Serialize;
 
-use crate::failure::Failure;
-use crate::host::distribution::Distribution;
-use crate::host::run::{self, WhenInterrupted};
-use crate::host::{files, layout};
-use crate::ui;
+use crate::host::run;
 
 /// What a tool or a library is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -28,16 +23,24 @@ pub enum Need {
     Tests,
     /// The tests of `tls-rs` on other platforms, which are skipped otherwise.
     Platforms,
-    /// The tests with desktops of real RDP servers, and with a printer, which are skipped otherwise.
+    /// The tests with desktops of real RDP servers, which are skipped otherwise.
     Desktops,
+    /// Printing over RDP, at run time: guacd runs it. The test that prints is skipped otherwise.
+    Print,
+    /// The encoder of recordings, `guacenc`. `--install` leaves it out, unless it is required.
+    Video,
+    /// The tests of `packaging/arch`, which are skipped otherwise.
+    Arch,
     /// `cargo xtask test --musl`.
     Musl,
     /// A source from a git repository, or in an unpacked tree.
     Git,
     /// `cargo xtask fetch --keyring`.
     Signature,
-    /// `cargo xtask package`.
+    /// `cargo xtask package`, in each of its forms.
     Package,
+    /// The Debian package and the tarball of `cargo xtask package`.
+    Deb,
     /// `cargo xtask nix`.
     Nix,
     /// `cargo xtask reproduce`: more differences in the conditions of its two builds, and explanations of files that differ.
@@ -46,6 +49,16 @@ pub enum Need {
 
 /// What guacd needs, with all its protocols and features.
 pub const OF_A_BUILD: [Need; 3] = [Need::Build, Need::Ssh, Need::Optional];
+
+/// What an item is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A program in PATH.
+    Program,
+    /// A library that pkg-config knows.
+    Library,
+}
 
 enum Probe {
     /// A program, and the argument that makes it print its version.
@@ -60,18 +73,19 @@ struct Item {
     need: Need,
     /// What can be done with it.
     unlocks: &'static str,
-    /// The packages of Debian and Ubuntu that provide it. All are needed; only FreeRDP's are alternatives.
-    packages: &'static [&'static str],
 }
 
-const fn program(
-    name: &'static str,
-    version: &'static str,
-    need: Need,
-    unlocks: &'static str,
-    packages: &'static [&'static str],
-) -> Item {
-    Item { name, probe: Probe::Program(name, version), need, unlocks, packages }
+impl Item {
+    fn kind(&self) -> Kind {
+        match self.probe {
+            Probe::Program(..) => Kind::Program,
+            Probe::Library(_) => Kind::Library,
+        }
+    }
+}
+
+const fn program(name: &'static str, version: &'static str, need: Need, unlocks: &'static str) -> Item {
+    Item { name, probe: Probe::Program(name, version), need, unlocks }
 }
 
 const fn library(
@@ -79,94 +93,67 @@ const fn library(
     modules: &'static [&'static str],
     need: Need,
     unlocks: &'static str,
-    packages: &'static [&'static str],
 ) -> Item {
-    Item { name, probe: Probe::Library(modules), need, unlocks, packages }
+    Item { name, probe: Probe::Library(modules), need, unlocks }
 }
 
 /// Every tool and library. Upstream's configure looks for the same libraries.
 const ITEMS: &[Item] = &[
-    program("cc", "--version", Need::Build, "compiling C", &["gcc", "libc6-dev"]),
-    program("make", "--version", Need::Build, "upstream's build", &["make"]),
-    program("autoreconf", "--version", Need::Build, "upstream's build", &["autoconf"]),
-    program("automake", "--version", Need::Build, "upstream's build", &["automake"]),
-    program("libtoolize", "--version", Need::Build, "upstream's build", &["libtool"]),
-    program("pkg-config", "--version", Need::Build, "finding libraries", &["pkg-config"]),
-    program("patch", "--version", Need::Build, "applying the series", &["patch"]),
-    library("cairo", &["cairo"], Need::Build, "drawing", &["libcairo2-dev"]),
-    library("libjpeg", &["libjpeg"], Need::Build, "JPEG images", &["libjpeg-dev"]),
-    library("libpng", &["libpng"], Need::Build, "PNG images", &["libpng-dev"]),
-    library("zlib", &["zlib"], Need::Build, "packing idle terminals", &["zlib1g-dev"]),
-    library("uuid", &["uuid", "ossp-uuid"], Need::Build, "connection ids", &["uuid-dev"]),
-    library("libssh2", &["libssh2"], Need::Ssh, "SSH, SFTP", &["libssh2-1-dev"]),
-    library("openssl", &["openssl"], Need::Ssh, "SSH, TLS, Kubernetes", &["libssl-dev"]),
-    library("pango", &["pangocairo"], Need::Ssh, "SSH, telnet, Kubernetes", &["libpango1.0-dev"]),
-    library("freerdp", &["freerdp2", "freerdp3"], Need::Optional, "RDP", &["freerdp2-dev", "freerdp3-dev"]),
-    library("libvncclient", &["libvncclient"], Need::Optional, "VNC", &["libvncserver-dev"]),
-    library("libtelnet", &["libtelnet"], Need::Optional, "telnet", &["libtelnet-dev"]),
-    library("libwebsockets", &["libwebsockets"], Need::Optional, "Kubernetes", &["libwebsockets-dev"]),
-    library("libwebp", &["libwebp"], Need::Optional, "WebP images", &["libwebp-dev"]),
-    library("libpulse", &["libpulse"], Need::Optional, "sound over VNC", &["libpulse-dev"]),
-    library("vorbis", &["vorbisenc"], Need::Optional, "Ogg Vorbis in guacd's sound", &["libvorbis-dev"]),
-    program("git", "--version", Need::Git, "`fetch --from` a clone or a tree", &["git"]),
-    program("gpgv", "--version", Need::Signature, "`fetch --keyring`", &["gpgv"]),
-    library("cunit", &["cunit"], Need::Tests, "upstream's `make check`", &["libcunit1-dev"]),
-    program("g++", "--version", Need::Tests, "the header's test in C++", &["g++"]),
-    program("gpg", "--version", Need::Tests, "signatures of tarballs", &["gpg", "gpg-agent", "gpgv"]),
-    program("openssl", "version", Need::Tests, "guacd over TLS", &["openssl"]),
-    program("valgrind", "--version", Need::Tests, "the C tests under memcheck", &["valgrind"]),
-    program("musl-gcc", "--version", Need::Tests, "the tests with musl", &["musl-tools"]),
-    program(
-        "aarch64-linux-gnu-gcc",
-        "--version",
-        Need::Platforms,
-        "the C tests on aarch64",
-        &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
-    ),
-    program("qemu-aarch64", "--version", Need::Platforms, "the C tests on aarch64", &["qemu-user"]),
-    // Not gcc-multilib, which conflicts with other cross-compilers on Debian.
-    program(
-        "i686-linux-gnu-gcc",
-        "--version",
-        Need::Platforms,
-        "the C tests on a 32-bit architecture",
-        &["gcc-i686-linux-gnu", "libc6-dev-i386-cross"],
-    ),
+    program("cc", "--version", Need::Build, "compiling C"),
+    program("make", "--version", Need::Build, "upstream's build"),
+    program("autoreconf", "--version", Need::Build, "upstream's build"),
+    program("automake", "--version", Need::Build, "upstream's build"),
+    program("libtoolize", "--version", Need::Build, "upstream's build"),
+    program("pkg-config", "--version", Need::Build, "finding libraries"),
+    program("patch", "--version", Need::Build, "applying the series"),
+    library("cairo", &["cairo"], Need::Build, "drawing"),
+    library("libjpeg", &["libjpeg"], Need::Build, "JPEG images"),
+    library("libpng", &["libpng"], Need::Build, "PNG images"),
+    library("zlib", &["zlib"], Need::Build, "packing idle terminals"),
+    library("uuid", &["uuid", "ossp-uuid"], Need::Build, "connection ids"),
+    library("libssh2", &["libssh2"], Need::Ssh, "SSH, SFTP"),
+    library("openssl", &["openssl"], Need::Ssh, "SSH, TLS, Kubernetes"),
+    library("pango", &["pangocairo"], Need::Ssh, "SSH, telnet, Kubernetes"),
+    library("freerdp", &["freerdp2", "freerdp3"], Need::Optional, "RDP"),
+    library("libvncclient", &["libvncclient"], Need::Optional, "VNC"),
+    library("libtelnet", &["libtelnet"], Need::Optional, "telnet"),
+    library("libwebsockets", &["libwebsockets"], Need::Optional, "Kubernetes"),
+    library("libwebp", &["libwebp"], Need::Optional, "WebP images"),
+    library("libpulse", &["libpulse"], Need::Optional, "sound over VNC"),
+    library("vorbis", &["vorbisenc"], Need::Optional, "Ogg Vorbis in guacd's sound"),
+    library("libavcodec", &["libavcodec"], Need::Video, "guacenc: videos of recordings"),
+    library("libavformat", &["libavformat"], Need::Video, "guacenc: videos of recordings"),
+    library("libavutil", &["libavutil"], Need::Video, "guacenc: videos of recordings"),
+    library("libswscale", &["libswscale"], Need::Video, "guacenc: videos of recordings"),
+    program("gs", "--version", Need::Print, "printing over RDP, which guacd runs it for"),
+    program("git", "--version", Need::Git, "`fetch --from` a clone or a tree"),
+    program("gpgv", "--version", Need::Signature, "`fetch --keyring`"),
+    library("cunit", &["cunit"], Need::Tests, "upstream's `make check`"),
+    program("g++", "--version", Need::Tests, "the header's test in C++"),
+    program("gpg", "--version", Need::Tests, "signatures of tarballs"),
+    program("openssl", "version", Need::Tests, "guacd over TLS"),
+    program("valgrind", "--version", Need::Tests, "the C tests under memcheck"),
+    program("musl-gcc", "--version", Need::Tests, "the tests with musl"),
+    program("aarch64-linux-gnu-gcc", "--version", Need::Platforms, "the C tests on aarch64"),
+    program("qemu-aarch64", "--version", Need::Platforms, "the C tests on aarch64"),
+    program("i686-linux-gnu-gcc", "--version", Need::Platforms, "the C tests on a 32-bit architecture"),
     // xrdp is not here: its package starts a service that listens on all interfaces.
-    program(
-        "freerdp-shadow-cli",
-        "/version",
-        Need::Desktops,
-        "the tests with FreeRDP's server",
-        &["freerdp2-shadow-x11", "freerdp3-shadow-x11"],
-    ),
-    program("Xvfb", "-help", Need::Desktops, "the tests with FreeRDP's server", &["xvfb"]),
-    program("xterm", "-version", Need::Desktops, "the tests with desktops", &["xterm"]),
-    program("gs", "--version", Need::Desktops, "the test that prints over RDP", &["ghostscript"]),
-    program("cmake", "--version", Need::Musl, "`test --musl`", &["cmake"]),
-    program("meson", "--version", Need::Musl, "`test --musl`", &["meson"]),
-    program("ninja", "--version", Need::Musl, "`test --musl`", &["ninja-build"]),
-    program("gperf", "--version", Need::Musl, "`test --musl`", &["gperf"]),
-    program("dpkg-shlibdeps", "--version", Need::Package, "`cargo xtask package`", &["dpkg-dev"]),
-    program("patchelf", "--version", Need::Package, "`cargo xtask package`", &["patchelf"]),
-    program("strip", "--version", Need::Package, "`cargo xtask package`", &["binutils"]),
-    program("nix", "--version", Need::Nix, "`cargo xtask nix`", &["nix-bin"]),
-    program(
-        "diffoscope",
-        "--version",
-        Need::Reproduce,
-        "explaining what `reproduce` finds",
-        &["diffoscope-minimal"],
-    ),
-    program(
-        "disorderfs",
-        "--version",
-        Need::Reproduce,
-        "`reproduce` in another order of files",
-        &["disorderfs"],
-    ),
-    program("faketime", "--version", Need::Reproduce, "`reproduce` at another time", &["faketime"]),
-    program("sshd", "-V", Need::OpenSsh, "`stress --target openssh`", &["openssh-server"]),
+    program("freerdp-shadow-cli", "/version", Need::Desktops, "the tests with FreeRDP's server"),
+    program("Xvfb", "-help", Need::Desktops, "the tests with FreeRDP's server"),
+    program("xterm", "-version", Need::Desktops, "the tests with desktops"),
+    program("cmake", "--version", Need::Musl, "`test --musl`"),
+    program("meson", "--version", Need::Musl, "`test --musl`"),
+    program("ninja", "--version", Need::Musl, "`test --musl`"),
+    program("gperf", "--version", Need::Musl, "`test --musl`"),
+    program("makepkg", "--version", Need::Arch, "the tests of the package for Arch Linux"),
+    program("dpkg-shlibdeps", "--version", Need::Deb, "`cargo xtask package`"),
+    program("patchelf", "--version", Need::Package, "`cargo xtask package`"),
+    program("strip", "--version", Need::Package, "`cargo xtask package`"),
+    program("nix", "--version", Need::Nix, "`cargo xtask nix`"),
+    program("diffoscope", "--version", Need::Reproduce, "explaining what `reproduce` finds"),
+    program("disorderfs", "--version", Need::Reproduce, "`reproduce` in another order of files"),
+    program("faketime", "--version", Need::Reproduce, "`reproduce` at another time"),
+    program("sshd", "-V", Need::OpenSsh, "`stress --target openssh`"),
 ];
 
 /// Whether this machine has a tool or a library.
@@ -178,43 +165,10 @@ pub struct Finding {
     pub version: Option<String>,
     /// What it is needed for.
     pub need: Need,
+    /// What it is.
+    pub kind: Kind,
     /// What can be done with it.
     pub unlocks: &'static str,
-    #[serde(skip)]
-    packages: &'static [&'static str],
-}
-
-/// Checks that this machine has all tools and libraries for `needs`. With `may_install`, those that are missing for `needs` and
-/// for `optional` are installed first.
-///
-/// Returns the versions of the tools and libraries that affect a build of guacd, as `NAME=VERSION`, for its digest.
-///
-/// # Errors
-///
-/// [`Failure::Preflight`] when something for `needs` is missing.
-pub fn preflight(needs: &[Need], optional: &[Need], may_install: bool) -> Result<Vec<String>> {
-    let mut findings = probe();
-    if may_install && install(&findings, |need| needs.contains(&need) || optional.contains(&need))? {
-        findings = probe();
-    }
-    let unmet: Vec<&str> = unmet(&findings, needs).map(|finding| finding.name).collect();
-    if !unmet.is_empty() {
-        let packages = missing_packages(&findings, |need| needs.contains(&need));
-        let advice = match install_command(&packages) {
-            Some(command) => {
-                format!("install with: {command}\n          or: add --install to this command")
-            }
-            None => format!(
-                "install them with your distribution's package manager (on Debian: {})",
-                packages.join(" ")
-            ),
-        };
-        bail!(Failure::Preflight(format!("missing here: {}\n{advice}", unmet.join(", "))));
-    }
-    // configure looks for cunit, too.
-    let affects_a_build = |finding: &Finding| OF_A_BUILD.contains(&finding.need) || finding.name == "cunit";
-    let version = |finding: Finding| format!("{}={}", finding.name, finding.version.unwrap_or_default());
-    Ok(findings.into_iter().filter(affects_a_build).map(version).collect())
 }
 
 /// The C compiler, which may have arguments: `CC`, as for configure, or `cc`.
@@ -235,6 +189,11 @@ pub fn rustc_version() -> String {
 
 /// Looks for every tool and library.
 pub fn probe() -> Vec<Finding> {
+    probe_for(|_| true)
+}
+
+/// Looks for the tools and libraries for the needs that are `wanted`.
+pub fn probe_for(wanted: impl Fn(Need) -> bool) -> Vec<Finding> {
     let pkg_config = std::env::var("PKG_CONFIG").unwrap_or_else(|_| "pkg-config".to_owned());
     let version = |item: &Item| match item.probe {
         Probe::Program("cc", argument) => run::version_line(&c_compiler(), argument),
@@ -252,22 +211,31 @@ pub fn probe() -> Vec<Finding> {
             .iter()
             .find_map(|module| duct::cmd!(&pkg_config, "--modversion", module).stderr_null().read().ok()),
     };
+    let items: Vec<&Item> = ITEMS.iter().filter(|item| wanted(item.need)).collect();
     // In parallel, as each one waits for a program.
     let versions: Vec<Option<String>> = thread::scope(|scope| {
-        let threads: Vec<_> = ITEMS.iter().map(|item| scope.spawn(|| version(item))).collect();
+        let threads: Vec<_> = items.iter().map(|item| scope.spawn(|| version(item))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap_or_default()).collect()
     });
-    ITEMS
-        .iter()
-        .zip(versions)
-        .map(|(item, version)| Finding {
-            name: item.name,
-            version,
-            need: item.need,
-            unlocks: item.unlocks,
-            packages: item.packages,
-        })
-        .collect()
+    let finding = |(item, version): (&&Item, _)| Finding {
+        name: item.name,
+        version,
+        need: item.need,
+        kind: item.kind(),
+        unlocks: item.unlocks,
+    };
+    items.iter().zip(versions).map(finding).collect()
+}
+
+/// The versions of the tools and libraries that affect a build of guacd, as `NAME=VERSION`, for its digest.
+pub fn versions_of_a_build(findings: &[Finding]) -> Vec<String> {
+    // configure looks for cunit and for the libraries of guacenc, too.
+    let affects_a_build = |finding: &&Finding| {
+        OF_A_BUILD.contains(&finding.need) || finding.need == Need::Video || finding.name == "cunit"
+    };
+    let version =
+        |finding: &Finding| format!("{}={}", finding.name, finding.version.as_deref().unwrap_or_default());
+    findings.iter().filter(affects_a_build).map(version).collect()
 }
 
 /// The tools and libraries for `needs` that are missing.
@@ -275,82 +243,7 @@ pub fn unmet<'a>(findings: &'a [Finding], needs: &'a [Need]) -> impl Iterator<It
     findings.iter().filter(|finding| finding.version.is_none() && needs.contains(&finding.need))
 }
 
-/// The packages that provide what is missing for the needs that are `wanted`.
-pub fn missing_packages(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Vec<String> {
-    let mut packages = Vec::new();
-    for finding in findings.iter().filter(|finding| finding.version.is_none() && wanted(finding.need)) {
-        // FreeRDP's packages have other names in each release of Debian.
-        let is_freerdp = finding.name.starts_with("freerdp");
-        let names = if is_freerdp { available(finding.packages) } else { finding.packages };
-        packages.extend(names.iter().map(|name| (*name).to_owned()));
-    }
-    packages
-}
-
-/// The first of the packages `alternatives` that apt knows.
-fn available(alternatives: &'static [&'static str]) -> &'static [&'static str] {
-    let known = |name: &&'static str| {
-        duct::cmd!("apt-cache", "show", "--no-all-versions", *name).stderr_null().stdout_null().run().is_ok()
-    };
-    let index = alternatives.iter().position(known).unwrap_or(0);
-    &alternatives[index..=index]
-}
-
-/// The shell command that installs `packages`, on Debian, Ubuntu and distributions like them. `None` on others.
-pub fn install_command(packages: &[String]) -> Option<String> {
-    let sudo = if rustix::process::geteuid().is_root() { "" } else { "sudo " };
-    Distribution::this().is_like_debian().then(|| {
-        format!(
-            "{sudo}apt-get update && {sudo}apt-get install -y --no-install-recommends {}",
-            packages.join(" ")
-        )
-    })
-}
-
-/// Installs the packages that are missing for the needs that are `wanted`. Returns whether there were any.
-///
-/// # Errors
-///
-/// [`Failure::Preflight`] on a distribution without apt-get, or without root and sudo; any other when apt-get fails.
-pub fn install(findings: &[Finding], wanted: impl Fn(Need) -> bool) -> Result<bool> {
-    if missing_packages(findings, &wanted).is_empty() {
-        return Ok(false);
-    }
-    ensure!(
-        install_command(&[]).is_some(),
-        Failure::Preflight(
-            "--install works on Debian and Ubuntu only: `cargo xtask doctor` lists what to install".into()
-        )
-    );
-    let is_root = rustix::process::geteuid().is_root();
-    if !is_root {
-        // In the foreground, as sudo may ask for the password.
-        let sudo = |arguments: &[&str]| {
-            duct::cmd("sudo", arguments).unchecked().run().is_ok_and(|output| output.status.success())
-        };
-        let allowed = sudo(&["-n", "true"]) || sudo(&["-v"]);
-        ensure!(
-            allowed,
-            Failure::Preflight("--install needs root or sudo: run as root, or install by hand".into())
-        );
-    }
-    let log = layout::target_dir().join("guacd/install.log");
-    files::begin_log(&log)?;
-    let apt = |arguments: &[&str]| {
-        let (program, first): (&str, &[&str]) = if is_root { ("env", &[]) } else { ("sudo", &["-n", "env"]) };
-        duct::cmd(
-            program,
-            first.iter().chain(&["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]).chain(arguments),
-        )
-    };
-    let progress = ui::Step::start("apt-get");
-    progress.busy_with("update");
-    run::logged(&progress, "apt-get update", apt(&["update"]), &log, WhenInterrupted::Finish)?;
-    // apt knows the names of FreeRDP's packages only after the update.
-    let packages = missing_packages(findings, &wanted);
-    let mut arguments = vec!["install", "-y", "--no-install-recommends"];
-    arguments.extend(packages.iter().map(String::as_str));
-    run::logged(&progress, "apt-get install", apt(&arguments), &log, WhenInterrupted::Finish)?;
-    progress.done(format!("{} packages: {}", packages.len(), packages.join(" ")));
-    Ok(true)
+/// Every tool and library: what it is, its name, and what it is needed for.
+pub fn items() -> impl Iterator<Item = (Kind, &'static str, Need)> {
+    ITEMS.iter().map(|item| (item.kind(), item.name, item.need))
 }

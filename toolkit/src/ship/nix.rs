@@ -12,8 +12,9 @@ use tempfile::TempDir;
 use crate::build::guacd::Setup;
 use crate::build::prefix;
 use crate::failure::Failure;
+use crate::host::install;
 use crate::host::run::WhenInterrupted;
-use crate::host::tools::{self, Need};
+use crate::host::tools::Need;
 use crate::host::{files, layout, lock, run};
 use crate::source::fetch::{self, Access};
 use crate::source::release::Release;
@@ -69,7 +70,7 @@ pub fn build(options: &Options, setup: &Setup) -> Result<PathBuf> {
     if options.stand_in {
         needs.extend([Need::Build, Need::Ssh, Need::Optional, Need::Tests]);
     }
-    tools::preflight(&needs, &[], setup.install)?;
+    install::preflight(&needs, &[], setup.install)?;
     check_version()?;
     let _lock = lock::command("nix")?;
     ensure!(

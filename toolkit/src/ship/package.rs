@@ -14,7 +14,8 @@ use crate::build::guacd::{self, Setup, Variant};
 use crate::host::debian::{self, quoted};
 use crate::host::distribution::Distribution;
 use crate::host::files::NewFile;
-use crate::host::tools::{self, Need};
+use crate::host::install;
+use crate::host::tools::Need;
 use crate::host::{checkout, digest, files, layout, lock};
 use crate::source::fetch::{self, Access};
 use crate::source::release::Release;
@@ -128,7 +129,7 @@ impl System {
 /// Makes the packages on this machine, for its own distribution.
 fn here(release: &Release, setup: &Setup, out: &Path, work: &Path) -> Result<Vec<PathBuf>> {
     let system = System::this()?;
-    tools::preflight(&[Need::Package], &[], setup.install)?;
+    install::preflight(&[Need::Package, Need::Deb], &[], setup.install)?;
     let prefix = guacd::build(release, Variant::Patched, setup, &guacd::Options::default())?;
     let step = ui::Step::start("package");
     let stage = TempDir::with_prefix_in("stage-", work)?;

@@ -8,7 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 use fs_err as fs;
 use tempfile::TempDir;
 
-use crate::host::tools::{self, Need};
+use crate::host::install;
+use crate::host::tools::Need;
 
 /// The largest signature that is accepted, in bytes. Apache's have 833.
 pub const LARGEST: u64 = 64 << 10;
@@ -31,7 +32,7 @@ impl Keyring {
     ///
     /// [`crate::failure::Failure::Preflight`] without gpgv; any other when the file holds no keys.
     pub fn read(path: &Path) -> Result<Keyring> {
-        tools::preflight(&[Need::Signature], &[], false)?;
+        install::require(&[Need::Signature])?;
         let bytes = fs::read(path)?;
         let keys = match std::str::from_utf8(&bytes) {
             Ok(text) if text.contains(BEGIN) => dearmor(text)?,

@@ -17,6 +17,7 @@ use toolkit::build::guacd::{self, Options, Variant};
 use toolkit::build::steps::{Running, Steps};
 use toolkit::build::tls_rs;
 use toolkit::failure::Failure;
+use toolkit::host::install;
 use toolkit::host::run::{self, WhenInterrupted};
 use toolkit::host::tools::{self, Need};
 use toolkit::host::{digest, files, layout, lock};
@@ -57,7 +58,7 @@ pub fn run(flags: &flags::Bench) -> Result<()> {
         ensure!(dir.is_dir(), "cannot write {}: there is no directory {}", path.display(), dir.display());
     }
     if !flags.keys_only {
-        tools::preflight(&[Need::Build], guacd::OPTIONAL_NEEDS, flags.setup.install)?;
+        install::preflight(&[Need::Build], guacd::OPTIONAL_NEEDS, flags.setup.install)?;
     }
     let _lock = lock::command("bench")?;
     let libguacs = if flags.keys_only { None } else { Some(libguacs(flags)?) };

@@ -13,6 +13,7 @@ pub fn run(flags: &flags::Build) -> Result<()> {
         prefix: flags.prefix.as_deref(),
         jobs: flags.jobs.map(std::num::NonZero::get),
         configure_args: &flags.configure_args,
+        require: &flags.required.features,
     };
     let prefix = guacd::build(&release, flags.variant.to_toolkit(), &flags.setup.to_toolkit(), &options)?;
     ui::result(prefix.display());

@@ -1,9 +1,15 @@
-//! `cargo xtask doctor`: lists the tools and libraries that are installed, and how to install the missing ones.
+//! `cargo xtask doctor`: lists the tools and libraries that are installed, what a guacd that is built with them has, and how to
+//! install the missing ones.
 
 use anyhow::{Result, bail};
 use serde::Serialize;
 use shared::capacity::{self, Demand, Limit, SSH};
 use toolkit::failure::Failure;
+use toolkit::host::distribution::Distribution;
+use toolkit::host::features::{self, FEATURES, Feature};
+use toolkit::host::install::{self, Missing};
+use toolkit::host::packaging::{Packaging, Verified};
+use toolkit::host::ssh_keys::SshKeys;
 use toolkit::host::tools::{self, Finding, Need, OF_A_BUILD};
 use toolkit::ui;
 
@@ -12,48 +18,101 @@ use crate::flags;
 /// The sections of the list, by need.
 const SECTIONS: [(&str, &[Need]); 5] = [
     ("To build guacd", &[Need::Build]),
-    ("Protocols and features", &[Need::Ssh, Need::Optional]),
+    ("Protocols and features", &[Need::Ssh, Need::Optional, Need::Print, Need::Video]),
     (
         "Sources and tests",
-        &[Need::Git, Need::Signature, Need::Tests, Need::Platforms, Need::Desktops, Need::Musl],
+        &[Need::Git, Need::Signature, Need::Tests, Need::Platforms, Need::Desktops, Need::Musl, Need::Arch],
     ),
     ("Load tests with a real sshd", &[Need::OpenSsh]),
-    ("Packages, Nix, and reproducible builds", &[Need::Package, Need::Nix, Need::Reproduce]),
+    ("Packages, Nix, and reproducible builds", &[Need::Package, Need::Deb, Need::Nix, Need::Reproduce]),
 ];
 
 #[derive(Serialize)]
 struct Diagnosis<'a> {
     schema_version: u32,
     findings: &'a [Finding],
+    features: Vec<Built>,
+    /// What the libssh2 at hand can use. `None` without it.
+    ssh_keys: Option<&'a SshKeys>,
     limits: &'a [Limit],
     /// The command that installs what guacd is missing, if there is one for this distribution.
     install: Option<String>,
+    /// What guacd is missing and the distribution has no package for.
+    by_hand: Vec<String>,
+}
+
+/// Whether a guacd that is built here has a feature.
+#[derive(Serialize)]
+struct Built {
+    name: &'static str,
+    #[serde(skip)]
+    title: &'static str,
+    /// What is missing for it. Nothing, if it is built in.
+    lacks: Vec<&'static str>,
 }
 
 /// Prints the list.
 pub fn run(flags: &flags::Doctor) -> Result<()> {
+    let needs = [&OF_A_BUILD[..], &features::needs(&flags.required.features)].concat();
+    let wanted = |finding: &Finding| needs.contains(&finding.need);
+    if flags.dry_run {
+        let missing = Missing::of(&tools::probe_for(|need| needs.contains(&need)), wanted);
+        ui::result(match missing.command() {
+            Some(command) => command,
+            None if missing.packages.is_empty() => "nothing is missing".to_owned(),
+            None => missing.advice(false),
+        });
+        return Ok(());
+    }
     let mut findings = tools::probe();
-    let of_a_build = |need| OF_A_BUILD.contains(&need);
-    if flags.install && tools::install(&findings, of_a_build)? {
+    if flags.install && install::install(&findings, wanted)? {
         findings = tools::probe();
     }
-    let missing = tools::missing_packages(&findings, of_a_build);
+    let missing = Missing::of(&findings, wanted);
     let limits = capacity::limits(Demand { guacd: Some(SSH), has_sshd: false });
-    let command = (!missing.is_empty()).then(|| tools::install_command(&missing)).flatten();
+    let features: Vec<Built> = FEATURES
+        .iter()
+        .map(|one| Built { name: one.name, title: one.title, lacks: one.lacks(&findings) })
+        .collect();
+    let ssh_keys = SshKeys::of_libssh2().ok();
     if flags.json {
-        let report = Diagnosis { schema_version: 2, findings: &findings, limits: &limits, install: command };
+        let report = Diagnosis {
+            schema_version: 3,
+            findings: &findings,
+            features,
+            ssh_keys: ssh_keys.as_ref(),
+            limits: &limits,
+            install: missing.command(),
+            by_hand: missing.by_hand,
+        };
         ui::result(serde_json::to_string_pretty(&report)?);
     } else {
         print(&findings, &limits);
-        if let Some(command) = command {
-            ui::result(format!(
-                "\nTo install what guacd is missing: {command}\n                              or: cargo xtask doctor --install"
-            ));
-        }
+        print_features(&features, &flags.required.features, ssh_keys.as_ref());
+        print_install(&missing);
     }
-    let unmet: Vec<&str> = tools::unmet(&findings, &[Need::Build]).map(|finding| finding.name).collect();
+    check(&findings, &flags.required.features)
+}
+
+/// Fails if guacd cannot be built here, or would lack what is required.
+fn check(findings: &[Finding], require: &[&Feature]) -> Result<()> {
+    let unmet: Vec<&str> = tools::unmet(findings, &[Need::Build]).map(|finding| finding.name).collect();
     if !unmet.is_empty() {
         bail!(Failure::Preflight(format!("guacd cannot be built here without {}", unmet.join(", "))));
+    }
+    let lacking: Vec<String> = require
+        .iter()
+        .map(|feature| (feature.title, feature.lacks(findings)))
+        .filter(|(_, lacks)| !lacks.is_empty())
+        .map(|(title, lacks)| format!("{title} takes {}", lacks.join(", ")))
+        .collect();
+    if !lacking.is_empty() {
+        let wanted = |finding: &Finding| require.iter().any(|feature| feature.takes(finding));
+        bail!(Failure::Preflight(format!(
+            "required, but missing here: {}\n{}",
+            lacking.join("; "),
+            Missing::of(findings, wanted).advice(true)
+        )));
     }
     Ok(())
 }
@@ -73,6 +132,43 @@ fn print(findings: &[Finding], limits: &[Limit]) {
     for Limit { name, source, available, sessions, .. } in limits {
         let what = format!("{name} ({source})");
         ui::result(format!("  {what:<45} {available:>14} {sessions:>9}"));
+    }
+}
+
+fn print_features(features: &[Built], require: &[&Feature], ssh_keys: Option<&SshKeys>) {
+    ui::result("What a guacd that is built here has");
+    for Built { name, title, lacks } in features {
+        let required = require.iter().any(|feature| feature.name == *name);
+        let remark = match lacks.is_empty() {
+            true => String::new(),
+            false => format!("for want of {}; --require {name} makes this an error", lacks.join(", ")),
+        };
+        ui::check(lacks.is_empty(), required, title, remark);
+    }
+    if let Some(keys) = ssh_keys {
+        ui::result(format!("SSH keys that libssh2 {} can use", keys.libssh2));
+        for sentence in keys.sentences() {
+            ui::result(format!("  {sentence}"));
+        }
+    }
+}
+
+fn print_install(missing: &Missing) {
+    if let Some(command) = missing.command() {
+        ui::result(format!(
+            "\nTo install what guacd is missing: {command}\n                              or: cargo xtask doctor --install"
+        ));
+        if let Some(packaging) = Packaging::of(&Distribution::this()) {
+            if packaging.verified == Verified::PackageLists {
+                ui::result(format!(
+                    "(The names of packages for {} were looked up, and not tried, on {}.)",
+                    packaging.name, packaging.date
+                ));
+            }
+        }
+    }
+    for item in &missing.by_hand {
+        ui::result(format!("To be installed by hand: {item}"));
     }
 }
 

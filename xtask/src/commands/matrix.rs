@@ -6,7 +6,8 @@ use anyhow::{Context, Error, Result};
 use guac_stress::report::{Run, StressReport};
 use serde::Serialize;
 use toolkit::build::guacd::{self, Options, Variant};
-use toolkit::host::tools::{self, Need};
+use toolkit::host::install;
+use toolkit::host::tools::Need;
 use toolkit::source::release::Release;
 use toolkit::{stress, ui};
 
@@ -35,7 +36,7 @@ struct Row {
 
 /// Loads each guacd in turn, and prints the table.
 pub fn run(flags: &flags::Matrix) -> Result<()> {
-    tools::preflight(&[Need::Build, Need::Ssh], guacd::OPTIONAL_NEEDS, flags.setup.install)?;
+    install::preflight(&[Need::Build, Need::Ssh], guacd::OPTIONAL_NEEDS, flags.setup.install)?;
     let releases = match &flags.release.release {
         Some(_) => vec![flags.release.load()?],
         None => Release::all()?.into_values().collect(),

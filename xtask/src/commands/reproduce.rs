@@ -20,8 +20,9 @@ use serde::Serialize;
 use toolkit::build::guacd::OPTIONAL_NEEDS;
 use toolkit::build::prefix;
 use toolkit::failure::Failure;
+use toolkit::host::install;
 use toolkit::host::run::{self, WhenInterrupted};
-use toolkit::host::tools::{self, Need};
+use toolkit::host::tools::Need;
 use toolkit::host::{checkout, files, layout, lock};
 use toolkit::ship::compare::{Difference, compare};
 use toolkit::source::fetch;
@@ -63,7 +64,7 @@ struct Condition {
 
 /// Builds twice, and compares the installations.
 pub fn run(flags: &flags::Reproduce) -> Result<()> {
-    tools::preflight(&[Need::Build], &[OPTIONAL_NEEDS, &[Need::Reproduce]].concat(), flags.setup.install)?;
+    install::preflight(&[Need::Build], &[OPTIONAL_NEEDS, &[Need::Reproduce]].concat(), flags.setup.install)?;
     let release = flags.release.load()?;
     let _lock = lock::command("reproduce")?;
     // This puts it into the cache, from where both builds take it.

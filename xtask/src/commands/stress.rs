@@ -11,7 +11,8 @@ use guac_stress::values::{Prefix, Target};
 use toolkit::build::guacd::{self, Options};
 use toolkit::build::{manifest, preload};
 use toolkit::failure::Failure;
-use toolkit::host::tools::{self, Need};
+use toolkit::host::install;
+use toolkit::host::tools::Need;
 use toolkit::stress;
 
 use crate::flags;
@@ -49,7 +50,7 @@ fn build(load: &Load, flags: &flags::Stress, guacds: &mut Guacds) -> Result<()> 
     if load.target == Target::OpenSsh {
         needs.push(Need::OpenSsh);
     }
-    tools::preflight(&needs, guacd::OPTIONAL_NEEDS, flags.setup.install)?;
+    install::preflight(&needs, guacd::OPTIONAL_NEEDS, flags.setup.install)?;
     let release = flags.release.load()?;
     let sanitizers: &[&str] = if flags.sanitize { &guacd::SANITIZERS } else { &[] };
     let configure_args: Vec<_> = sanitizers.iter().map(|argument| (*argument).to_owned()).collect();

@@ -5,7 +5,8 @@ use duct::Expression;
 
 use toolkit::build::{freerdp3, musl};
 use toolkit::failure::Failure;
-use toolkit::host::tools::{self, Need};
+use toolkit::host::install;
+use toolkit::host::tools::Need;
 use toolkit::host::{layout, run};
 use toolkit::source::fetch;
 use toolkit::source::release::Release;
@@ -40,7 +41,8 @@ pub fn run(flags: &flags::Test) -> Result<()> {
         true => &[Need::Tests],
         false => &[Need::Build, Need::Ssh, Need::Git, Need::Tests, Need::OpenSsh],
     };
-    tools::preflight(needs, &[Need::Optional, Need::Platforms, Need::Desktops], flags.setup.install)?;
+    let optional = [Need::Optional, Need::Platforms, Need::Desktops, Need::Print, Need::Arch];
+    install::preflight(needs, &optional, flags.setup.install)?;
     for component in ["fmt", "clippy"] {
         ensure!(
             run::version_line(&format!("cargo-{component}"), "--version").is_some(),

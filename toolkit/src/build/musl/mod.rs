@@ -15,8 +15,9 @@ use crate::build::guacd::{self, Options, Setup, Variant};
 use crate::build::preload;
 use crate::failure::Failure;
 use crate::host::digest::Hasher;
+use crate::host::install;
 use crate::host::run::{self, WhenInterrupted};
-use crate::host::tools::{self, Need};
+use crate::host::tools::Need;
 use crate::host::{files, layout};
 use crate::source::release::Release;
 use crate::{stress, ui};
@@ -80,7 +81,7 @@ const CASES: [Case; 3] = [
 ///
 /// When something is missing or does not build, or when fewer or more sessions prove themselves than must.
 pub fn check(release: &Release, setup: &Setup) -> Result<()> {
-    tools::preflight(&[Need::Build, Need::Tests, Need::Musl], &[], setup.install)?;
+    install::preflight(&[Need::Build, Need::Tests, Need::Musl], &[], setup.install)?;
     let configure_args = configure_args(&libraries(setup.source.offline)?);
     let options = Options { configure_args: &configure_args, ..Options::default() };
     let library = preload::build(None, setup.source.offline)?;
