@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,12 +10,14 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 use toolkit::host::packaging::Packaging;
+use toolkit::host::tools::Kind;
 
 use crate::support::{self, SMALL, Xtask, shell, xtask};
 
 crate::tests! {
     Nothing:
-        a_guacd_that_will_lack_a_protocol_is_announced_or_refused;
+        a_guacd_that_will_lack_a_protocol_is_announced_or_refused,
+        bootstrap_installs_a_compiler_with_the_package_manager_that_is_there;
     AptLists:
         every_package_for_debian_exists;
     Mount:
@@ -217,4 +219,36 @@ fn other_distributions_install_with_their_own_command() -> Result<()> {
     refused.expect(3, &["--install does not know this distribution"])?;
     let doctor = as_distribution(&os_release, &machine, "doctor --require rdp")?;
     doctor.expect(3, &["RDP takes freerdp", "on Debian: freerdp2-dev"])
+}
+
+fn bootstrap_installs_a_compiler_with_the_package_manager_that_is_there() -> Result<()> {
+    let all = Packaging::all()?;
+    for id in ["debian", "arch", "fedora", "alpine", "opensuse"] {
+        let table = &all[id];
+        // Nothing else is in PATH, no compiler above all.
+        let machine = Machine::without(&[])?;
+        let dir = machine.dir.path();
+        for tool in ["sh", "dirname", "sed", "id", "env"] {
+            let found = shell(&format!("command -v {tool}")).run()?.stdout;
+            symlink(found.trim(), dir.join(tool))?;
+        }
+        machine.program("sudo", "exec \"$@\"")?;
+        machine.program("cargo", "[ \"$1\" = --version ] && echo cargo 1.99.0 || echo cargo \"$@\"")?;
+        let manager = table.install.split(' ').next().unwrap_or_default();
+        machine.program(manager, &format!("echo {manager} \"$@\" >>{}", dir.join("log").display()))?;
+        let run = |arguments: &str| {
+            let command = format!("PATH={} exec ./bootstrap.sh doctor {arguments}", dir.display());
+            shell(&command).run()
+        };
+        run("")?.expect(3, &["a C compiler is missing", "add --install"])?;
+        ensure!(!dir.join("log").exists(), "{id}: it was installed unasked");
+        let output = run("--install")?;
+        output.expect(0, &[])?;
+        ensure!(output.stdout.trim() == "cargo xtask doctor --install", "{id}: {}", output.stdout);
+        let packages = table.packages_for(Kind::Program, "cc", |_, _| true).context("no compiler")?;
+        let expected = format!("{} {}", table.install, packages.join(" "));
+        let ran = fs::read_to_string(dir.join("log"))?.replace(" -qq", "");
+        ensure!(ran.lines().last() == Some(&expected), "{id}: it ran {ran:?} instead of {expected:?}");
+    }
+    Ok(())
 }

@@ -7,6 +7,7 @@
 
 mod abi;
 mod answers;
+mod arch;
 mod bench;
 mod build;
 mod cache;
@@ -59,6 +60,8 @@ enum Needs {
     Nothing,
     /// Debian's lists of packages.
     AptLists,
+    /// makepkg, and namespaces of users.
+    Makepkg,
     /// Permission to mount.
     Mount,
     Source,
@@ -90,6 +93,7 @@ const ALONE: &[&[Test]] = &[
     signature::TESTS,
     proxy::TESTS,
     distributions::TESTS,
+    arch::TESTS,
     build::TESTS,
     abi::TESTS,
     musl::TESTS,
@@ -147,6 +151,12 @@ fn main() -> Result<ExitCode> {
     if !has_apt_lists {
         eprintln!("NO LISTS OF DEBIAN'S PACKAGES: THE TEST OF THEIR NAMES IS IGNORED (apt-get update)");
     }
+    let has_makepkg = arch::has_makepkg();
+    if !has_makepkg {
+        eprintln!(
+            "NO MAKEPKG: THE TEST WITH IT IS IGNORED (apt-get install makepkg pacman-package-manager libarchive-tools zstd)"
+        );
+    }
     let has_servers = stress::has_servers();
     if !has_servers {
         eprintln!(
@@ -181,6 +191,7 @@ fn main() -> Result<ExitCode> {
             let ignored = match test.needs {
                 Needs::Nothing => false,
                 Needs::AptLists => !has_apt_lists,
+                Needs::Makepkg => !has_makepkg,
                 Needs::Mount => !can_mount,
                 Needs::Source => !has_source,
                 Needs::Tarball => !has_tarball,

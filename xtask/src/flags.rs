@@ -313,9 +313,13 @@ pub struct Image {
 /// Both are for the distribution on which they are made, and need its libraries. The same source gives the same bytes, in any
 /// form of it: all files have the time of the release's commit, or SOURCE_DATE_EPOCH. Needs dpkg-dev, patchelf and binutils.
 /// Prints the paths of the packages.
+///
+/// With --tree, only writes the files of a package to a directory, for another distribution's tool to pack. packaging/arch
+/// does that for Arch Linux, with makepkg.
 #[derive(Args)]
 #[command(after_help = examples!(
     "cargo xtask package --install",
+    "cargo xtask package --tree /tmp/tree",
     "sudo cargo xtask package --suite trixie --check --output dist"
 ))]
 pub struct Package {
@@ -328,6 +332,10 @@ pub struct Package {
     /// The directory to put the packages into [default: target/guacd/packages].
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
+
+    /// Write the files of a package to this directory, which must be new or empty, and make no package. Prints the directory.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["output", "suite", "check", "json"])]
+    pub tree: Option<PathBuf>,
 
     /// Make the packages for this release of Debian, in a root with its compilers. trixie is the oldest release with Rust 1.85.
     /// Needs root and mmdebstrap.

@@ -17,9 +17,12 @@ pub enum Verified {
     /// The packages were installed, and guacd was built with them.
     #[serde(rename = "run")]
     Run,
-    /// Their names were looked up.
+    /// Their names were looked up in its own lists, or in its own package of guacamole-server.
     #[serde(rename = "package lists")]
     PackageLists,
+    /// Their names were found in how others build their programs for it.
+    #[serde(rename = "recipes")]
+    Recipes,
 }
 
 /// The packages of a distribution. `distributions.toml` explains the fields.
@@ -30,6 +33,8 @@ pub struct Packaging {
     pub name: String,
     /// How the names were checked.
     pub verified: Verified,
+    /// Where they were looked up.
+    pub source: String,
     /// When they were checked.
     pub date: String,
     /// Packages that were found in no list of the distribution's own.

@@ -4,3 +4,4 @@ pub mod compare;
 pub mod image;
 pub mod nix;
 pub mod package;
+pub mod tree;

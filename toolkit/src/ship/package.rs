@@ -1,11 +1,9 @@
 //! How is a prefix packed into a tarball that runs from any directory, and into a Debian package?
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use flate2::{Compression, GzBuilder};
-use fs_err::os::unix::fs::symlink;
 use fs_err::{self as fs, File};
 use serde::Serialize;
 use tempfile::TempDir;
@@ -17,15 +15,13 @@ use crate::host::files::NewFile;
 use crate::host::install;
 use crate::host::tools::Need;
 use crate::host::{checkout, digest, files, layout, lock};
+use crate::ship::tree::{HOME, add_system_files, make_relocatable, stage_prefix};
 use crate::source::fetch::{self, Access};
 use crate::source::release::Release;
 use crate::ui;
 
 /// The name of the package.
 const NAME: &str = "guacd-uncapped";
-
-/// The path of the prefix in the Debian package.
-const HOME: &str = "usr/lib/guacd-uncapped";
 
 /// The Debian packages that guacd needs for certificates, for the fonts of terminals, and to print to PDF.
 const RECOMMENDS: &str = "ca-certificates, fonts-dejavu-core | fonts-liberation, ghostscript";
@@ -133,20 +129,12 @@ fn here(release: &Release, setup: &Setup, out: &Path, work: &Path) -> Result<Vec
     let prefix = guacd::build(release, Variant::Patched, setup, &guacd::Options::default())?;
     let step = ui::Step::start("package");
     let stage = TempDir::with_prefix_in("stage-", work)?;
-    let home = stage_prefix(&prefix, stage.path())?;
+    let home = stage_prefix(&prefix, &stage.path().join("root"))?;
     make_relocatable(&home)?;
     let depends = dependencies(stage.path(), &home)?;
     let packages = pack(stage.path(), release, &system, &depends, out)?;
     step.done(format!("for {} {}", system.distribution.id, system.distribution.version));
     Ok(packages)
-}
-
-/// Copies a prefix to its place in the Debian package, whose root will be `stage/root`. Returns the path of the copy.
-fn stage_prefix(prefix: &Path, stage: &Path) -> Result<PathBuf> {
-    let home = stage.join("root").join(HOME);
-    files::create_parent(&home)?;
-    duct::cmd!("cp", "-a", prefix, &home).run().context("cannot copy the prefix")?;
-    Ok(home)
 }
 
 /// Packs the prefix that is in `stage`. The bytes of the packages do not depend on the times of its files, or on the form in
@@ -173,30 +161,6 @@ fn build_time(release: &Release) -> Result<u64> {
         }
         _ => Ok(release.epoch),
     }
-}
-
-/// Removes what guacd does not need at run time, and makes its files find their libraries by relative paths.
-fn make_relocatable(home: &Path) -> Result<()> {
-    fs::remove_dir_all(home.join("include"))?;
-    for (dir, library_path) in [("sbin", "$ORIGIN/../lib"), ("bin", "$ORIGIN/../lib"), ("lib", "$ORIGIN")] {
-        for entry in fs::read_dir(home.join(dir))? {
-            let path = entry?.path();
-            if path.is_symlink() {
-                continue;
-            }
-            if path.extension().is_some_and(|extension| extension == "a" || extension == "la") {
-                fs::remove_file(&path)?;
-                continue;
-            }
-            for command in [
-                duct::cmd!("strip", "--strip-unneeded", &path),
-                duct::cmd!("patchelf", "--set-rpath", library_path, &path),
-            ] {
-                command.run().with_context(|| format!("cannot make {} relocatable", path.display()))?;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Writes the tree `home` as a tarball, in which its name is `name` and all files have the time `time`, in seconds since 1970.
@@ -226,36 +190,16 @@ fn write_tarball(home: &Path, name: &str, time: u64, tarball: &Path) -> Result<(
 
 /// Writes the Debian package of the prefix that is in `stage`. All files in it have the time `time`, in seconds since 1970.
 fn write_deb(stage: &Path, version: &str, arch: &str, depends: &str, time: u64, deb: &Path) -> Result<()> {
-    let (root, home, files) =
-        (stage.join("root"), stage.join("root").join(HOME), layout::root().join("packaging"));
+    let (root, files) = (stage.join("root"), layout::root().join("packaging"));
     let copy = |from: &Path, to: &str, mode: u32| -> Result<()> {
         let to = root.join(to);
         files::create_parent(&to)?;
         files::copy(from, &to, mode)
     };
-    let link = |to: &str, at: &Path| -> Result<()> {
-        files::create_parent(at)?;
-        Ok(symlink(to, at)?)
-    };
-    copy(&files.join("guacd.service"), "usr/lib/systemd/system/guacd.service", 0o644)?;
+    add_system_files(&root, "usr/sbin")?;
     copy(&files.join("debian/copyright"), &format!("usr/share/doc/{NAME}/copyright"), 0o644)?;
     for script in ["postinst", "prerm", "postrm"] {
         copy(&files.join("debian").join(script), &format!("DEBIAN/{script}"), 0o755)?;
-    }
-    link("../lib/guacd-uncapped/sbin/guacd", &root.join("usr/sbin/guacd"))?;
-    for page in ["man5/guacd.conf.5", "man8/guacd.8"] {
-        let text = fs::read(home.join("share/man").join(page))?;
-        let path = root.join(format!("usr/share/man/{page}.gz"));
-        files::create_parent(&path)?;
-        let mut gzip = GzBuilder::new().mtime(0).write(File::create(&path)?, Compression::best());
-        gzip.write_all(&text)?;
-        gzip.finish()?;
-    }
-    // FreeRDP looks for plugins in its own directory only.
-    if let Some(dir) = guacd::freerdp_plugin_dir() {
-        for plugin in ["libguac-common-svc-client.so", "libguacai-client.so"] {
-            link(&format!("/{HOME}/lib/{plugin}"), &root.join(dir.trim_start_matches('/')).join(plugin))?;
-        }
     }
     let control = format!(
         "Package: {NAME}\nVersion: {version}\nArchitecture: {arch}\nMaintainer: The guacd-uncapped authors <nobody@localhost>\n\
@@ -394,6 +338,8 @@ mod tests {
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt;
 
+    use fs_err::os::unix::fs::symlink;
+
     use super::*;
     use crate::host::run;
 
@@ -420,7 +366,7 @@ mod tests {
             },
             arch: "amd64".into(),
         };
-        stage_prefix(&prefix, dir.path()).unwrap();
+        stage_prefix(&prefix, &dir.path().join("root")).unwrap();
         let release = Release::load(None).unwrap();
         let made = pack(dir.path(), &release, &system, "libc6", dir.path()).unwrap();
         made.iter().map(|package| fs::read(package).unwrap()).collect()

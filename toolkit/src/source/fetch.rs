@@ -225,8 +225,9 @@ fn import(
 fn from_tarball(file: &Path, keyring: Option<&Keyring>, pins: &[String], cache: &Cache) -> Result<Source> {
     let mut signature = file.as_os_str().to_owned();
     signature.push(".asc");
+    let signature = Path::new(&signature);
     let signed = match keyring {
-        Some(keyring) if Path::new(&signature).is_file() => Some((keyring, Path::new(&signature))),
+        Some(keyring) if signature.is_file() => Some((keyring, signature)),
         Some(_) => bail!("its signature is missing: put it next to it, at {}", signature.display()),
         None => None,
     };

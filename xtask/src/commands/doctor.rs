@@ -159,10 +159,10 @@ fn print_install(missing: &Missing) {
             "\nTo install what guacd is missing: {command}\n                              or: cargo xtask doctor --install"
         ));
         if let Some(packaging) = Packaging::of(&Distribution::this()) {
-            if packaging.verified == Verified::PackageLists {
+            if packaging.verified != Verified::Run {
                 ui::result(format!(
-                    "(The names of packages for {} were looked up, and not tried, on {}.)",
-                    packaging.name, packaging.date
+                    "(The names of packages for {} were not tried. They are from: {}, {}.)",
+                    packaging.name, packaging.source, packaging.date
                 ));
             }
         }
