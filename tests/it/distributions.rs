@@ -12,7 +12,9 @@ use tempfile::TempDir;
 use toolkit::host::packaging::Packaging;
 use toolkit::host::tools::Kind;
 
-use crate::support::{self, SMALL, Xtask, shell, xtask};
+use crate::support::guacd::Guacd;
+use crate::support::sshd::{ED25519, Sshd};
+use crate::support::{self, SMALL, SOON, Xtask, shell, wait_until, xtask};
 
 crate::tests! {
     Nothing:
@@ -20,6 +22,8 @@ crate::tests! {
         bootstrap_installs_a_compiler_with_the_package_manager_that_is_there;
     AptLists:
         every_package_for_debian_exists;
+    SourceAndSshd:
+        doctor_is_right_about_the_keys_of_users;
     Mount:
         other_distributions_install_with_their_own_command;
     Minutes:
@@ -249,6 +253,29 @@ fn bootstrap_installs_a_compiler_with_the_package_manager_that_is_there() -> Res
         let expected = format!("{} {}", table.install, packages.join(" "));
         let ran = fs::read_to_string(dir.join("log"))?.replace(" -qq", "");
         ensure!(ran.lines().last() == Some(&expected), "{id}: it ran {ran:?} instead of {expected:?}");
+    }
+    Ok(())
+}
+
+fn doctor_is_right_about_the_keys_of_users() -> Result<()> {
+    let report: Value = serde_json::from_str(&xtask(["doctor", "--json"]).run()?.stdout)?;
+    let keys = &report["ssh_keys"];
+    let has = |name: &str| keys["types"].as_array().is_some_and(|types| types.iter().any(|one| one == name));
+    let cases: [(&str, &[&str], bool); 3] = [
+        ("ed25519", ED25519, has("ssh-ed25519")),
+        ("ecdsa", &["-t", "ecdsa", "-b", "384"], has("ecdsa-sha2-nistp384")),
+        ("rsa", &["-t", "rsa", "-b", "2048"], keys["users_rsa_sha2"] == true),
+    ];
+    ensure!(cases.iter().any(|(.., works)| *works), "doctor knows no key that works: {keys}");
+    let sshd = Sshd::start(&cases.map(|(name, options, _)| (name, options)))?;
+    for (name, _, works) in cases {
+        let guacd = Guacd::start("patched")?;
+        let mut user = guacd.user("ssh")?;
+        sshd.log_in(&mut user, &sshd.key(name)?, &[])?;
+        let ends = ["Public key authentication failed", "SSH connection successful"];
+        let log = || guacd.log().unwrap_or_default();
+        wait_until(name, SOON, || ends.iter().any(|end| log().contains(end)))?;
+        ensure!(log().contains(ends[usize::from(works)]), "{name}: doctor says {works}\n{}", log());
     }
     Ok(())
 }

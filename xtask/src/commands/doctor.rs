@@ -55,8 +55,9 @@ struct Built {
 pub fn run(flags: &flags::Doctor) -> Result<()> {
     let needs = [&OF_A_BUILD[..], &features::needs(&flags.required.features)].concat();
     let wanted = |finding: &Finding| needs.contains(&finding.need);
+    let of_needs = || tools::probe_for(|need| needs.contains(&need));
     if flags.dry_run {
-        let missing = Missing::of(&tools::probe_for(|need| needs.contains(&need)), wanted);
+        let missing = Missing::of(&of_needs(), wanted);
         ui::result(match missing.command() {
             Some(command) => command,
             None if missing.packages.is_empty() => "nothing is missing".to_owned(),
@@ -64,10 +65,10 @@ pub fn run(flags: &flags::Doctor) -> Result<()> {
         });
         return Ok(());
     }
-    let mut findings = tools::probe();
-    if flags.install && install::install(&findings, wanted)? {
-        findings = tools::probe();
+    if flags.install {
+        install::install(&of_needs(), wanted)?;
     }
+    let findings = tools::probe();
     let missing = Missing::of(&findings, wanted);
     let limits = capacity::limits(Demand { guacd: Some(SSH), has_sshd: false });
     let features: Vec<Built> = FEATURES
