@@ -29,18 +29,26 @@ pub fn series(release: &Release, access: &Access) -> Result<Vec<String>> {
     let dir = release.patches_dir();
     let patches = series::series(&dir)?;
     let mut wrong = Vec::new();
-    for (index, Patch { name, .. }) in patches.iter().enumerate() {
-        if !name.starts_with(&format!("{:04}-", index + 1)) {
-            wrong.push(format!(
-                "{name}: its number should be {:04}, as its place in the series is",
-                index + 1
-            ));
+    let mut before = 0;
+    for Patch { name, .. } in &patches {
+        match number(name) {
+            // A patch keeps its number in every release: a gap is a patch that this one does not need.
+            Some(number) if number > before => before = number,
+            Some(_) => {
+                wrong.push(format!("{name}: its number must be greater than {before:04}, the one before it"))
+            }
+            None => wrong.push(format!("{name}: its name must begin with a number, such as {:04}-", before + 1)),
         }
         let text = fs::read_to_string(dir.join(name))?;
         wrong.extend(patch(&text).into_iter().map(|what| format!("{name}: {what}")));
     }
     apply(release, access, &dir, &patches)?;
     Ok(wrong)
+}
+
+/// The number that the name of a patch begins with.
+fn number(name: &str) -> Option<u16> {
+    name.split_once('-').filter(|(digits, _)| digits.len() == 4)?.0.parse().ok()
 }
 
 fn apply(release: &Release, access: &Access, dir: &Path, patches: &[Patch]) -> Result<()> {
@@ -158,6 +166,14 @@ mod tests {
         let headless = with("int a;").split_once("---\n").map(|(_, diff)| diff.to_owned()).unwrap();
         assert!(patch(&headless)[0].contains("must end its header"));
         assert!(header(&GOOD.replace("Origin", "Bug: https://example.org\nOrigin")).is_empty());
+    }
+
+    #[test]
+    fn the_name_of_a_patch_begins_with_its_number() {
+        assert_eq!(number("0012-libguac-do-it.patch"), Some(12));
+        for bad in ["12-a.patch", "00012-a.patch", "a.patch", "00a2-a.patch"] {
+            assert_eq!(number(bad), None, "{bad}");
+        }
     }
 
     #[test]
