@@ -37,7 +37,9 @@ pub fn series(release: &Release, access: &Access) -> Result<Vec<String>> {
             Some(_) => {
                 wrong.push(format!("{name}: its number must be greater than {before:04}, the one before it"))
             }
-            None => wrong.push(format!("{name}: its name must begin with a number, such as {:04}-", before + 1)),
+            None => {
+                wrong.push(format!("{name}: its name must begin with a number, such as {:04}-", before + 1))
+            }
         }
         let text = fs::read_to_string(dir.join(name))?;
         wrong.extend(patch(&text).into_iter().map(|what| format!("{name}: {what}")));

@@ -204,8 +204,13 @@ fn list(before: &str, commits: &[Commit]) -> String {
     let mut group = None;
     for commit in commits {
         let own = blocks.iter().position(|(.., patches)| patches.contains(&commit.name.as_str()));
-        // A new patch stands with the one before it.
-        let block = own.or(at);
+        // A new patch stands with the one before it, unless it is all that is left of the block that follows: it was renamed.
+        let next = at.map_or(0, |at| at + 1);
+        let is_renamed = blocks.get(next).is_some_and(|(_, named, patches)| {
+            named.as_deref() == Some(&*commit.group)
+                && patches.iter().all(|name| commits.iter().all(|commit| commit.name != *name))
+        });
+        let block = own.or(is_renamed.then_some(next)).or(at);
         if block != at || group.as_deref() != Some(&*commit.group) {
             match block.map(|block| &blocks[block]) {
                 Some((above, named, _)) if block != at && named.as_deref() == Some(&*commit.group) => {
@@ -257,6 +262,18 @@ mod tests {
         let expected = "# First.\n# group: one\n0001-a.patch\n0002-new.patch\n\n# More.\n# group: two\n0003-c.patch\n\n# group: three\n0005-e.patch\n";
         assert_eq!(list(SERIES, &commits.map(|(name, group)| commit(name, group))), expected);
         assert_eq!(list("", &[commit("0001-a.patch", "one")]), "# group: one\n0001-a.patch\n");
+    }
+
+    #[test]
+    fn a_patch_that_is_renamed_keeps_the_comment_above_it() {
+        let commits = [
+            ("0001-a.patch", "one"),
+            ("0002-b.patch", "one"),
+            ("0003-renamed.patch", "two"),
+            ("0004-d.patch", "one"),
+        ];
+        let expected = SERIES.replace("0003-c.patch", "0003-renamed.patch");
+        assert_eq!(list(SERIES, &commits.map(|(name, group)| commit(name, group))), expected);
     }
 
     #[test]
