@@ -52,6 +52,9 @@ use libtest_mimic::{Arguments, Trial};
 struct Test {
     name: &'static str,
     needs: Needs,
+    /// The numbers of the patches without which there is nothing to test. It is ignored for a release whose series says that it
+    /// has nothing that one of them could change.
+    of: &'static [&'static str],
     run: fn() -> Result<()>,
 }
 
@@ -186,6 +189,14 @@ fn main() -> Result<ExitCode> {
     if !has_ghostscript {
         eprintln!("NO GHOSTSCRIPT: THE TEST THAT PRINTS IS IGNORED (apt-get install ghostscript)");
     }
+    let without = support::differences::tests_without_patches(&[ALONE, TOGETHER].concat().concat())?;
+    if !without.is_empty() {
+        eprintln!(
+            "{} HAS NOTHING THAT {} TESTS COULD TEST: THEY ARE IGNORED (`# without:` in its series says why)",
+            support::release().version,
+            without.len()
+        );
+    }
     let trials = |tests: &[&[Test]]| -> Vec<Trial> {
         let trial = |test: Test| {
             let ignored = match test.needs {
@@ -202,7 +213,7 @@ fn main() -> Result<ExitCode> {
                 Needs::SourceAndXrdp => !has_source || !has_xrdp,
                 Needs::SourceAndGhostscript => !has_source || !has_ghostscript,
                 Needs::Minutes => true,
-            };
+            } || without.contains(test.name);
             Trial::test(test.name, move || (test.run)().map_err(|error| format!("{error:#}").into()))
                 .with_ignored_flag(ignored)
         };
@@ -216,12 +227,14 @@ fn main() -> Result<ExitCode> {
     Ok(if failed { ExitCode::from(101) } else { ExitCode::SUCCESS })
 }
 
-/// The names and functions of a module's tests, so that each is written down once.
+/// The names and functions of a module's tests, so that each is written down once. After a name, `of "0042"` is the number of a
+/// patch without which there is nothing to test.
 macro_rules! tests {
-    ($($needs:ident: $($name:ident),+ $(,)?;)+) => {
+    ($($needs:ident: $($name:ident $(of $($patch:literal)+)?),+ $(,)?;)+) => {
         pub const TESTS: &[crate::Test] = &[$($(crate::Test {
             name: concat!(module_path!(), "::", stringify!($name)),
             needs: crate::Needs::$needs,
+            of: &[$($($patch),+)?],
             run: $name,
         }),+),+];
     };

@@ -41,6 +41,17 @@ fn what_is_wrong_with_a_series_is_said() -> Result<()> {
     check()?.expect(1, &[&format!("lists {name} twice")])?;
     fs::write(&list, listed.replace(&name, ""))?;
     check()?.expect(1, &[&format!("does not list {name}")])?;
+    // The first patch is one of the default release's as well.
+    let first = support::series()?.first().context("the series is empty")?.name.clone();
+    fs::write(&list, format!("# without: {first}: there is nothing to change\n{listed}"))?;
+    let output = check()?;
+    ensure!(
+        output.stdout.contains(&format!("{first}: the series has it, and says that it lacks")),
+        "{output:?}"
+    );
+    output.expect(1, &["1 things are wrong"])?;
+    fs::write(&list, format!("# without: {first}:\n{listed}"))?;
+    check()?.expect(1, &["gives no reason"])?;
     fs::write(&list, &listed)?;
 
     let (_, diff) = patch.split_once("\n---\n").context("it has no header")?;

@@ -1,21 +1,25 @@
 //! Is a release data? A made-up one takes a table in `upstream.toml`, a series, and nothing else.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use toolkit::source::release::{Release, State};
+use toolkit::source::series::{Difference, Kind};
 
-use crate::image;
 use crate::support::checkout::Checkout;
+use crate::support::differences::without;
 use crate::support::{SMALL, release, root};
+use crate::{Needs, Test, image};
 
 crate::tests! {
     Nothing:
         no_release_is_named_in_the_code,
         the_documentation_names_the_default_release,
+        a_test_is_ignored_where_the_release_has_nothing_to_test,
         a_release_that_is_not_there_is_refused_by_every_command;
     Source:
         a_made_up_release_takes_a_table_and_a_series;
@@ -87,6 +91,27 @@ fn the_documentation_names_the_default_release() -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+fn a_test_is_ignored_where_the_release_has_nothing_to_test() -> Result<()> {
+    let patches = ["0001-a.patch", "0002-b.patch"].map(String::from);
+    let test = |name, of| Test { name, needs: Needs::Nothing, of, run: || Ok(()) };
+    let tests = [test("always", &[]), test("of a", &["0001"]), test("of both", &["0002", "0001"])];
+    let ignored = |name: &str, kind| {
+        let said = Difference { name: name.into(), kind, reason: "reason".into() };
+        without(&tests, &patches, &[said])
+    };
+    ensure!(ignored("0001-a.patch", Kind::Without)? == BTreeSet::from(["of a", "of both"]));
+    ensure!(ignored("0002-b.patch", Kind::Without)? == BTreeSet::from(["of both"]));
+    for kind in [Kind::Mended, Kind::InPart] {
+        ensure!(ignored("0001-a.patch", kind)?.is_empty(), "{kind:?}");
+    }
+    // A number that no patch has would never have its test ignored.
+    let Err(error) = without(&[test("of none", &["0003"])], &patches, &[]) else {
+        bail!("0003 is taken for a patch")
+    };
+    ensure!(format!("{error:#}") == "of none: the default release has no patch 0003", "{error:#}");
     Ok(())
 }
 

@@ -22,14 +22,16 @@ impl Checkout {
                 symlink(root().join(&name), dir.path().join(&name))?;
             }
         }
-        let checkout = Checkout(dir);
-        let series = checkout.series();
-        fs::create_dir_all(&series)?;
-        for entry in fs::read_dir(release().patches_dir())? {
-            let path = entry?.path();
-            fs::copy(&path, series.join(path.file_name().unwrap_or_default()))?;
+        for entry in fs::read_dir(root().join("patches"))? {
+            let of_release = entry?.path();
+            let series = dir.path().join(of_release.strip_prefix(root())?);
+            fs::create_dir_all(&series)?;
+            for entry in fs::read_dir(&of_release)? {
+                let path = entry?.path();
+                fs::copy(&path, series.join(path.file_name().unwrap_or_default()))?;
+            }
         }
-        Ok(checkout)
+        Ok(Checkout(dir))
     }
 
     pub fn path(&self) -> &Path {

@@ -3,6 +3,7 @@
 pub mod c;
 pub mod checkout;
 pub mod desktop;
+pub mod differences;
 pub mod guacd;
 pub mod processes;
 pub mod rdp;

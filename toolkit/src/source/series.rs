@@ -21,6 +21,53 @@ pub struct Patch {
     pub sha256: String,
 }
 
+/// How the series of a release differs from the default release's in one patch. A line of its `series` file says it, such as
+/// `# mended: 0042-libguac-do-it.patch: upstream does it since GUACAMOLE-1234`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The name of the patch's file.
+    pub name: String,
+    /// What the difference is.
+    pub kind: Kind,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a series has in place of a patch of the default release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// No patch, as the release itself does what the patch does.
+    Mended,
+    /// A patch that does less, as the release itself does the rest.
+    InPart,
+    /// No patch, as the release has nothing that the patch could change.
+    Without,
+}
+
+/// The starts of the lines that say so. To quilt they are comments.
+const KINDS: [(&str, Kind); 3] =
+    [("# mended:", Kind::Mended), ("# in part:", Kind::InPart), ("# without:", Kind::Without)];
+
+/// How the series in `dir` says that it differs from the default release's.
+///
+/// # Errors
+///
+/// When its `series` file cannot be read, or a line of it gives no reason.
+pub fn differences(dir: &Path) -> Result<Vec<Difference>> {
+    let path = dir.join("series");
+    let mut differences = Vec::new();
+    for line in fs::read_to_string(&path)?.lines() {
+        let said = KINDS.iter().find_map(|(start, kind)| Some((line.strip_prefix(start)?.trim(), *kind)));
+        let Some((said, kind)) = said else { continue };
+        let (name, reason) = said.split_once(": ").unwrap_or((said, ""));
+        if reason.trim().is_empty() {
+            bail!("{} gives no reason: make `{line}` end in `NAME: REASON`", path.display());
+        }
+        differences.push(Difference { name: name.into(), kind, reason: reason.trim().into() });
+    }
+    Ok(differences)
+}
+
 /// The start of a line in a `series` file that names the group of the patches after it. To quilt the line is a comment.
 pub(super) const GROUP: &str = "# group:";
 
@@ -148,5 +195,32 @@ mod tests {
         assert!(refusal().contains("lists 0001-a.patch twice"));
         write("series", "# group: one\n0001-a.patch\n0002-b.patch\n0003-c.patch\n");
         assert!(refusal().contains("0003-c.patch"));
+    }
+
+    #[test]
+    fn a_series_says_how_it_differs_and_why() {
+        let dir = TempDir::new().unwrap();
+        let said = |text: &str| {
+            fs::write(dir.path().join("series"), text).unwrap();
+            differences(dir.path())
+        };
+        let of =
+            |name: &str, kind, reason: &str| Difference { name: name.into(), kind, reason: reason.into() };
+        assert_eq!(
+            said(
+                "# A comment.\n# mended: 0001-a.patch: it does: all\n# in part: 0002-b.patch: half\n\
+                 # without: 0003-c.patch: no c\n# group: one\n0002-b.patch\n"
+            )
+            .unwrap(),
+            [
+                of("0001-a.patch", Kind::Mended, "it does: all"),
+                of("0002-b.patch", Kind::InPart, "half"),
+                of("0003-c.patch", Kind::Without, "no c")
+            ]
+        );
+        for line in ["# mended: 0001-a.patch", "# in part: 0001-a.patch:", "# without: 0001-a.patch:  "] {
+            let error = format!("{:#}", said(line).unwrap_err());
+            assert!(error.contains(&format!("gives no reason: make `{line}` end")), "{error}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::host::run;
 use crate::source::fetch::{self, Access};
 use crate::source::release::Release;
-use crate::source::series::{self, Patch};
+use crate::source::series::{self, Difference, Kind, Patch};
 use crate::ui;
 
 /// The fields of Debian's DEP-3 that each patch's header has.
@@ -19,7 +19,11 @@ const FIELDS: [&str; 4] = ["Description", "Origin", "Forwarded", "Last-Update"];
 /// The most columns of a line of C.
 const COLUMNS: usize = 100;
 
-/// Checks the series of a release. Returns what is wrong with its headers and its style, with the name of the patch in front.
+/// The number of the first patch that only one release has. Those below are of the default release, too.
+const OWN: u16 = 901;
+
+/// Checks the series of a release. Returns what is wrong with its headers, its style, and what it says of the default release's
+/// patches, with the name of the patch in front.
 ///
 /// # Errors
 ///
@@ -44,8 +48,51 @@ pub fn series(release: &Release, access: &Access) -> Result<Vec<String>> {
         let text = fs::read_to_string(dir.join(name))?;
         wrong.extend(patch(&text).into_iter().map(|what| format!("{name}: {what}")));
     }
+    let default = series::series(&Release::load(None)?.patches_dir())?;
+    wrong.extend(against(&default, &patches, &series::differences(&dir)?));
     apply(release, access, &dir, &patches)?;
     Ok(wrong)
+}
+
+/// What is wrong with what a series says of the default release's patches. A patch has the same name in every series, and a
+/// series says of each that it lacks why.
+fn against(default: &[Patch], own: &[Patch], said: &[Difference]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let lists = |patches: &[Patch], name: &str| patches.iter().any(|patch| patch.name == name);
+    for Patch { name, .. } in default {
+        match said.iter().filter(|difference| difference.name == *name).count() {
+            0 if !lists(own, name) => wrong.push(format!(
+                "{name}: the series lacks it and does not say why: add `# mended: {name}: REASON` if the release itself does \
+                 what the patch does, or `# without: {name}: REASON` if it has nothing that the patch could change"
+            )),
+            0 | 1 => {}
+            _ => wrong.push(format!("{name}: the series says more than once how it differs: keep one of the lines")),
+        }
+    }
+    for Difference { name, kind, .. } in said {
+        if !lists(default, name) {
+            wrong.push(format!(
+                "{name}: the default release has no such patch: correct the line that names it, or remove it"
+            ));
+        } else if lists(own, name) && *kind != Kind::InPart {
+            wrong.push(format!(
+                "{name}: the series has it, and says that it lacks it: remove one of the two lines"
+            ));
+        } else if !lists(own, name) && *kind == Kind::InPart {
+            wrong.push(format!(
+                "{name}: the series lacks it, and says that it has a part of it: add it, or say `# mended:`"
+            ));
+        }
+    }
+    for Patch { name, .. } in own {
+        if !lists(default, name) && number(name).is_some_and(|number| number < OWN) {
+            wrong.push(format!(
+                "{name}: the default release has no such patch: give it the name that it has there, or a number from {OWN:04} \
+                 if only this release needs it"
+            ));
+        }
+    }
+    wrong
 }
 
 /// The number that the name of a patch begins with.
@@ -175,6 +222,68 @@ mod tests {
         assert_eq!(number("0012-libguac-do-it.patch"), Some(12));
         for bad in ["12-a.patch", "00012-a.patch", "a.patch", "00a2-a.patch"] {
             assert_eq!(number(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_series_says_why_it_lacks_a_patch() {
+        let patches = |names: &[&str]| -> Vec<Patch> {
+            let patch =
+                |name: &&str| Patch { name: (*name).into(), group: "one".into(), sha256: String::new() };
+            names.iter().map(patch).collect()
+        };
+        let wrong = |own: &[&str], said: &[(&str, Kind)]| {
+            let said = said.iter().map(|(name, kind)| Difference {
+                name: (*name).into(),
+                kind: *kind,
+                reason: "reason".into(),
+            });
+            against(&patches(&["0001-a.patch", "0002-b.patch"]), &patches(own), &said.collect::<Vec<_>>())
+        };
+        assert_eq!(wrong(&["0001-a.patch", "0002-b.patch"], &[]), [""; 0]);
+        assert_eq!(wrong(&["0001-a.patch"], &[("0002-b.patch", Kind::Mended)]), [""; 0]);
+        assert_eq!(
+            wrong(
+                &["0002-b.patch", "0901-c.patch"],
+                &[("0001-a.patch", Kind::Without), ("0002-b.patch", Kind::InPart)]
+            ),
+            [""; 0]
+        );
+        for (own, said, words) in [
+            (&["0001-a.patch"][..], &[][..], "0002-b.patch: the series lacks it and does not say why"),
+            (
+                &["0001-a.patch", "0002-b.patch"],
+                &[("0003-c.patch", Kind::Mended)],
+                "0003-c.patch: the default release has no such",
+            ),
+            (
+                &["0001-a.patch", "0002-b.patch"],
+                &[("0002-b.patch", Kind::Mended)],
+                "0002-b.patch: the series has it, and says",
+            ),
+            (
+                &["0001-a.patch", "0002-b.patch"],
+                &[("0002-b.patch", Kind::Without)],
+                "0002-b.patch: the series has it, and says",
+            ),
+            (
+                &["0001-a.patch"],
+                &[("0002-b.patch", Kind::InPart)],
+                "0002-b.patch: the series lacks it, and says that it has",
+            ),
+            (
+                &["0001-a.patch"],
+                &[("0002-b.patch", Kind::Mended), ("0002-b.patch", Kind::Without)],
+                "0002-b.patch: the series says more than once",
+            ),
+            (
+                &["0001-a.patch", "0002-b.patch", "0003-c.patch"],
+                &[],
+                "0003-c.patch: the default release has no such patch: give",
+            ),
+        ] {
+            let wrong = wrong(own, said);
+            assert!(wrong.len() == 1 && wrong[0].starts_with(words), "{words} is not said: {wrong:?}");
         }
     }
 
