@@ -108,7 +108,8 @@ stdenv.mkDerivation (finalAttrs: {
   configureFlags = [
     "--with-freerdp-plugin-dir=${placeholder "out"}/lib"
   ]
-  ++ lib.optional patched "--with-tls-rs=${tls-rs}";
+  ++ lib.optional patched "--with-tls-rs=${tls-rs}"
+  ++ lib.optionals (variant != "patched") (pinned.configure-unpatched or [ ]);
 
   enableParallelBuilding = true;
 

@@ -440,6 +440,9 @@ impl<'a> Build<'a> {
             // Relative to the build directory, so that the manifest does not contain its path.
             arguments.push("--with-tls-rs=../tls-rs".to_owned());
         }
+        if self.variant != Variant::Patched {
+            arguments.extend_from_slice(&self.release.configure_unpatched);
+        }
         arguments.extend_from_slice(options.configure_args);
         arguments
     }
@@ -476,4 +479,29 @@ pub fn freerdp_plugin_dir() -> Option<String> {
         let libdir = duct::cmd!("pkg-config", "--variable=libdir", module).stderr_null().read().ok()?;
         Some(format!("{libdir}/{module}"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_release_may_need_arguments_of_configure_without_its_patches() {
+        let mut release = Release::load(None).unwrap();
+        release.configure_unpatched = vec!["--with-something=else".into()];
+        let own = ["--with-something=mine".to_owned()];
+        let options = Options { configure_args: &own, ..Options::default() };
+        let given = |variant| {
+            let (prefix, work) = (PathBuf::from("/prefix"), PathBuf::from("/work"));
+            let build = Build { release: &release, variant, prefix, work, patches: Vec::new() };
+            let mut arguments = build.configure_arguments(&options);
+            arguments.retain(|argument| argument.starts_with("--with-something"));
+            arguments
+        };
+        assert_eq!(given(Variant::Patched), own);
+        for variant in [Variant::Stock, Variant::Keys] {
+            // configure takes the last one.
+            assert_eq!(given(variant), ["--with-something=else", "--with-something=mine"], "{variant:?}");
+        }
+    }
 }

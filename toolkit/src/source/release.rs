@@ -32,6 +32,9 @@ pub struct Release {
     pub git: String,
     /// The directory of the patch series, below the root of the checkout.
     patches: PathBuf,
+    /// Further arguments of upstream's configure for a guacd without all patches, as some faults keep it from being tested.
+    #[serde(default, rename = "configure-unpatched")]
+    pub configure_unpatched: Vec<String>,
     /// Where the source can be downloaded, in the order in which they are tried. If there are none, it comes from `git`.
     #[serde(default)]
     pub origins: Vec<Origin>,
@@ -103,8 +106,19 @@ impl Release {
         git: String,
         patches: PathBuf,
     ) -> Release {
-        let (tag, nar, origins) = (None, String::new(), Vec::new());
-        Release { version, state: State::Preview, tag, commit, tree, epoch, nar, git, patches, origins }
+        Release {
+            version,
+            state: State::Preview,
+            tag: None,
+            commit,
+            tree,
+            epoch,
+            nar: String::new(),
+            git,
+            patches,
+            configure_unpatched: Vec::new(),
+            origins: Vec::new(),
+        }
     }
 
     /// What upstream calls the commit: its tag, or else the commit's id.
