@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::support::c::{run_c_sanitized, run_c_with, run_c_with_sources};
+use crate::support::differences::stock_lacks;
 use crate::support::guacd::Guacd;
 use crate::support::processes::left_of;
 use crate::support::rdp::{Security, activate, draw, negotiate, open_channels, resize};
@@ -246,9 +247,17 @@ fn display_turns(variant: &str, what: &str) -> Result<String> {
 }
 
 fn layers_with_transparency_are_cleared_before_workers_draw() -> Result<()> {
-    ensure!(display_turns("patched", "clear")? == "the thread that ends the frame clears");
-    // What one worker of stock clears, another one may be about to fill.
-    ensure!(display_turns("stock", "clear")? == "a worker clears");
+    let (patched, stock) = (display_turns("patched", "clear")?, display_turns("stock", "clear")?);
+    if stock_lacks("0116")? {
+        ensure!(patched == "the thread that ends the frame clears", "{patched}");
+        // What one worker of stock clears, another one may be about to fill. A machine with one processor has one worker.
+        ensure!(
+            ["workers clear at once", "one worker clears at a time"].contains(&&*stock),
+            "stock: {stock}"
+        );
+    } else {
+        ensure!([&*patched, &*stock] == ["one worker clears at a time"; 2], "{patched}, stock: {stock}");
+    }
     Ok(())
 }
 
@@ -360,7 +369,8 @@ fn users_can_join_while_a_desktop_is_drawn() -> Result<()> {
     };
     let vnc = a_vnc_desktop_that_never_rests(true, 100)?;
     join("patched", &vnc, 60)?;
-    ensure!(join("stock", &vnc, 300).is_err(), "stock does not freeze");
+    let freezes = join("stock", &vnc, 300).is_err();
+    ensure!(freezes == stock_lacks("0060")?, "stock: whether it freezes is {freezes}");
     // What freezes is the same.
     join("patched", &an_rdp_desktop_that_never_rests(true, 100)?, 60)
 }

@@ -1,5 +1,5 @@
 /* One thread after another uses a display, in an order that shows what would otherwise depend on chance. `display_turns clear`
- * prints who clears a layer with transparency before it is drawn, `stop` whether a user who joins waits for a display that is being
+ * prints who clears a layer with transparency before it is drawn, and whether others do at the same time, `stop` whether a user who joins waits for a display that is being
  * stopped, `render` within how many milliseconds a render thread ends that collects what belongs to a frame, at best and as a
  * median, and `many` whether a frame can have more operations than the queue of a display holds. */
 
@@ -36,6 +36,9 @@ static volatile int has_tried;
 static pthread_t main_thread;
 static volatile int cleared_by_main, cleared_by_workers, frames;
 
+/* How many threads have sent the first of the two instructions that clear an area, and whether these were several at once */
+static int clearing, at_once;
+
 /* Receives what is sent to users. Each instruction is sent by one call at least. */
 static ssize_t receive(guac_socket* socket, const void* buf, size_t count) {
     static __thread char last[64];
@@ -56,6 +59,13 @@ static ssize_t receive(guac_socket* socket, const void* buf, size_t count) {
                 cleared_by_main = 1;
             else
                 cleared_by_workers = 1;
+            __atomic_sub_fetch(&clearing, 1, __ATOMIC_SEQ_CST);
+        }
+        if (strncmp(last, "4.rect,1.1,", 11) == 0) {
+            if (__atomic_add_fetch(&clearing, 1, __ATOMIC_SEQ_CST) > 1)
+                at_once = 1;
+            else if (!pthread_equal(pthread_self(), main_thread))
+                usleep(300000);
         }
         if (strncmp(last, "4.sync,", 7) == 0)
             frames++;
@@ -98,7 +108,7 @@ static void clear(void) {
     draw(guac_display_alloc_layer(display, 0), 8);
     guac_display_end_frame(display);
     wait_for(&frames);
-    printf("%s\n", cleared_by_workers ? "a worker clears" : cleared_by_main ? "the thread that ends the frame clears" : "nobody clears");
+    printf("%s\n", at_once ? "workers clear at once" : cleared_by_workers ? "one worker clears at a time" : cleared_by_main ? "the thread that ends the frame clears" : "nobody clears");
 }
 
 static volatile pid_t joining;

@@ -7,8 +7,10 @@
 #include <stdio.h>
 
 int main(void) {
-    printf("guac_rwlock %zu lock %zu key %zu\n", sizeof(guac_rwlock), offsetof(guac_rwlock, lock),
-            offsetof(guac_rwlock, key));
+    printf("guac_rwlock %zu\n", sizeof(guac_rwlock));
+#ifdef HAS_KEYS
+    printf("lock %zu key %zu\n", offsetof(guac_rwlock, lock), offsetof(guac_rwlock, key));
+#endif
     printf("guac_client %zu\n", sizeof(guac_client));
     return 0;
 }

@@ -16,9 +16,9 @@ pub fn run_c(name: &str, variant: &str) -> Result<String> {
     run_c_with(name, variant, &[], &[])
 }
 
-/// The same for a program that needs further libraries, and has arguments.
-pub fn run_c_with(name: &str, variant: &str, libraries: &[&str], arguments: &[&str]) -> Result<String> {
-    let flags: Vec<OsString> = ["-Wall", "-Werror"].iter().chain(libraries).map(OsString::from).collect();
+/// The same for a program that needs further flags of the compiler, such as libraries, and has arguments.
+pub fn run_c_with(name: &str, variant: &str, flags: &[&str], arguments: &[&str]) -> Result<String> {
+    let flags: Vec<OsString> = ["-Wall", "-Werror"].iter().chain(flags).map(OsString::from).collect();
     let arguments: Vec<&Path> = arguments.iter().map(Path::new).collect();
     compile_and_run(name, variant, &flags, &arguments)
 }

@@ -124,6 +124,19 @@ impl Guacd {
         Ok(ours.context("no such connection")?.inode)
     }
 
+    /// Waits until none of its processes lives. Returns those that are left when the time is up. All write to its log, and no
+    /// other process does.
+    pub fn left(&self, timeout: Duration) -> Vec<i32> {
+        let log = self.dir.path().join("log");
+        let mut left = Vec::new();
+        let _ = wait_until("all processes end", timeout, || {
+            left = all_processes();
+            left.retain(|pid| fs::read_link(format!("/proc/{pid}/fd/2")).is_ok_and(|file| file == log));
+            left.is_empty()
+        });
+        left
+    }
+
     pub fn wait(&mut self, timeout: Duration) -> Result<()> {
         wait_until("guacd ends", timeout, || matches!(self.child.try_wait(), Ok(Some(_))))
     }
@@ -157,7 +170,7 @@ pub fn plugins(pid: i32) -> BTreeSet<String> {
     maps.lines().filter_map(name).collect()
 }
 
-/// A guacd that went to the background. What is left of it ends with this.
+/// A guacd that went to the background. What is left of it ends with this, as connections end with guacd.
 pub struct Daemon {
     pub port: u16,
 }
@@ -189,24 +202,16 @@ pub fn free_port() -> Result<u16> {
     bail!("no port from {PORTS:?} is free")
 }
 
-/// The living processes of the guacd that listens on a port: all of them have its command line.
-pub fn processes_on(port: u16) -> Vec<i32> {
+/// The living processes of the guacd that listens on a port, except for those that have given themselves another command line.
+fn processes_on(port: u16) -> Vec<i32> {
     let words = format!("\0-l\0{port}\0");
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter(|entry| {
-            fs::read_to_string(entry.path().join("cmdline")).is_ok_and(|line| line.contains(&words))
-        })
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect()
+    let is_its = |pid: &i32| {
+        fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(&words))
+    };
+    all_processes().into_iter().filter(is_its).collect()
 }
 
-/// Waits until there are none any more. Returns those that are left when the time is up.
-pub fn left_on(port: u16, timeout: Duration) -> Vec<i32> {
-    let mut left = Vec::new();
-    let _ = wait_until("all processes end", timeout, || {
-        left = processes_on(port);
-        left.is_empty()
-    });
-    left
+fn all_processes() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
