@@ -480,7 +480,7 @@ pub struct PatchTree {
 #[derive(Args)]
 #[command(after_help = examples!(
     "cargo xtask follow",
-    "cargo xtask follow --from ~/guacamole-server --branch staging/1.6.1 --no-build"
+    "cargo xtask follow --from ~/guacamole-server --branch my-branch --no-build"
 ))]
 pub struct Follow {
     #[command(flatten)]
