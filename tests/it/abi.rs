@@ -17,6 +17,7 @@ crate::tests! {
         no_new_library_is_needed,
         only_libguac_contains_the_storage,
         the_layout_of_a_rwlock_is_that_of_stock,
+        a_thread_can_hold_many_locks,
         the_header_is_installed_with_libguacs,
         the_owner_is_known_while_it_joins,
         a_join_handler_knows_the_version_and_its_failure_is_reported,
@@ -145,6 +146,15 @@ fn the_layout_of_a_rwlock_is_that_of_stock() -> Result<()> {
     let layout = |variant| run_c_with("rwlock_layout", variant, flags, &[]);
     let (stock, patched) = (layout("stock")?, layout("patched")?);
     ensure!(stock.starts_with("guac_rwlock ") && stock == patched, "{stock} became {patched}");
+    Ok(())
+}
+
+fn a_thread_can_hold_many_locks() -> Result<()> {
+    let held = |count: usize| format!("{count}, again {count}, released {}\n", 2 * count);
+    let (stock, patched) = (run_c("rwlock_many", "stock")?, run_c("rwlock_many", "patched")?);
+    ensure!(patched == held(100), "patched: {patched}");
+    // Each lock of stock has a key, unless upstream has made one of them, with room for 16 locks.
+    ensure!(stock == held(if stock_lacks("0002")? { 100 } else { 16 }), "stock: {stock}");
     Ok(())
 }
 
