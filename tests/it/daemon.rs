@@ -407,7 +407,8 @@ fn handshakes_that_are_not_completed_delay_nobody_and_end() -> Result<()> {
     ensure_not_twice_as_long(|| answer_encrypted(&encrypted), || answer_encrypted(&usual[1]))
         .context("TLS")?;
 
-    // These never finish: one within "select", and one after it.
+    // These never finish: one within "select", and one after it. Their time begins now.
+    let since = Instant::now();
     let mut slow = User::connect(plain.port)?;
     let mut never_connects = plain.user("ssh")?;
     let selecting = "6.select,".to_owned() + &format!("{}.", 100) + &"x".repeat(100);

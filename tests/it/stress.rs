@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::support::desktop::{PASSWORD, Xrdp};
+use crate::support::differences::stock_lacks;
 use crate::support::processes::{Descendants, SERVER_VARIABLE, descriptors, kill};
 use crate::support::tcp::{Connection, connections};
 use crate::support::{self, Output, Running, release, xtask};
@@ -89,7 +90,14 @@ impl Stress {
 
     /// The guacds that this run has started, the parent first.
     fn guacds(&self) -> Vec<i32> {
-        self.started.called(Some("guacd")).unwrap_or_default()
+        // Some releases give the process of a connection another name.
+        let is_program = |pid: i32| {
+            fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program.ends_with("sbin/guacd"))
+        };
+        let named = self.started.called(Some("guacd")).unwrap_or_default();
+        let mut guacds = self.started.called(None).unwrap_or_default();
+        guacds.retain(|pid| named.contains(pid) || is_program(*pid));
+        guacds
     }
 
     pub fn run(&self, code: i32, arguments: &[&str]) -> Result<StressReport> {
@@ -106,15 +114,24 @@ fn stock_carries_58_sessions_of_128_keys_and_patched_all_300() -> Result<()> {
     let [stock, patched] = &report.runs[..] else {
         anyhow::bail!("{} runs", report.runs.len());
     };
-    stops_at_its_last_key(stock)?;
+    // Without a key for each lock, it does not use more of them with more sessions. Some of these are silent for other reasons.
+    match stock_lacks("0002")? {
+        true => stops_at_its_last_key(stock)?,
+        false => ensure!(stock.proven > 64, "stock proved {}", stock.proven),
+    }
     ensure!(patched.variant == "patched", "the second is {}", patched.variant);
     all_proved(patched, 300)
 }
 
 fn the_same_holds_with_openssh_behind_it() -> Result<()> {
     let load = ["--key-limit", "128", "--target", "openssh", "--hold", "2s"];
-    let stock = Stress::new()?.run(5, &[&load[..], &["--variant", "stock", "--count", "64"]].concat())?;
-    stops_at_its_last_key(&stock.runs[0])?;
+    let lacks = stock_lacks("0002")?;
+    let (code, load_of_stock) = (if lacks { 5 } else { 0 }, ["--variant", "stock", "--count", "64"]);
+    let stock = Stress::new()?.run(code, &[&load[..], &load_of_stock].concat())?;
+    match lacks {
+        true => stops_at_its_last_key(&stock.runs[0])?,
+        false => all_proved(&stock.runs[0], 64)?,
+    }
     let patched = Stress::new()?.run(0, &[&load[..], &["--count", "300"]].concat())?;
     all_proved(&patched.runs[0], 300)
 }
@@ -232,7 +249,8 @@ fn stock_and_patched_are_compared_with_few_keys_and_with_many() -> Result<()> {
         format!("{} {} {}", row["variant"].as_str().unwrap_or_default(), row["key_limit"], proven == 64)
     };
     let found = rows.as_array().into_iter().flatten().map(of).collect::<Vec<_>>();
-    let expected = ["stock 128 false", "stock null true", "patched 128 true", "patched null true"];
+    let with_128 = if stock_lacks("0002")? { "stock 128 false" } else { "stock 128 true" };
+    let expected = [with_128, "stock null true", "patched 128 true", "patched null true"];
     ensure!(found == expected, "{rows:#}");
 
     let output = matrix(&["--count", "2"])?;
