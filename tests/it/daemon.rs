@@ -385,7 +385,6 @@ fn handshakes_that_are_not_completed_delay_nobody_and_end() -> Result<()> {
     let before = [&plain, &encrypted].map(|guacd| threads_and_descriptors(guacd.pid()));
 
     // Half of them are silent, and half have begun to say something.
-    let since = Instant::now();
     let mut connections = Vec::new();
     for (guacd, byte) in [(&plain, b"6"), (&encrypted, b"\x16")] {
         for number in 0..2000 {
