@@ -40,6 +40,7 @@ mod stress;
 mod support;
 mod terminal;
 mod unread;
+mod upstream;
 mod vnc;
 
 use std::process::ExitCode;
@@ -68,6 +69,8 @@ enum Needs {
     /// Permission to mount.
     Mount,
     Source,
+    /// The source of the commit that the patches for upstream are for, whatever release is tested.
+    SourceForUpstream,
     /// The source as a tarball that is pinned.
     Tarball,
     /// The source, and permission to mount a small file system that is filled up.
@@ -126,6 +129,7 @@ const TOGETHER: &[&[Test]] = &[
     drawing::TESTS,
     rdp::TESTS,
     patch::TESTS,
+    upstream::TESTS,
     real_rdp::TESTS,
 ];
 
@@ -140,6 +144,13 @@ fn main() -> Result<ExitCode> {
     if !has_source {
         eprintln!(
             "NO SOURCE OF GUACAMOLE-SERVER: THE TESTS THAT NEED IT ARE IGNORED (cargo xtask fetch --help)"
+        );
+    }
+    let has_source_for_upstream = upstream::has_source();
+    if !has_source_for_upstream {
+        eprintln!(
+            "NO SOURCE OF THE COMMIT THAT patches/upstream IS FOR: THE TESTS OF THESE PATCHES ARE IGNORED \
+             (cargo xtask fetch --help)"
         );
     }
     let has_tarball = has_source && fetch::has_tarball();
@@ -205,6 +216,7 @@ fn main() -> Result<ExitCode> {
                 Needs::Makepkg => !has_makepkg,
                 Needs::Mount => !can_mount,
                 Needs::Source => !has_source,
+                Needs::SourceForUpstream => !has_source_for_upstream,
                 Needs::Tarball => !has_tarball,
                 Needs::SourceAndMount => !has_source || !can_mount,
                 Needs::SourceAndServers => !has_source || !has_servers,

@@ -399,7 +399,16 @@ pub enum PatchCommand {
     /// The series must list each patch once. A patch applies with no fuzz and no offset. Its header has the fields Description,
     /// Origin, Forwarded and Last-Update (DEP-3). The C that it adds has no tabs, no white space at the end of a line, no
     /// comments of C++, and at most 100 columns. Prints what is wrong, one line each.
-    #[command(after_help = examples!("cargo xtask patch check"))]
+    ///
+    /// With --upstream, checks the patches in patches/upstream instead: those that guacamole-server could take. Each applies
+    /// alone to the commit that they are for, has the form of upstream's commits, and adds a CUnit test, or says why none can
+    /// show the fault. Upstream's tests are built and run twice for each patch, in one build tree: with its tests alone, when
+    /// they must fail, and with all of it, when they must pass.
+    #[command(after_help = examples!(
+        "cargo xtask patch check",
+        "cargo xtask patch check --upstream --no-build",
+        "cargo xtask patch check --upstream 0008 0018"
+    ))]
     Check(PatchCheck),
 
     /// Write the series to a git work tree, as commits.
@@ -426,6 +435,40 @@ pub enum PatchCommand {
         "cargo xtask patch rebase --continue"
     ))]
     Rebase(PatchRebase),
+
+    /// Make a branch of commits for guacamole-server, from the patches in patches/upstream.
+    ///
+    /// The branch is made in a git work tree of yours, where what is checked out stays. If there is nothing at DIR, it becomes a
+    /// clone with the branch checked out. A patch that conflicts is refused, with exit code 4, the lines in question and
+    /// upstream's commits that changed them: no branch is made then. Prints the name of the branch.
+    #[command(after_help = examples!(
+        "cargo xtask patch export --onto main --from ~/guacamole-server --dir /tmp/export",
+        "cargo xtask patch export --onto origin/main --dir ~/guacamole-server --branch parser 0018 0057"
+    ))]
+    Export(PatchExport),
+}
+
+#[derive(Args)]
+pub struct PatchExport {
+    /// The commit, tag or branch on which to put the commits.
+    #[arg(long, value_name = "COMMIT")]
+    pub onto: String,
+
+    /// The git work tree.
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+
+    /// The git repository to clone if there is nothing at DIR: a URL or a directory [default: the one in upstream.toml].
+    #[arg(long, value_name = "GIT")]
+    pub from: Option<String>,
+
+    /// The name of the branch.
+    #[arg(long, value_name = "NAME", default_value = "guacd-uncapped")]
+    pub branch: String,
+
+    /// The patches, by the beginnings of their names [default: all].
+    #[arg(value_name = "PATCH")]
+    pub names: Vec<String>,
 }
 
 #[derive(Args)]
@@ -456,7 +499,27 @@ pub struct PatchCheck {
     pub release: Release,
 
     #[command(flatten)]
-    pub source: Source,
+    pub setup: Setup,
+
+    /// Check the patches for upstream, on the commit that they are for, whatever --release is.
+    #[arg(long)]
+    pub upstream: bool,
+
+    /// Only check the form of the patches, and whether they apply.
+    #[arg(long, requires = "upstream")]
+    pub no_build: bool,
+
+    /// How many compilers to run at once [default: one per core].
+    #[arg(short, long, value_name = "N", requires = "upstream")]
+    pub jobs: Option<std::num::NonZero<usize>>,
+
+    /// Print what is wrong with each patch as JSON.
+    #[arg(long, requires = "upstream")]
+    pub json: bool,
+
+    /// The patches for upstream to check, by the beginnings of their names [default: all].
+    #[arg(value_name = "PATCH", requires = "upstream")]
+    pub names: Vec<String>,
 }
 
 #[derive(Args)]

@@ -118,11 +118,19 @@ pub struct Options<'a> {
     pub require: &'a [&'static Feature],
 }
 
+impl Options<'_> {
+    /// How make is told how many compilers run at once.
+    pub(super) fn jobs_flag(&self) -> String {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        format!("-j{}", self.jobs.unwrap_or_else(cores))
+    }
+}
+
 /// Builds `variant`, unless it is up to date, and returns its prefix.
 ///
 /// # Errors
 ///
-/// [`crate::failure::Failure::Preflight`] when a tool, a library or the source is missing; any other when a step fails.
+/// [`Failure::Preflight`] when a tool, a library or the source is missing; any other when a step fails.
 pub fn build(release: &Release, variant: Variant, setup: &Setup, options: &Options<'_>) -> Result<PathBuf> {
     let optional = [OPTIONAL_NEEDS, &features::needs(options.require)].concat();
     let findings = install::preflight(&[Need::Build], &optional, setup.install)?;
@@ -201,6 +209,48 @@ fn ensure_none(what: &str, features: &[&Feature], work: &Path) -> Result<()> {
         ))
     );
     Ok(())
+}
+
+/// A build of upstream's source that was not installed.
+pub struct Tree {
+    /// Upstream's source, after autoreconf.
+    pub source: PathBuf,
+    /// The source with everything that make has made.
+    pub build: PathBuf,
+    /// Where logs go.
+    pub logs: PathBuf,
+    _lock: Lock,
+}
+
+/// Builds upstream's source for its own tests, in the work directory `name` of the release, unless that is up to date.
+///
+/// # Errors
+///
+/// [`Failure::Preflight`] when a tool, a library or the source is missing; any other when a step fails.
+pub fn tree(release: &Release, name: &str, setup: &Setup, options: &Options<'_>) -> Result<Tree> {
+    let optional = [OPTIONAL_NEEDS, &[Need::Tests]].concat();
+    let findings = install::preflight(&[Need::Build], &optional, setup.install)?;
+    // Without it, configure leaves upstream's tests out.
+    let is_cunit = |finding: &Finding| finding.name == "cunit";
+    ensure!(
+        findings.iter().any(|finding| is_cunit(finding) && finding.version.is_some()),
+        Failure::Preflight(format!(
+            "missing here: cunit\n{}",
+            Missing::of(&findings, is_cunit).advice(!setup.install)
+        ))
+    );
+    let versions = tools::versions_of_a_build(&findings);
+    let mut build = Build::new(release, Variant::Stock, options)?;
+    build.work.set_file_name(name);
+    build.prefix = build.work.join("prefix");
+    fs::create_dir_all(&build.work)?;
+    let lock = build.lock()?;
+    ui::heading(format!("guacd {} for its own tests -> {}", release.version, build.work.display()));
+    let mut steps = Steps::open(&build.work)?;
+    let source = build.source(&mut steps, setup, &versions)?;
+    build.compile(&mut steps, &source, None, options, &versions)?;
+    let path = |name: &str| build.work.join(name);
+    Ok(Tree { source: path("source"), build: path("build"), logs: path("logs"), _lock: lock })
 }
 
 /// The paths and the patches of one build.
@@ -407,8 +457,7 @@ impl<'a> Build<'a> {
     }
 
     fn make_command(&self, options: &Options<'_>, arguments: &[&str]) -> Expression {
-        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let jobs = format!("-j{}", options.jobs.unwrap_or_else(cores));
+        let jobs = options.jobs_flag();
         let arguments = [&[jobs.as_str()], arguments].concat();
         self.at_epoch(duct::cmd("make", arguments))
             .dir(self.work.join("build"))

@@ -9,3 +9,4 @@ pub mod preload;
 pub mod sbom;
 pub mod steps;
 pub mod tls_rs;
+pub mod trial;

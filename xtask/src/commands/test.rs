@@ -10,6 +10,7 @@ use toolkit::host::tools::Need;
 use toolkit::host::{layout, run};
 use toolkit::source::fetch;
 use toolkit::source::release::Release;
+use toolkit::source::upkeep::upstream::Offers;
 use toolkit::ui;
 
 use crate::flags;
@@ -76,6 +77,13 @@ pub fn run(flags: &flags::Test) -> Result<()> {
     }
     if !has_source(&release, flags)? {
         ui::warning(format!("NO SOURCE OF RELEASE {}: TESTS THAT NEED IT ARE SKIPPED", release.version));
+    }
+    // Some tests are for that commit, whichever release is tested.
+    let upstream = Offers::load(&[])?.release;
+    if flags.setup.source.from.is_none() && !has_source(&upstream, flags)? {
+        ui::warning(
+            "NO SOURCE OF THE COMMIT THAT patches/upstream IS FOR: THE TESTS OF THESE PATCHES ARE SKIPPED",
+        );
     }
     integration(&release, offline)
 }

@@ -120,6 +120,13 @@ fn patch(text: &str) -> Vec<String> {
         return vec!["a line `---` must end its header".into()];
     };
     let mut wrong = header(before);
+    wrong.extend(added_style(diff));
+    wrong
+}
+
+/// What a diff adds that upstream's C never has, with the path of the file in front.
+pub(super) fn added_style(diff: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
     // What a patch only moves has the style that it had.
     let removed =
         diff.lines().filter_map(|line| Some(line.strip_prefix('-')?.trim())).collect::<BTreeSet<_>>();

@@ -39,11 +39,12 @@ impl fmt::Display for Conflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} conflicts", self.patch)?;
         for ConflictingFile { path, lines, since, is_exact } in &self.files {
-            writeln!(
-                f,
-                "{path}, changed by upstream {}:",
-                if *is_exact { "in these lines" } else { "in this file" }
-            )?;
+            let changed = match (since.is_empty(), is_exact) {
+                (true, _) => "",
+                (false, true) => ", changed by upstream in these lines",
+                (false, false) => ", changed by upstream in this file",
+            };
+            writeln!(f, "{path}{changed}:")?;
             since.iter().try_for_each(|commit| writeln!(f, "    {commit}"))?;
             lines.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
         }
