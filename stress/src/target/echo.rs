@@ -1,8 +1,18 @@
 //! The program in the terminals of the embedded SSH and telnet servers. It gives back each line that is typed, through a pipe of
 //! Guacamole's, and what it draws goes to the terminal.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+
 /// The longest line that it takes. An endless one must not fill the memory.
 const MAX_LINE: usize = 1024;
+
+/// How long the program waits before it greets again.
+const GREETING_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How often it greets again.
+const MAX_GREETINGS: u32 = 100;
 
 /// The program in one session.
 #[derive(Clone)]
@@ -20,6 +30,13 @@ impl Echo {
     /// What it prints when it starts: nothing, through its pipe.
     pub fn greet(&self) -> Vec<u8> {
         self.print(b"")
+    }
+
+    /// When it has to greet again.
+    pub fn greetings() -> Greetings {
+        let mut interval = interval_at(Instant::now() + GREETING_INTERVAL, GREETING_INTERVAL);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Greetings { interval, left: MAX_GREETINGS }
     }
 
     /// Takes what is typed, and returns what it prints.
@@ -42,9 +59,45 @@ impl Echo {
     }
 }
 
+/// When a program has to greet again: now and then, until something is typed. guacd 1.5 sends a user nothing in the first 250 ms,
+/// and a pipe that was opened before is never announced.
+pub struct Greetings {
+    interval: Interval,
+    left: u32,
+}
+
+impl Greetings {
+    /// Waits until the next greeting is due. Returns whether there is one. It may be dropped at any time.
+    pub async fn is_due(&mut self) -> bool {
+        if self.left == 0 {
+            return false;
+        }
+        self.interval.tick().await;
+        self.left -= 1;
+        true
+    }
+
+    /// Something was typed: the greeting has arrived.
+    pub fn stop(&mut self) {
+        self.left = 0;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_program_greets_again_until_something_is_typed() {
+        let mut greetings = Echo::greetings();
+        assert!(greetings.is_due().await && greetings.is_due().await);
+        greetings.stop();
+        assert!(!greetings.is_due().await);
+        let mut greetings = Echo::greetings();
+        greetings.left = 1;
+        assert!(greetings.is_due().await);
+        assert!(!greetings.is_due().await, "an idle session is left alone");
+    }
 
     #[test]
     fn each_line_comes_back_whole() {

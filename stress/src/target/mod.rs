@@ -222,6 +222,10 @@ fn password(load: &Load) -> Result<Option<String>> {
 
 /// A shell command that redirects the terminal's output into the pipe, by Guacamole's own console code, and then gives back each
 /// line. Flag 2 sends each frame at once. The terminal's own echo is off, so that what comes back has been through the program.
+/// The pipe is opened again, since guacd 1.5 sends a user nothing in the first 250 ms.
 fn echo_program(pipe: &str) -> String {
-    format!(r"stty -echo && printf '\033]482202;2;{pipe}\007' && exec cat")
+    let open = format!(r"printf '\033]482202;2;{pipe}\007'");
+    format!(
+        r#"exec sh -c "stty -echo && {open} && {{ for again in 1 2 3; do sleep 0.3; {open}; done & }} && exec cat""#
+    )
 }

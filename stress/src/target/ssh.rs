@@ -9,6 +9,7 @@ use russh::{
     keys::{Algorithm, PrivateKey, key::safe_rng},
     server::{self, Auth, Handler, Msg, Session},
 };
+use tokio::task::AbortHandle;
 
 use super::{
     connections::{Connections, listen},
@@ -43,7 +44,7 @@ pub fn start(echo: Echo, film: Option<Arc<Film>>, connections: &Arc<Connections>
         ..server::Config::default()
     });
     let password = fresh_nonce();
-    let server = Server { password: password.clone().into(), echo, film };
+    let server = Server { password: password.clone().into(), echo, greetings: None, film };
     let serve = move |stream| {
         let (config, server) = (Arc::clone(&config), server.clone());
         async move { server::run_stream(config, stream, server).await.ok()?.await.ok() }
@@ -58,13 +59,20 @@ const USER: &str = "guac-stress";
 struct Server {
     password: Arc<str>,
     echo: Echo,
+    /// The task that greets again, until something is typed.
+    greetings: Option<AbortHandle>,
     film: Option<Arc<Film>>,
 }
 
 impl Server {
-    fn begin(&self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
+    fn begin(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
         session.channel_success(channel)?;
         session.data(channel, self.echo.greet())?;
+        let (mut greetings, greeting, terminal) = (Echo::greetings(), self.echo.greet(), session.handle());
+        let greet_again = async move {
+            while greetings.is_due().await && terminal.data(channel, greeting.clone()).await.is_ok() {}
+        };
+        self.greetings = Some(tokio::spawn(greet_again).abort_handle());
         if let Some(film) = &self.film {
             let (mut player, terminal) = (Player::new(film), session.handle());
             tokio::spawn(async move {
@@ -126,6 +134,9 @@ impl Handler for Server {
         data: &[u8],
         session: &mut Session,
     ) -> Result<(), Self::Error> {
+        if let Some(greetings) = self.greetings.take() {
+            greetings.abort();
+        }
         session.data(channel, self.echo.take(data))
     }
 }

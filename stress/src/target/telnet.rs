@@ -37,15 +37,20 @@ async fn serve(mut stream: TcpStream, mut echo: Echo, mut player: Option<Player>
     // We echo, and not the client.
     stream.write_all(&[IAC, WILL, ECHO, IAC, WILL, SUPPRESS_GO_AHEAD]).await.ok()?;
     stream.write_all(&echo.greet()).await.ok()?;
+    let mut greetings = Echo::greetings();
     let mut stripper = Stripper::default();
     let mut buffer = [0; 1024];
     loop {
         tokio::select! {
             length = stream.read(&mut buffer) => {
                 let length = length.ok().filter(|&length| length > 0)?;
-                let typed = buffer[..length].iter().filter_map(|&byte| stripper.text(byte));
-                stream.write_all(&echo.take(&typed.collect::<Vec<_>>())).await.ok()?;
+                let typed = buffer[..length].iter().filter_map(|&byte| stripper.text(byte)).collect::<Vec<_>>();
+                if !typed.is_empty() {
+                    greetings.stop();
+                }
+                stream.write_all(&echo.take(&typed)).await.ok()?;
             }
+            true = greetings.is_due() => stream.write_all(&echo.greet()).await.ok()?,
             frame = next_frame(&mut player) => {
                 stream.write_all(&frame.content).await.ok()?;
                 stream.write_all(&frame.mark).await.ok()?;
