@@ -431,7 +431,7 @@ pub enum PatchCommand {
     /// changed them. Resolve the conflict in the work tree, and go on with --continue. (`git rebase --abort` gives up.) At the
     /// end, names the patches that upstream has taken over. `patch refresh --release TO` then writes the series of that release.
     #[command(after_help = examples!(
-        "cargo xtask patch rebase --to 1.5.5 --from ~/guacamole-server",
+        "cargo xtask patch rebase --to main --from ~/guacamole-server",
         "cargo xtask patch rebase --continue"
     ))]
     Rebase(PatchRebase),
