@@ -1,6 +1,6 @@
 //! Is a series as it should be? Each patch applies exactly, says what it is for, and is written in upstream's style.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Result;
@@ -33,18 +33,8 @@ pub fn series(release: &Release, access: &Access) -> Result<Vec<String>> {
     let dir = release.patches_dir();
     let patches = series::series(&dir)?;
     let mut wrong = Vec::new();
-    let mut before = 0;
+    wrong.extend(numbers(&patches));
     for Patch { name, .. } in &patches {
-        match number(name) {
-            // A patch keeps its number in every release: a gap is a patch that this one does not need.
-            Some(number) if number > before => before = number,
-            Some(_) => {
-                wrong.push(format!("{name}: its number must be greater than {before:04}, the one before it"))
-            }
-            None => {
-                wrong.push(format!("{name}: its name must begin with a number, such as {:04}-", before + 1))
-            }
-        }
         let text = fs::read_to_string(dir.join(name))?;
         wrong.extend(patch(&text).into_iter().map(|what| format!("{name}: {what}")));
     }
@@ -93,6 +83,20 @@ fn against(default: &[Patch], own: &[Patch], said: &[Difference]) -> Vec<String>
         }
     }
     wrong
+}
+
+/// What is wrong with the numbers of patches. A patch keeps its number in every release: a gap is a patch that this one does not
+/// need, and one that others build upon here may stand before its place.
+fn numbers(patches: &[Patch]) -> Vec<String> {
+    let mut numbers = BTreeMap::new();
+    let wrong = patches.iter().filter_map(|Patch { name, .. }| {
+        let Some(number) = number(name) else {
+            return Some(format!("{name}: its name must begin with a number, such as 0001-"));
+        };
+        let other = numbers.insert(number, name)?;
+        Some(format!("{name}: its number is that of {other}: give it another"))
+    });
+    wrong.collect()
 }
 
 /// The number that the name of a patch begins with.
@@ -232,13 +236,25 @@ mod tests {
         }
     }
 
+    fn patches(names: &[&str]) -> Vec<Patch> {
+        let patch = |name: &&str| Patch { name: (*name).into(), group: "one".into(), sha256: String::new() };
+        names.iter().map(patch).collect()
+    }
+
+    #[test]
+    fn a_number_is_that_of_one_patch() {
+        assert_eq!(numbers(&patches(&["0001-a.patch", "0901-b.patch", "0003-c.patch"])), [""; 0]);
+        for (names, words) in [
+            (["0001-a.patch", "0001-b.patch"], "0001-b.patch: its number is that of 0001-a.patch"),
+            (["0001-a.patch", "b.patch"], "b.patch: its name must begin"),
+        ] {
+            let wrong = numbers(&patches(&names));
+            assert!(wrong.len() == 1 && wrong[0].starts_with(words), "{words} is not said: {wrong:?}");
+        }
+    }
+
     #[test]
     fn a_series_says_why_it_lacks_a_patch() {
-        let patches = |names: &[&str]| -> Vec<Patch> {
-            let patch =
-                |name: &&str| Patch { name: (*name).into(), group: "one".into(), sha256: String::new() };
-            names.iter().map(patch).collect()
-        };
         let wrong = |own: &[&str], said: &[(&str, Kind)]| {
             let said = said.iter().map(|(name, kind)| Difference {
                 name: (*name).into(),
