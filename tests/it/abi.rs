@@ -6,10 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail, ensure};
+use toolkit::source::release::Release;
 
 use crate::support::c::{run_c, run_c_with};
 use crate::support::differences::stock_lacks;
-use crate::support::{self, root};
+use crate::support::{self, release, root};
 
 crate::tests! {
     Source:
@@ -21,7 +22,7 @@ crate::tests! {
         the_header_is_installed_with_libguacs,
         the_owner_is_known_while_it_joins,
         a_join_handler_knows_the_version_and_its_failure_is_reported,
-        a_display_whose_threads_cannot_be_started_crashes_nothing,
+        a_display_whose_threads_cannot_be_started_crashes_nothing of "0068",
         a_wake_on_lan_packet_arrives_over_ipv6_and_a_failure_to_send_it_is_reported,
         upstreams_own_tests_pass_as_they_do_on_stock;
 }
@@ -38,7 +39,7 @@ fn stocks_symbols_are_all_exported_and_only_the_api_is_new() -> Result<()> {
             "libguac-terminal.so" => &["guac_terminal_write_all"],
             _ => &[],
         };
-        ensure!(lost == internal, "{library} no longer exports {lost:?}");
+        ensure!(is_expected(&lost, internal)?, "{library} no longer exports {lost:?}");
         // FreeRDP 2 calls these in place of its own.
         let replaced: &[&str] = match library.as_str() {
             "libguac-client-rdp.so" => &[
@@ -106,9 +107,18 @@ fn stocks_symbols_are_all_exported_and_only_the_api_is_new() -> Result<()> {
             name if name.starts_with("libguac-client-") => &["guac_client_prepare"],
             _ => &[],
         };
-        ensure!(new == api, "{library} also exports {new:?}");
+        ensure!(is_expected(&new, api)?, "{library} also exports {new:?}");
     }
     Ok(())
+}
+
+/// Whether symbols are those of the default release. Another release may lack some of what the patches change.
+fn is_expected(symbols: &[&str], of_the_default: &[&str]) -> Result<bool> {
+    let is_default = release().version == Release::load(None)?.version;
+    Ok(match is_default {
+        true => symbols == of_the_default,
+        false => symbols.iter().all(|symbol| of_the_default.contains(symbol)),
+    })
 }
 
 fn no_new_library_is_needed() -> Result<()> {
@@ -221,7 +231,7 @@ fn the_header_is_installed_with_libguacs() -> Result<()> {
 
 fn upstreams_own_tests_pass_as_they_do_on_stock() -> Result<()> {
     let (stock, patched) = (passing_tests("stock")?, passing_tests("patched")?);
-    ensure!(stock.len() > 100, "only {} tests passed on stock", stock.len());
+    ensure!(stock.len() >= 80, "only {} tests passed on stock", stock.len());
     let lost: Vec<_> = stock.difference(&patched).collect();
     ensure!(lost.is_empty(), "these pass on stock only: {lost:#?}");
     Ok(())

@@ -6,13 +6,13 @@ use crate::support::c::{run_c_sanitized, run_c_with};
 
 crate::tests! {
     Source:
-        little_is_sent_of_a_desktop_that_scrolls,
-        users_see_what_was_drawn,
-        text_that_changes_is_sent_as_png,
-        video_is_sent_as_jpeg_only_while_processors_are_short,
-        users_are_not_sent_kinds_of_images_that_they_do_not_support;
+        little_is_sent_of_a_desktop_that_scrolls of "0145",
+        users_see_what_was_drawn of "0145",
+        text_that_changes_is_sent_as_png of "0147",
+        video_is_sent_as_jpeg_only_while_processors_are_short of "0149",
+        users_are_not_sent_kinds_of_images_that_they_do_not_support of "0149";
     Minutes:
-        the_sanitizers_find_nothing_where_desktops_move;
+        the_sanitizers_find_nothing_where_desktops_move of "0145";
 }
 
 /// What percentage of the pixels that were drawn is sent as images.

@@ -39,9 +39,9 @@ crate::tests! {
         recordings_and_typescripts_stay_in_their_directories,
         a_recording_in_a_directory_below_is_written,
         a_long_name_of_a_recording_ends_no_session,
-        without_room_a_recording_ends_and_its_session_goes_on,
+        without_room_a_recording_ends_and_its_session_goes_on of "0067",
         at_the_limit_of_files_a_recording_ends_and_its_session_goes_on,
-        fifos_in_place_of_recordings_block_no_session,
+        fifos_in_place_of_recordings_block_no_session of "0067",
         a_drive_is_listed_and_closed_as_it_should_be,
         a_file_of_a_drive_that_somebody_has_a_lease_of_is_opened,
         a_file_of_a_drive_that_is_one_too_many_ends_no_session,
@@ -361,10 +361,11 @@ fn a_file_of_a_drive_that_is_one_too_many_ends_no_session() -> Result<()> {
     let dir = TempDir::new()?;
     let said = run_c_with_sources("drive", "patched", &[dir.path(), Path::new("limit")])?;
     ensure!(said == "taken for open: 0\nsomebody else: opened\nat the limit: refused\n", "{said}");
-    // Stock crashes. The error has what was printed before.
-    let stock = run_c_with_sources("drive", "stock", &[dir.path(), Path::new("limit")]);
-    let crash = stock.err().context("stock went on")?.to_string();
-    ensure!(crash.contains("somebody else: opened\n"), "stock: {crash}");
+    // Stock crashes, or writes behind its list of files. The error has what was printed before.
+    match run_c_with_sources("drive", "stock", &[dir.path(), Path::new("limit")]) {
+        Ok(said) => ensure!(said.ends_with("at the limit: opened\n"), "stock: {said}"),
+        Err(crash) => ensure!(crash.to_string().contains("somebody else: opened\n"), "stock: {crash}"),
+    }
     Ok(())
 }
 
@@ -717,7 +718,10 @@ fn recorded_session(guacd: &Guacd, dir: &Path) -> Result<Session> {
         ("typescript-name", "typescript"),
         ("typescript-write-existing", "true"),
     ];
-    Session::telnet(guacd, &a_target_that_never_rests()?, &names)
+    // Not every release can write to files that are there.
+    let known = guacd.user("telnet")?.names;
+    let names = names.into_iter().filter(|(name, _)| known.iter().any(|known| known == name));
+    Session::telnet(guacd, &a_target_that_never_rests()?, &names.collect::<Vec<_>>())
 }
 
 /// The names of the instructions in a recording. None of them may be torn, except the last.

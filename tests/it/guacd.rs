@@ -26,7 +26,7 @@ use crate::support::{self, SOON, wait_until};
 
 crate::tests! {
     Source:
-        a_connection_is_tried_at_every_address_and_with_any_descriptor,
+        a_connection_is_tried_at_every_address_and_with_any_descriptor of "0007",
         a_process_has_nothing_of_another_users_connection,
         a_killed_process_ends_its_own_connection_and_no_other,
         an_encrypted_connection_ends_with_its_process,

@@ -28,8 +28,8 @@ crate::tests! {
         input_before_there_is_a_target_ends_no_session,
         formats_of_sound_end_no_session,
         desktops_of_absurd_size_are_refused,
-        users_who_join_receive_the_last_frame_and_nothing_deadlocks,
-        users_who_join_a_display_miss_nothing_and_receive_nothing_twice,
+        users_who_join_receive_the_last_frame_and_nothing_deadlocks of "0114",
+        users_who_join_a_display_miss_nothing_and_receive_nothing_twice of "0114",
         users_who_join_see_what_is_selected,
         text_may_end_within_a_character,
         a_user_who_leaves_with_an_open_stream_silences_nobody,
@@ -230,8 +230,9 @@ fn input_before_there_is_a_target_ends_no_session() -> Result<()> {
     let size: &[&[&str]] = &[&["size", "800", "600"]];
     let mouse: &[&[&str]] = &[&["mouse", "1", "1", "1"]];
     let file: &[&[&str]] = &[&["file", "1", "text/plain", "name"]];
+    let resizes = vnc::resizes_desktops(&Guacd::start("stock")?)?;
     let cases = [
-        ("vnc", none, size, true),
+        ("vnc", none, size, resizes),
         ("vnc", none, mouse, true),
         ("vnc", none, clipboard, false),
         ("ssh", sftp, file, true),
@@ -423,9 +424,13 @@ fn text_may_end_within_a_character() -> Result<()> {
         user.send(&["mouse", "10", "10", "0"])?;
         Ok(take(&received))
     };
-    let patched = pasted("patched")?;
+    let (patched, stock) = (pasted("patched")?, pasted("stock")?);
+    // Some releases do not look for characters in it.
+    if stock == b"a\xC3" {
+        ensure!(patched == stock, "{:?}", String::from_utf8_lossy(&patched));
+        return Ok(());
+    }
     ensure!(patched == "a\u{FFFD}".as_bytes(), "{:?}", String::from_utf8_lossy(&patched));
-    let stock = pasted("stock")?;
     ensure!(stock.len() > 1000, "stock: {} bytes", stock.len());
     Ok(())
 }

@@ -23,9 +23,9 @@ use crate::support::user::{Instructions, User};
 
 crate::tests! {
     SourceAndShadow:
-        users_see_and_type_on_a_desktop_of_freerdps_server,
+        users_see_and_type_on_a_desktop_of_freerdps_server of "0132",
         users_learn_that_freerdps_server_refuses_them,
-        users_learn_that_freerdps_server_was_killed;
+        users_learn_that_freerdps_server_was_killed of "0132";
     SourceAndXrdp:
         a_desktop_of_xrdp_has_a_clipboard_and_sound_and_a_drive,
         users_see_that_xrdp_refuses_a_password;

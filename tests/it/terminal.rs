@@ -14,6 +14,7 @@ use flate2::read::ZlibDecoder;
 
 use crate::support::SOON;
 use crate::support::c::run_c;
+use crate::support::differences::stock_lacks;
 use crate::support::guacd::Guacd;
 use crate::support::processes::cpu_time;
 use crate::support::sshd::{ED25519, Sshd};
@@ -148,8 +149,10 @@ fn an_alignment_test_ends_no_session() -> Result<()> {
         let outcome = outcome_of("patched", &output)?;
         ensure!(outcome == Outcome::Proven, "{outcome:?}");
     }
-    let outcomes: Vec<Outcome> = (0..12).map(|_| outcome_of("stock", &output)).collect::<Result<_>>()?;
-    ensure!(outcomes.contains(&Outcome::Ended), "stock: {outcomes:?}");
+    if stock_lacks("0034")? {
+        let outcomes: Vec<Outcome> = (0..12).map(|_| outcome_of("stock", &output)).collect::<Result<_>>()?;
+        ensure!(outcomes.contains(&Outcome::Ended), "stock: {outcomes:?}");
+    }
     Ok(())
 }
 
@@ -175,7 +178,7 @@ fn numbers_in_control_sequences_end_no_session() -> Result<()> {
             ended.push(output.escape_ascii().to_string());
         }
     }
-    ensure!(ended.len() >= 3, "stock: only {ended:?}");
+    ensure!(ended.len() >= if stock_lacks("0035")? { 3 } else { 1 }, "stock: only {ended:?}");
     Ok(())
 }
 
@@ -431,10 +434,11 @@ fn users_who_join_a_busy_terminal_miss_nothing() -> Result<()> {
 
 fn a_user_without_streams_is_sent_nothing_that_needs_one() -> Result<()> {
     let said = run_c("streams", "patched")?;
-    ensure!(said == "512 streams of the user, 512 of the client\nwithout another: went on\n", "{said}");
+    let expected = "all streams of the user: 1, of the client: 1\nwithout another: went on\n";
+    ensure!(said == expected, "{said}");
     // Stock crashes. The error has what was printed before.
     let Err(crash) = run_c("streams", "stock") else { bail!("stock went on") };
-    ensure!(crash.to_string().contains("streams of the user"), "stock: {crash:#}");
+    ensure!(crash.to_string().contains("all streams"), "stock: {crash:#}");
     Ok(())
 }
 

@@ -105,7 +105,11 @@ static int join_pending(guac_client* client) {
     pthread_mutex_lock(&lock);
     snprintf(name, sizeof(name), "%i", frame);
     guac_protocol_send_name(client->pending_socket, name);
+#if __has_include(<guacamole/display.h>)
     guac_protocol_send_sync(client->pending_socket, client->last_sent_timestamp, 1);
+#else
+    guac_protocol_send_sync(client->pending_socket, client->last_sent_timestamp);
+#endif
     guac_socket_flush(client->pending_socket);
     pthread_mutex_unlock(&lock);
     return 0;

@@ -1,9 +1,11 @@
 /* What becomes of an argument that needs a stream when all streams are in use? */
 
 #include <guacamole/client.h>
+#include <guacamole/client-constants.h>
 #include <guacamole/protocol.h>
 #include <guacamole/socket.h>
 #include <guacamole/user.h>
+#include <guacamole/user-constants.h>
 #include <stdio.h>
 
 int main(void) {
@@ -21,7 +23,8 @@ int main(void) {
         of_user++;
     while (guac_client_alloc_stream(client) != NULL)
         of_client++;
-    printf("%d streams of the user, %d of the client\n", of_user, of_client);
+    printf("all streams of the user: %d, of the client: %d\n",
+            of_user == GUAC_USER_MAX_STREAMS, of_client == GUAC_CLIENT_MAX_STREAMS);
     fflush(stdout);
 
     guac_user_stream_argv(user, user->socket, "text/plain", "name", "value");

@@ -1,5 +1,6 @@
 //! Servers that guacd connects to.
 
+use std::fs;
 use std::io::{Read, Result as IoResult, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -8,19 +9,33 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use super::built;
+
 /// Starts a server on the loopback interface that does what `serve` says with each connection. Returns its port, as users name
 /// it to guacd.
 pub fn target(serve: impl Fn(TcpStream) -> IoResult<()> + Send + Sync + 'static) -> Result<String> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let port = listener.local_addr()?.port();
     let serve = Arc::new(serve);
+    let deaf_time = deaf_time()?;
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let serve = Arc::clone(&serve);
-            thread::spawn(move || serve(stream));
+            thread::spawn(move || {
+                sleep(deaf_time);
+                serve(stream)
+            });
         }
     });
     Ok(port.to_string())
+}
+
+/// How long what a target sends does not reach a user who has just joined: until a timer of stock has run, in releases that have
+/// one. A pipe that the target opens before is never announced to its user.
+pub fn deaf_time() -> Result<Duration> {
+    let client = fs::read_to_string(built("stock")?.join("include/guacamole/client.h"))?;
+    let has_timer = client.contains("timer_t __pending_users_timer;");
+    Ok(if has_timer { Duration::from_secs(1) } else { Duration::ZERO })
 }
 
 /// The same for one connection, of which the kernel buffers little: guacd soon has to wait if the server does not read.
@@ -30,7 +45,12 @@ pub fn target_with_a_small_buffer(
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     rustix::net::sockopt::set_socket_recv_buffer_size(&listener, 4096)?;
     let port = listener.local_addr()?.port();
-    thread::spawn(move || serve(listener.accept()?.0));
+    let deaf_time = deaf_time()?;
+    thread::spawn(move || {
+        let stream = listener.accept()?.0;
+        sleep(deaf_time);
+        serve(stream)
+    });
     Ok(port.to_string())
 }
 

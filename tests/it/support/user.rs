@@ -94,6 +94,15 @@ impl User {
         self.handshake(&values)
     }
 
+    /// The arguments that limit connecting to a second, and the limit. In releases whose protocol has no argument for it, the limit is
+    /// half a minute.
+    pub fn shortest_timeout(&self) -> (&'static [(&'static str, &'static str)], Duration) {
+        match self.names.iter().any(|name| name == "timeout") {
+            true => (&[("timeout", "1")], Duration::from_secs(1)),
+            false => (&[], Duration::from_secs(30)),
+        }
+    }
+
     /// Waits for an instruction with these words, and returns all that was heard up to its end. What follows is kept.
     pub fn expect(&mut self, words: &str) -> Result<String> {
         self.expect_one_of(&[words])?;
