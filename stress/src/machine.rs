@@ -1,11 +1,28 @@
-//! What do the sessions of a run need of this machine, and how many of them can it carry?
+//! Which machine is this? And what do the sessions of a run need of it, and how many of them can it carry?
 
+use procfs::{CpuInfo, Current, Meminfo};
 use shared::capacity::{self, Demand, Limit, Need};
 
 use crate::{
     load::flags::Load,
+    report::Host,
     values::{Protocol, Target},
 };
+
+/// This machine.
+pub fn host() -> Host {
+    let release = fs_err::read_to_string("/etc/os-release").unwrap_or_default();
+    let system = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    let cpu = CpuInfo::current().ok();
+    let model = cpu.as_ref().and_then(|cpu| cpu.model_name(0));
+    Host {
+        system: system.unwrap_or("Linux").trim_matches('"').into(),
+        kernel: rustix::system::uname().release().to_string_lossy().into(),
+        processor: model.unwrap_or(std::env::consts::ARCH).into(),
+        processors: cpu.as_ref().map_or(0, |cpu| cpu.num_cores() as u32),
+        memory_bytes: Meminfo::current().map_or(0, |memory| memory.mem_total),
+    }
+}
 
 /// The limits of this machine for the sessions of a run, the one that is reached first in front.
 pub fn limits(load: &Load) -> Vec<Limit> {

@@ -8,10 +8,12 @@ use guac_stress::{cli::Cli, guacd::pid_max::RaisedPidMax, plan::Plan, program, r
 
 fn main() -> ExitCode {
     let plan = Cli::parse().into_plan();
-    plan.map_or_else(read_plan, Ok).and_then(run).unwrap_or_else(|error| {
-        console::error(&error);
-        ExitCode::FAILURE
-    })
+    plan.map_or_else(read_plan, |plan| Ok(Plan { command: std::env::args().collect(), ..plan }))
+        .and_then(run)
+        .unwrap_or_else(|error| {
+            console::error(&error);
+            ExitCode::FAILURE
+        })
 }
 
 fn read_plan() -> Result<Plan> {

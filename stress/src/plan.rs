@@ -13,6 +13,9 @@ pub struct Plan {
     pub load: Load,
     /// The guacds to start, unless one that runs already is loaded.
     pub guacds: Guacds,
+    /// What the user typed, for the report.
+    #[serde(default)]
+    pub command: Vec<String>,
 }
 
 impl Plan {

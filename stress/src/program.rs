@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -90,6 +91,9 @@ async fn load_all(
         started_at_unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()),
         interrupted: false,
         passed: false,
+        command: plan.command.clone(),
+        plan: Some(serde_json::to_value(Plan { command: Vec::new(), ..plan.clone() })?),
+        host: Some(machine::host()),
         machine: machine::limits(&plan.load),
         runs: Vec::new(),
     };
@@ -160,11 +164,11 @@ async fn load_one(
     (target, cores): Surroundings<'_>,
     stop: watch::Receiver<bool>,
 ) -> Result<(Run, Option<Guacd>)> {
-    let (variant, addresses, mut guacd) = match subject {
-        Subject::Running(address) => ("external", reachable(plan, address)?, None),
+    let (variant, addresses, manifest, mut guacd) = match subject {
+        Subject::Running(address) => ("external", reachable(plan, address)?, None, None),
         Subject::Prefix(prefix) => {
             let guacd = start(plan, scratch, prefix, (target, cores))?;
-            (prefix.variant.as_str(), vec![guacd.address()], Some(guacd))
+            (prefix.variant.as_str(), vec![guacd.address()], manifest(&prefix.dir), Some(guacd))
         }
     };
     let setup = Setup {
@@ -177,6 +181,7 @@ async fn load_one(
     let context = Context {
         release: plan.guacds.release.clone(),
         variant: variant.into(),
+        manifest,
         logs: logs(plan),
         connections: Some(target.connections()),
         cores: cores.map(Cores::count),
@@ -208,6 +213,11 @@ fn start(plan: &Plan, scratch: &Path, prefix: &Prefix, (target, cores): Surround
         spared: target.processes(),
     })
     .with_context(|| format!("start the {} guacd", prefix.variant))
+}
+
+/// The manifest of a prefix that the toolkit made.
+fn manifest(prefix: &Path) -> Option<Value> {
+    serde_json::from_slice(&fs_err::read(prefix.join("share/guacd-uncapped/manifest.json")).ok()?).ok()
 }
 
 /// The directory for guacd's logs, and for inputs that did damage.

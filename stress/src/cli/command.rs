@@ -48,7 +48,7 @@ impl Cli {
             Some(Command::Scenario(scenario)) => scenario.into_parts(),
             None => self.hold.into_parts(Scenario::Hold),
         };
-        Some(Plan { scenario, load, guacds })
+        Some(Plan { scenario, load, guacds, command: Vec::new() })
     }
 }
 

@@ -18,16 +18,13 @@ use procfs::{
 };
 use rustix::process::Pid;
 
-use crate::report::{MemoryKind, ProcessUse, Sample, Usage};
-
-/// Minimum time between two samples.
-const INTERVAL: Duration = Duration::from_secs(1);
+use crate::{
+    load::series::Series,
+    report::{MemoryKind, ProcessUse, Sample, Usage},
+};
 
 /// Sampling may take one part in so many of the time, because it uses the machine that is measured.
 const SHARE: u32 = 50;
-
-/// Maximum number of samples. Beyond it, every other sample is dropped, and the interval doubles.
-const MAX_SAMPLES: usize = 240;
 
 /// What a process and its descendants use.
 pub fn usage(parent: Pid) -> Option<Usage> {
@@ -102,6 +99,7 @@ pub fn sample(parent: Pid, at_seconds: f64, sessions: u32) -> Option<Sample> {
         parent_threads: parent.num_threads.try_into().ok()?,
         children: children.len().try_into().ok()?,
         tasks: tasks(&stats),
+        memory_bytes: None,
         parent_cpu_seconds: seconds(parent.utime + parent.stime),
         children_cpu_seconds: seconds(living + gone),
     })
@@ -145,6 +143,15 @@ fn memory(pids: &[i32]) -> (u64, MemoryKind) {
     }
 }
 
+/// The memory of a process and its descendants. None where this user may not see the shares of all that still run.
+fn pss_of_family(parent: Pid) -> Option<u64> {
+    let pids = family(parent.as_raw_pid()).iter().map(|stat| stat.pid).collect::<Vec<_>>();
+    match memory(&pids) {
+        (bytes, MemoryKind::Pss) => Some(bytes),
+        (_, MemoryKind::Rss) => None,
+    }
+}
+
 fn pss(pid: i32) -> Option<u64> {
     let rollup = Process::new(pid).ok()?.smaps_rollup().ok()?;
     rollup.memory_map_rollup.0.first()?.extension.map.get("Pss").copied()
@@ -152,7 +159,7 @@ fn pss(pid: i32) -> Option<u64> {
 
 /// Samples a process again and again, until it is dropped.
 pub struct Sampler {
-    samples: Arc<Mutex<Vec<Sample>>>,
+    samples: Arc<Mutex<Series<Sample>>>,
     sessions: Arc<AtomicU32>,
     _stop: mpsc::Sender<()>,
 }
@@ -160,29 +167,29 @@ pub struct Sampler {
 impl Sampler {
     /// Starts the sampling. None where no thread can be started; a run does without samples then.
     pub fn start(parent: Pid, begun: Instant) -> Option<Self> {
-        let samples = Arc::new(Mutex::new(Vec::new()));
+        let samples = Arc::new(Mutex::new(Series::default()));
         let sessions = Arc::new(AtomicU32::new(0));
         let (stop, stopped) = mpsc::channel::<()>();
         let (into, open) = (Arc::clone(&samples), Arc::clone(&sessions));
         let sample_all = move || {
-            let mut least = INTERVAL;
+            // A share of memory is expensive to read.
+            let mut memory_due = begun;
             loop {
                 let began = Instant::now();
-                if let Some(sample) =
-                    sample(parent, begun.elapsed().as_secs_f64(), open.load(Ordering::Relaxed))
-                {
-                    let mut samples = into.lock().unwrap_or_else(PoisonError::into_inner);
-                    samples.push(sample);
-                    if samples.len() > MAX_SAMPLES {
-                        let mut odd = false;
-                        samples.retain(|_| {
-                            odd = !odd;
-                            odd
-                        });
-                        least *= 2;
+                let at_seconds = begun.elapsed().as_secs_f64();
+                let wait = match sample(parent, at_seconds, open.load(Ordering::Relaxed)) {
+                    Some(mut sample) => {
+                        let took = began.elapsed();
+                        if memory_due <= began {
+                            sample.memory_bytes = pss_of_family(parent);
+                            memory_due = Instant::now() + (began.elapsed() - took) * SHARE;
+                        }
+                        let mut samples = into.lock().unwrap_or_else(PoisonError::into_inner);
+                        samples.offer(at_seconds, || sample);
+                        Duration::from_secs_f64(samples.interval()).max(took * SHARE)
                     }
-                }
-                let wait = least.max(began.elapsed() * SHARE);
+                    None => Duration::from_secs(1),
+                };
                 if stopped.recv_timeout(wait) != Err(mpsc::RecvTimeoutError::Timeout) {
                     return;
                 }
@@ -199,7 +206,7 @@ impl Sampler {
 
     /// The samples so far.
     pub fn samples(&self) -> Vec<Sample> {
-        self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner).values().to_vec()
     }
 }
 

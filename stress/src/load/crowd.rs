@@ -15,14 +15,15 @@ use tokio::{
 };
 
 use super::{
-    latency::latency,
+    latency::Times,
+    series::Series,
     session::{self, Cause, Failed, Notice, Order, Orders, Setup},
     state::{self, Disruption, Failure, KINDS, State},
 };
 use crate::{
     guacd::{sample::Sampler, start::Guacd},
     report::{
-        self, ByAge, Fault, FaultKind, Latency, Phase,
+        self, Fault, FaultKind, Latency, Moment, Phase,
         progress::{Progress, Step},
     },
     values::Rate,
@@ -71,6 +72,8 @@ pub struct Crowd<'a> {
     pub begun: StdInstant,
     /// What samples guacd over time.
     pub sampler: Option<Sampler>,
+    /// How many sessions there were over time.
+    pub timeline: Series<Moment>,
     /// How guacd ended by itself.
     pub died: Option<String>,
     /// How many sessions came up.
@@ -121,6 +124,7 @@ impl<'a> Crowd<'a> {
             guacd,
             begun,
             sampler,
+            timeline: Series::default(),
             died: None,
             established: 0,
             peak_alive: 0,
@@ -219,7 +223,7 @@ impl<'a> Crowd<'a> {
         Proofs {
             sessions,
             proven: self.counts[State::Proven.kind()],
-            latency: latency(&self.last_proofs[before..]),
+            latency: self.last_proofs[before..].iter().collect::<Times>().latency(),
         }
     }
 
@@ -484,6 +488,9 @@ impl<'a> Crowd<'a> {
             proven: self.proven(),
             failed: self.counts[state::FAILED],
         };
+        let at_seconds = self.begun.elapsed().as_secs_f64();
+        let Progress { started, alive, proven, failed, .. } = progress;
+        self.timeline.offer(at_seconds, || Moment { at_seconds, started, alive, proven, failed });
         (self.watch)(progress);
     }
 
@@ -495,22 +502,23 @@ impl<'a> Crowd<'a> {
     }
 
     /// From the connection to the first word that came back.
-    pub fn first_proof(&self) -> Option<Latency> {
-        latency(self.first_proofs.iter().flatten())
+    pub fn first_proofs(&self) -> Times {
+        self.first_proofs.iter().flatten().collect()
     }
 
-    /// The same, of those that were begun first and of those that were begun last.
-    pub fn first_proof_by_age(&self) -> Option<ByAge> {
+    /// The same, of those that were begun first and of those that were begun last, as many of each. None where there are too
+    /// few.
+    pub fn first_proofs_by_age(&self) -> Option<(u32, Times, Times)> {
         let started = &self.first_proofs[..self.started() as usize];
         let size = AGE_GROUP.min(started.len() / 2);
-        let first = latency(started[..size].iter().flatten())?;
-        let last = latency(started[started.len() - size..].iter().flatten())?;
-        Some(ByAge { sessions: size as u32, first, last })
+        let first = started[..size].iter().flatten().collect::<Times>();
+        let last = started[started.len() - size..].iter().flatten().collect::<Times>();
+        (first.count() > 0 && last.count() > 0).then_some((size as u32, first, last))
     }
 
     /// From a later word that was typed until it came back.
-    pub fn last_proof(&self) -> Option<Latency> {
-        latency(&self.last_proofs)
+    pub fn last_proofs(&self) -> Times {
+        self.last_proofs.iter().collect()
     }
 
     /// The failed sessions, grouped, with what guacd's log says about them.

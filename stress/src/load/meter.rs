@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::latency::Times;
-use crate::{report::Latency, values::Activity};
+use crate::values::Activity;
 
 /// The bits of the colour that say when the frame was drawn, in milliseconds. They begin anew after 17 minutes.
 const TIME: u32 = 0x000f_ffff;
@@ -55,7 +55,7 @@ pub struct Measurement {
     /// The same, of the session that received fewest.
     pub fewest: u64,
     /// From the drawing of a frame until its client had received the whole of it.
-    pub lag: Option<Latency>,
+    pub lags: Times,
     /// The bytes that clients received.
     pub bytes: u64,
 }
@@ -152,7 +152,7 @@ impl Meter {
             drawn: self.drawn.load(Relaxed) - measured.drawn_before,
             received: measured.lags.count(),
             fewest: counts.min().unwrap_or(0),
-            lag: measured.lags.latency(),
+            lags: measured.lags,
             bytes: self.bytes.load(Relaxed) - measured.bytes_before,
         })
     }
@@ -186,7 +186,7 @@ mod tests {
         meter.receive_bytes(7);
         let measured = meter.end().unwrap();
         assert_eq!((measured.drawn, measured.received, measured.fewest, measured.bytes), (3, 2, 0, 7));
-        let lag = measured.lag.unwrap();
+        let lag = measured.lags.latency().unwrap();
         assert!(lag.p50_ms >= 19.0 && lag.max_ms < 20_000.0, "{lag:?}");
         drop(none);
         meter.begin();

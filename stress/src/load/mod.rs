@@ -5,9 +5,11 @@ pub mod flags;
 #[cfg(feature = "engine")]
 pub mod crowd;
 #[cfg(feature = "engine")]
-mod latency;
+pub mod latency;
 #[cfg(feature = "engine")]
 pub mod meter;
+#[cfg(feature = "engine")]
+pub mod series;
 #[cfg(feature = "engine")]
 pub mod session;
 #[cfg(feature = "engine")]

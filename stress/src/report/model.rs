@@ -5,6 +5,7 @@
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 pub use shared::capacity::Limit;
 
 /// The version of the JSON that this module reads and writes.
@@ -21,6 +22,15 @@ pub struct StressReport {
     pub interrupted: bool,
     /// Whether every judged run passed all its checks.
     pub passed: bool,
+    /// What was typed to make this report. Passwords and keys are never part of it.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// The plan of the run: what `merge` and `compare` hold against that of another report. Only guac-stress reads it.
+    #[serde(default)]
+    pub plan: Option<Value>,
+    /// The machine of the load generator.
+    #[serde(default)]
+    pub host: Option<Host>,
     /// How many sessions of a stock guacd this machine can carry: the limit that is reached first comes first. A patched guacd
     /// needs no more.
     #[serde(default)]
@@ -80,6 +90,9 @@ pub struct Run {
     pub protocol: String,
     /// `embedded`, `openssh` or HOST:PORT.
     pub target: String,
+    /// When it began, in milliseconds since 1970.
+    #[serde(default)]
+    pub began_at_unix_ms: u64,
     /// What the target drew in each session: `idle`, `type`, `scroll` or `video`.
     #[serde(default = "idle")]
     pub activity: String,
@@ -125,6 +138,12 @@ pub struct Run {
     pub first_proof_by_age: Option<ByAge>,
     /// From the word that was typed after the hold, until it came back.
     pub last_proof: Option<Latency>,
+    /// The same times, and the lag of what was drawn while all sessions were held, as distributions.
+    #[serde(default)]
+    pub histograms: Histograms,
+    /// How many sessions there were over time.
+    #[serde(default)]
+    pub timeline: Vec<Moment>,
     /// What the targets drew while all sessions were held, and what came of it. None where they drew nothing.
     #[serde(default)]
     pub drawing: Option<Drawing>,
@@ -470,11 +489,72 @@ pub struct Latency {
     pub max_ms: f64,
 }
 
+/// Distributions of times.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Histograms {
+    /// From the start of a session until its first word came back.
+    #[serde(default)]
+    pub first_proof: Option<Histogram>,
+    /// The same, of the sessions of [`ByAge::first`].
+    #[serde(default)]
+    pub first_proof_of_first: Option<Histogram>,
+    /// The same, of the sessions of [`ByAge::last`].
+    #[serde(default)]
+    pub first_proof_of_last: Option<Histogram>,
+    /// From the word that was typed after the hold, until it came back.
+    #[serde(default)]
+    pub last_proof: Option<Histogram>,
+    /// From the drawing of a frame until its client had received the whole of it.
+    #[serde(default)]
+    pub lag: Option<Histogram>,
+}
+
+/// A distribution of times, in buckets of three significant digits, as HdrHistogram has them. Two of them are added bucket by
+/// bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Histogram {
+    /// The buckets that are not empty, in order: the longest time of each in microseconds, and how many times it has.
+    pub buckets: Vec<(u64, u64)>,
+}
+
+/// How many sessions there were at some time.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Moment {
+    /// From the first session's start.
+    pub at_seconds: f64,
+    /// Sessions that were begun so far.
+    pub started: u32,
+    /// Sessions that were open.
+    pub alive: u32,
+    /// Sessions that had given the last proof that was asked of them.
+    pub proven: u32,
+    /// Sessions that had failed.
+    pub failed: u32,
+}
+
+/// A machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// Its system, such as `Debian GNU/Linux 12 (bookworm)`.
+    pub system: String,
+    /// The version of its kernel.
+    pub kernel: String,
+    /// The model of its processors.
+    pub processor: String,
+    /// How many of them there are.
+    pub processors: u32,
+    /// Its memory.
+    pub memory_bytes: u64,
+}
+
 /// A guacd that was started here.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Guacd {
     /// The file with everything that it wrote.
     pub log_file: String,
+    /// The manifest of its prefix, where it has one: what it was made from.
+    #[serde(default)]
+    pub manifest: Option<Value>,
     /// How it ended by itself, where it did.
     pub died: Option<String>,
     /// Its last lines, where it ended by itself.
@@ -557,6 +637,10 @@ pub struct Sample {
     pub children: u32,
     /// Threads of all processes.
     pub tasks: u32,
+    /// Memory of all processes; what they share is divided among them. It is read less often than the rest, and is None
+    /// where it was not, or where this user may not see it.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
     /// Processor time that the parent has taken.
     pub parent_cpu_seconds: f64,
     /// Processor time that its children have taken, those that are gone included.

@@ -152,7 +152,7 @@ impl Capacity {
         crowd.open(before as usize..all as usize, Pace::Steady).await;
         // The first picture of a session costs more than those after it.
         crowd.hold(SETTLE).await;
-        let drawing = steps::watch(crowd, self.hold).await;
+        let drawing = steps::watch(crowd, self.hold).await.map(|(drawing, _)| drawing);
         steps::measure_open_sessions(crowd, measurements).await;
         let proofs = crowd.prove().await;
         Round {

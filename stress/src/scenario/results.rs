@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use serde_json::Value;
+
 use crate::{
+    load::latency::Times,
     report::{Capacity, Drawing, FirstAndLast, Fuzz, Keys, Round, Usage},
     target::connections::Connections,
 };
@@ -13,6 +16,8 @@ pub struct Context {
     pub release: Option<String>,
     /// The name of the variant.
     pub variant: String,
+    /// The manifest of the prefix that guacd is in.
+    pub manifest: Option<Value>,
     /// The directory for the files that stay.
     pub logs: PathBuf,
     /// guacd's connections to the embedded servers, if there are any.
@@ -40,6 +45,8 @@ pub struct Measurements {
     pub idle_cpu_ms_per_second: Option<f64>,
     /// What the targets drew while all sessions were held.
     pub drawing: Option<Drawing>,
+    /// The lags of what they drew.
+    pub lags: Times,
     /// How many sessions were served well.
     pub capacity: Option<Capacity>,
     /// Waves, proofs, or steps.

@@ -1,6 +1,9 @@
 //! How is one guacd loaded, measured and judged?
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::Result;
 use procfs::process::Process;
@@ -16,7 +19,7 @@ use crate::{
     guacd::{sample, start::Guacd},
     load::{crowd::Crowd, flags::Load, session::Setup},
     report::{
-        self, Generator, Run, Shutdown,
+        self, ByAge, Generator, Histograms, Run, Shutdown,
         progress::{Progress, Step},
     },
 };
@@ -115,8 +118,19 @@ fn account(
 ) -> Run {
     let size = scenario.size();
     let total = crowd.begun.elapsed();
+    let began = SystemTime::now() - total;
+    let first_proofs = crowd.first_proofs();
+    let (by_age, first, last) = match crowd.first_proofs_by_age() {
+        Some((sessions, first, last)) => {
+            let by_age = first.latency().zip(last.latency());
+            (by_age.map(|(first, last)| ByAge { sessions, first, last }), first.histogram(), last.histogram())
+        }
+        None => (None, None, None),
+    };
+    let last_proofs = crowd.last_proofs();
     let guacd = crowd.guacd.as_ref().map(|guacd| report::Guacd {
         log_file: guacd.log_file().display().to_string(),
+        manifest: context.manifest,
         last_lines: if crowd.died.is_some() { guacd.log().last_lines() } else { Vec::new() },
         died: crowd.died.clone(),
         keys: guacd.keys(),
@@ -136,6 +150,7 @@ fn account(
         scenario: scenario.name(),
         protocol: load.protocol.as_str().into(),
         target: load.target.to_string(),
+        began_at_unix_ms: began.duration_since(UNIX_EPOCH).map_or(0, |began| began.as_millis() as u64),
         activity: load.activity.as_str().into(),
         seed: measurements.seed,
         key_limit: load.key_limit,
@@ -151,9 +166,17 @@ fn account(
         silent: crowd.silent(),
         checks: Vec::new(),
         failures: crowd.failures(),
-        first_proof: crowd.first_proof(),
-        first_proof_by_age: crowd.first_proof_by_age(),
-        last_proof: crowd.last_proof(),
+        first_proof: first_proofs.latency(),
+        first_proof_by_age: by_age,
+        last_proof: last_proofs.latency(),
+        histograms: Histograms {
+            first_proof: first_proofs.histogram(),
+            first_proof_of_first: first,
+            first_proof_of_last: last,
+            last_proof: last_proofs.histogram(),
+            lag: measurements.lags.histogram(),
+        },
+        timeline: crowd.timeline.values().to_vec(),
         drawing: measurements.drawing,
         capacity: measurements.capacity,
         rounds: measurements.rounds,

@@ -12,7 +12,10 @@ use super::{checks, size::Size};
 use super::{results::Measurements, steps};
 #[cfg(feature = "engine")]
 use crate::{
-    load::crowd::{Crowd, Pace},
+    load::{
+        crowd::{Crowd, Pace},
+        latency::Times,
+    },
     report::{
         Round,
         text::{Section, latency, seconds},
@@ -92,7 +95,9 @@ impl Soak {
         let mut turn = Instant::now();
         loop {
             turn += self.prove_every;
-            let drawing = steps::watch(crowd, turn.min(end).saturating_duration_since(Instant::now())).await;
+            let time = turn.min(end).saturating_duration_since(Instant::now());
+            let (drawing, lags) = steps::watch(crowd, time).await.unzip();
+            lags.iter().filter_map(Times::histogram).for_each(|lags| measurements.lags.add(&lags));
             let proof = crowd.prove().await;
             let usage = steps::usage(crowd).await;
             measurements.rounds.push(Round {

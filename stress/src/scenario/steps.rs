@@ -10,7 +10,10 @@ use tokio::{task, time::Instant};
 use super::results::Measurements;
 use crate::{
     guacd::sample,
-    load::crowd::{Crowd, Pace, TICK},
+    load::{
+        crowd::{Crowd, Pace, TICK},
+        latency::Times,
+    },
     report::{Drawing, FirstAndLast, Sample, Usage, progress::Step},
     values::Activity,
 };
@@ -34,17 +37,19 @@ pub async fn open_all(
 pub async fn hold(crowd: &mut Crowd<'_>, measurements: &mut Measurements, time: Duration) {
     let end = Instant::now() + time;
     measure_open_sessions(crowd, measurements).await;
-    let Some(watched) = watch(crowd, end.saturating_duration_since(Instant::now())).await else { return };
+    let time = end.saturating_duration_since(Instant::now());
+    let Some((drawing, lags)) = watch(crowd, time).await else { return };
     if crowd.setup.meter.activity() == Activity::Idle {
-        measurements.idle_cpu_ms_per_second = watched.cpu_ms_per_second;
+        measurements.idle_cpu_ms_per_second = drawing.cpu_ms_per_second;
     } else {
-        measurements.drawing = Some(watched);
+        measurements.drawing = Some(drawing);
+        measurements.lags = lags;
     }
 }
 
-/// Holds all sessions, and measures guacd's processor time, and what the targets draw. None, if that says nothing: no session
-/// is left, or the time is too short.
-pub async fn watch(crowd: &mut Crowd<'_>, time: Duration) -> Option<Drawing> {
+/// Holds all sessions, and measures guacd's processor time, and what the targets draw with its lags. None, if that says nothing:
+/// no session is left, or the time is too short.
+pub async fn watch(crowd: &mut Crowd<'_>, time: Duration) -> Option<(Drawing, Times)> {
     let meter = Arc::clone(&crowd.setup.meter);
     let before = (cheap_sample(crowd).await, cpu_seconds());
     meter.begin();
@@ -65,21 +70,22 @@ pub async fn watch(crowd: &mut Crowd<'_>, time: Duration) -> Option<Drawing> {
         |load: Option<f64>| load.filter(|load| *load >= 0.0).map(|load| load * 1000.0 / f64::from(sessions));
     let rate = |count: u64| count as f64 / seconds / f64::from(sessions);
     let (cpu_ms_per_second, received_per_second) = (of_each(guacd), rate(measurement.received));
-    Some(Drawing {
+    let drawing = Drawing {
         sessions,
         seconds,
         asked_per_second: meter.activity().frames_per_second().into(),
         drawn_per_second: rate(measurement.drawn),
         received_per_second,
         fewest_per_second: measurement.fewest as f64 / seconds,
-        lag: measurement.lag,
+        lag: measurement.lags.latency(),
         bytes_per_second: rate(measurement.bytes),
         cpu_ms_per_second,
         cpu_ms_per_frame: cpu_ms_per_second
             .filter(|_| measurement.received > 0)
             .map(|cpu| cpu / received_per_second),
         generator_cpu_ms_per_second: of_each(generator),
-    })
+    };
+    Some((drawing, measurement.lags))
 }
 
 /// Processor time that this process has used, with all its threads.

@@ -37,6 +37,7 @@ fn context() -> Context {
     Context {
         release: None,
         variant: "fake".into(),
+        manifest: None,
         logs: std::env::temp_dir(),
         connections: None,
         cores: None,

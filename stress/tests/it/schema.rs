@@ -2,8 +2,8 @@
 
 use guac_stress::report::{
     Bound, ByAge, Capacity, CapacityEnd, Check, Drawing, Failure, Fault, FaultKind, FirstAndLast, Fuzz,
-    FuzzKind, Generator, Guacd, Keys, Latency, Limit, MemoryKind, Phase, ProcessUse, Round, Run,
-    SCHEMA_VERSION, Sample, ScenarioName, Shutdown, StressReport, Usage,
+    FuzzKind, Generator, Guacd, Histogram, Histograms, Host, Keys, Latency, Limit, MemoryKind, Moment, Phase,
+    ProcessUse, Round, Run, SCHEMA_VERSION, Sample, ScenarioName, Shutdown, StressReport, Usage,
 };
 use serde_json::{Value, json};
 
@@ -39,6 +39,7 @@ pub fn check(json: &Value) {
 fn full() -> StressReport {
     let times = Latency { p50_ms: 1.5, p95_ms: 2.0, p99_ms: 3.0, max_ms: 3.25 };
     let latency = Some(times);
+    let histogram = Some(Histogram { buckets: vec![(1500, 20), (3251, 1)] });
     let usage = Some(Usage {
         parent_descriptors: 184,
         parent_threads: 177,
@@ -77,6 +78,7 @@ fn full() -> StressReport {
         scenario: ScenarioName::Hold,
         protocol: "ssh".into(),
         target: "embedded".into(),
+        began_at_unix_ms: 1_750_000_000_123,
         activity: "scroll".into(),
         seed: Some(u64::MAX),
         key_limit: Some(128),
@@ -94,6 +96,14 @@ fn full() -> StressReport {
         first_proof: latency,
         first_proof_by_age: Some(ByAge { sessions: 29, first: times, last: times }),
         last_proof: latency,
+        histograms: Histograms {
+            first_proof: histogram.clone(),
+            first_proof_of_first: histogram.clone(),
+            first_proof_of_last: histogram.clone(),
+            last_proof: histogram.clone(),
+            lag: histogram,
+        },
+        timeline: vec![Moment { at_seconds: 1.0, started: 60, alive: 50, proven: 0, failed: 4 }],
         rounds: vec![Round {
             at_seconds: 3.5,
             sessions: 58,
@@ -135,6 +145,7 @@ fn full() -> StressReport {
         generator: Some(Generator { cpu_seconds: 1.5, max_rss_bytes: 10_000_000 }),
         guacd: Some(Guacd {
             log_file: "/tmp/guacd.log".into(),
+            manifest: Some(json!({ "release": "9.9.9", "patches": [] })),
             died: Some("was killed by signal 9".into()),
             last_lines: vec!["guacd[1]: INFO: bye".into()],
             keys,
@@ -153,6 +164,7 @@ fn full() -> StressReport {
                 parent_threads: 177,
                 children: 59,
                 tasks: 700,
+                memory_bytes: Some(800_000_000),
                 parent_cpu_seconds: 0.5,
                 children_cpu_seconds: 1.5,
             }],
@@ -173,6 +185,8 @@ fn full() -> StressReport {
         first_proof: None,
         first_proof_by_age: None,
         last_proof: None,
+        histograms: Histograms::default(),
+        timeline: Vec::new(),
         rounds: Vec::new(),
         faults: Vec::new(),
         fuzz: None,
@@ -185,6 +199,15 @@ fn full() -> StressReport {
         started_at_unix_seconds: 1_750_000_000,
         interrupted: false,
         passed: false,
+        command: vec!["guac-stress".into(), "--count=70".into()],
+        plan: Some(json!({ "scenario": { "hold": {} } })),
+        host: Some(Host {
+            system: "Debian GNU/Linux 12 (bookworm)".into(),
+            kernel: "6.1.0".into(),
+            processor: "Some processor".into(),
+            processors: 2,
+            memory_bytes: 24_000_000_000,
+        }),
         machine: vec![Limit {
             name: "memory".into(),
             source: "MemAvailable".into(),

@@ -41,7 +41,7 @@ pub fn run(flags: ScenarioFlags<flags::Stress>) -> Result<()> {
         let users = std::env::var("ASAN_OPTIONS").unwrap_or_default();
         command.env("ASAN_OPTIONS", format!("{ASAN_OPTIONS}:{users}"));
     }
-    stress::run_plan(command, &Plan { scenario, load, guacds })
+    stress::run_plan(command, &Plan { scenario, load, guacds, command: std::env::args().collect() })
 }
 
 /// Builds the guacds to load.
