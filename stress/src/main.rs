@@ -4,16 +4,24 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{CommandFactory, Parser, error::ErrorKind};
-use guac_stress::{cli::Cli, guacd::pid_max::RaisedPidMax, plan::Plan, program, reaper, report::console};
+use guac_stress::{
+    cli::{Cli, Task},
+    guacd::pid_max::RaisedPidMax,
+    plan::Plan,
+    program, reaper,
+    report::console,
+};
 
 fn main() -> ExitCode {
-    let plan = Cli::parse().into_plan();
-    plan.map_or_else(read_plan, |plan| Ok(Plan { command: std::env::args().collect(), ..plan }))
-        .and_then(run)
-        .unwrap_or_else(|error| {
-            console::error(&error);
-            ExitCode::FAILURE
-        })
+    let done = match Cli::parse().into_task() {
+        Task::Run(plan) => run(Plan { command: std::env::args().collect(), ..*plan }),
+        Task::ReadPlan => read_plan().and_then(run),
+        Task::Show(show) => program::show(&show),
+    };
+    done.unwrap_or_else(|error| {
+        console::error(&error);
+        ExitCode::FAILURE
+    })
 }
 
 fn read_plan() -> Result<Plan> {

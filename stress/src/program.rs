@@ -9,7 +9,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::Value;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use crate::{
+    cli::report::Show,
     guacd::{
         cores::Cores,
         processes,
@@ -30,7 +31,8 @@ use crate::{
     report::{
         Run, SCHEMA_VERSION, StressReport,
         console::{self, ProgressDisplay},
-        json::JsonFile,
+        file::{self, Format, ReportFile},
+        html,
     },
     scenario::{self, Scenario, results::Context, run::measure},
     target::Targets,
@@ -51,7 +53,7 @@ pub fn run(plan: &Plan, scratch: &Path) -> ExitCode {
 }
 
 fn start_and_load(plan: &Plan, scratch: &Path) -> Result<StressReport> {
-    let mut output = plan.load.json.as_deref().map(JsonFile::prepare).transpose()?;
+    let mut outputs = outputs(plan)?;
     processes::adopt_orphans()?;
     processes::raise_process_limit();
     enough_descriptors(plan)?;
@@ -68,10 +70,41 @@ fn start_and_load(plan: &Plan, scratch: &Path) -> Result<StressReport> {
         let stop = stop_on_signals()?;
         let can_be_cut = matches!(plan.scenario, Scenario::Chaos(_));
         let target = Targets::start(&plan.load, can_be_cut, scratch).await?;
-        load_all(plan, scratch, (&target, cores.as_ref()), output.as_mut(), stop).await
+        load_all(plan, scratch, (&target, cores.as_ref()), &mut outputs, stop).await
     })?;
     runtime.shutdown_background();
     Ok(report)
+}
+
+/// Shows a report that was written before.
+///
+/// # Errors
+///
+/// When it cannot be read, is none, or cannot be written.
+pub fn show(show: &Show) -> Result<ExitCode> {
+    let report = read(&show.report)?;
+    match &show.html {
+        Some(path) => ReportFile::prepare(path, HTML)?.write(&report)?,
+        None => console::report(&report, scenario::section),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(path: &Path) -> Result<StressReport> {
+    let json = fs_err::read(path)?;
+    StressReport::parse(&mut serde_json::Deserializer::from_slice(&json))
+        .map_err(|wrong| anyhow!("{}: {wrong}", path.display()))
+}
+
+/// A page to look at.
+pub const HTML: Format =
+    Format { flag: "--html", render: |report| Ok(html::page(report, scenario::section).into_bytes()) };
+
+/// The files that the report goes to. All of them can be written to.
+fn outputs(plan: &Plan) -> Result<Vec<ReportFile>> {
+    let wanted = [(&plan.load.json, file::JSON), (&plan.load.html, HTML)];
+    let wanted = wanted.into_iter().filter_map(|(path, format)| Some((path.as_deref()?, format)));
+    wanted.map(|(path, format)| ReportFile::prepare(path, format)).collect()
 }
 
 /// Loads one guacd after another. What was measured is written and printed, whatever happens next.
@@ -79,7 +112,7 @@ async fn load_all(
     plan: &Plan,
     scratch: &Path,
     surroundings: Surroundings<'_>,
-    mut output: Option<&mut JsonFile>,
+    outputs: &mut [ReportFile],
     stop: watch::Receiver<bool>,
 ) -> Result<StressReport> {
     let guacds = match &plan.load.guacd {
@@ -116,7 +149,7 @@ async fn load_all(
         };
         report.interrupted = *stop.borrow();
         report.passed = report.runs.len() == all && StressReport::judged(&report.runs).all(Run::passed);
-        if let Some(output) = &mut output {
+        for output in outputs.iter_mut() {
             // It is written once more at the end, and a failure is reported then.
             let _ = output.write_so_far(&report);
         }
@@ -128,7 +161,7 @@ async fn load_all(
         // Nothing was measured, so only the error is reported. An interruption still gives a report.
         error.take().map_or(Ok(()), Err)?;
     }
-    let written = output.map_or(Ok(()), |output| output.write(&report));
+    let written = outputs.iter_mut().try_for_each(|output| output.write(&report));
     console::report(&report, scenario::section);
     error.map_or(Ok(()), Err)?;
     written?;

@@ -2,7 +2,10 @@
 
 use clap::{Parser, Subcommand};
 
-use super::scenarios::{Flags, Program, ScenarioCommand, ScenarioFlags};
+use super::{
+    report,
+    scenarios::{Flags, Program, ScenarioCommand, ScenarioFlags},
+};
 use crate::{
     guacd::flags::Guacds,
     plan::Plan,
@@ -35,20 +38,36 @@ enum Command {
     #[command(flatten)]
     Scenario(ScenarioCommand<Guacds>),
 
+    /// Show a report that was written with --json, as text or as a page
+    #[command(after_help = report::AFTER_HELP)]
+    Report(report::Show),
+
     /// Read a plan as JSON from standard input, and run it. For `cargo xtask stress`.
     #[command(hide = true)]
     Plan,
 }
 
+/// What guac-stress is asked to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Task {
+    /// To load guacd, as the flags say.
+    Run(Box<Plan>),
+    /// To load guacd, as the plan on standard input says.
+    ReadPlan,
+    /// To show a report.
+    Show(report::Show),
+}
+
 impl Cli {
-    /// The plan that the flags describe. None where guac-stress has to read a plan from standard input.
-    pub fn into_plan(self) -> Option<Plan> {
+    /// What the command line asks for.
+    pub fn into_task(self) -> Task {
         let (scenario, load, guacds) = match self.command {
-            Some(Command::Plan) => return None,
+            Some(Command::Plan) => return Task::ReadPlan,
+            Some(Command::Report(show)) => return Task::Show(show),
             Some(Command::Scenario(scenario)) => scenario.into_parts(),
             None => self.hold.into_parts(Scenario::Hold),
         };
-        Some(Plan { scenario, load, guacds, command: Vec::new() })
+        Task::Run(Box::new(Plan { scenario, load, guacds, command: Vec::new() }))
     }
 }
 
@@ -70,7 +89,10 @@ mod tests {
 
     fn parse(args: &[&str]) -> Result<Plan, clap::Error> {
         let cli = Cli::try_parse_from([&["guac-stress"], args].concat())?;
-        Ok(cli.into_plan().expect("flags"))
+        match cli.into_task() {
+            Task::Run(plan) => Ok(*plan),
+            task => panic!("{task:?}"),
+        }
     }
 
     const SCENARIOS: [&str; 7] = ["hold", "burst", "churn", "soak", "chaos", "fuzz", "capacity"];
@@ -98,6 +120,7 @@ mod tests {
             "--release=9.9.9",
             "--port=4823",
             "--json=out.json",
+            "--html=out.html",
             "--min-proven=99%",
             "--max-silent=1",
             "--max-slowdown=1.5",

@@ -2,7 +2,8 @@
 //! them with its own flags next to them.
 
 mod command;
+pub mod report;
 mod scenarios;
 
-pub use command::Cli;
+pub use command::{Cli, Task};
 pub use scenarios::{Flags, Program, ScenarioCommand, ScenarioFlags};

@@ -70,6 +70,10 @@ pub struct Load {
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
+    /// Write the report to this file, as a page to look at: one file, which loads nothing.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+
     /// The thresholds that every scenario has.
     #[command(flatten)]
     pub thresholds: Thresholds,

@@ -5,7 +5,9 @@ pub mod model;
 #[cfg(feature = "engine")]
 pub mod console;
 #[cfg(feature = "engine")]
-pub mod json;
+pub mod file;
+#[cfg(feature = "engine")]
+pub mod html;
 #[cfg(feature = "engine")]
 pub mod progress;
 #[cfg(feature = "engine")]

@@ -31,6 +31,28 @@ pub fn lines(report: &StressReport, sections: fn(&Run) -> Option<Section>) -> Ve
     out
 }
 
+/// Whether a value is as it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grade {
+    /// It is.
+    Good,
+    /// It is not.
+    Bad,
+    /// Nothing says so.
+    Plain,
+}
+
+/// The rows of the table that any of the runs has a value for, each with its name and a cell for each run.
+pub fn cells(runs: &[Run]) -> Vec<(&'static str, Vec<Option<(String, Grade)>>)> {
+    let grade = |(text, style): (String, Style)| match style {
+        GOOD => (text, Grade::Good),
+        BAD => (text, Grade::Bad),
+        _ => (text, Grade::Plain),
+    };
+    let row = |row: &Row| (row.0, runs.iter().map(|run| (row.1)(run).map(grade)).collect::<Vec<_>>());
+    ROWS.iter().map(row).filter(|(_, cells)| cells.iter().any(Option::is_some)).collect()
+}
+
 /// A row: its name, and a run's cell of it.
 type Row = (&'static str, fn(&Run) -> Option<(String, Style)>);
 

@@ -45,8 +45,11 @@ pub fn check(check: &Check) -> String {
         Bound::AtLeast => "minimum",
         Bound::AtMost => "maximum",
     };
-    let number =
-        |number: f64| if number.fract() == 0.0 { format!("{number}") } else { format!("{number:.2}") };
     let measured = check.measured.map_or_else(|| "not measured".into(), number);
     format!("{}: {measured}, the {bound} is {} {}", check.name, number(check.threshold), check.unit)
+}
+
+/// A number, with a fraction only where there is one.
+pub fn number(number: f64) -> String {
+    if number.fract() == 0.0 { format!("{number}") } else { format!("{number:.2}") }
 }

@@ -6,9 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::Parser;
 use guac_stress::{
-    cli::Cli,
     load::session::Setup,
     plan::Plan,
     report::{Check, Phase, Run},
@@ -19,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::{
     fake::{Behaviour, Fake},
-    with_defaults,
+    plan, with_defaults,
 };
 
 fn login() -> Login {
@@ -42,10 +40,6 @@ fn context() -> Context {
         connections: None,
         cores: None,
     }
-}
-
-fn plan<T: Into<std::ffi::OsString> + Clone>(words: impl IntoIterator<Item = T>) -> Plan {
-    Cli::parse_from(words).into_plan().expect("flags")
 }
 
 /// A command line: the scenario (`hold`, unless the first of the flags names another), and the flags, after those defaults that

@@ -6,6 +6,20 @@ mod fake;
 mod program;
 mod schema;
 
+use clap::Parser;
+use guac_stress::{
+    cli::{Cli, Task},
+    plan::Plan,
+};
+
+/// The plan of a command line.
+fn plan<T: Into<std::ffi::OsString> + Clone>(words: impl IntoIterator<Item = T>) -> Plan {
+    match Cli::parse_from(words).into_task() {
+        Task::Run(plan) => *plan,
+        task => panic!("{task:?}"),
+    }
+}
+
 /// The flags, after those defaults that they do not override.
 fn with_defaults(flags: &[&str], defaults: &[&str]) -> Vec<String> {
     let name = |flag: &str| flag.split('=').next().map(str::to_owned);

@@ -10,15 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::Parser;
-use guac_stress::{cli::Cli, report::StressReport};
+use guac_stress::report::{Failure, Phase, StressReport};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
     fake::{Behaviour, Fake},
-    schema, with_defaults,
+    plan, schema, with_defaults,
 };
 
 fn guac_stress() -> Command {
@@ -372,6 +371,43 @@ fn an_old_report_does_not_stay_for_a_new_one() {
     assert!(!prefix.json().exists());
 }
 
+/// The page says what the JSON says, escapes what guacd wrote, and loads nothing.
+#[test]
+fn a_report_becomes_a_page() {
+    let prefix = Prefix::new();
+    let html = prefix.dir.path().join("report.html");
+    let output = prefix.load(&["--hold=100ms", &format!("--html={}", html.display())]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let page = fs::read_to_string(&html).unwrap();
+    assert!(page.contains("4 of 4 sessions are proven with patched") && page.contains("passed"), "{page}");
+    assert!(!page.contains("<script") && !page.contains("src=") && !page.contains("href="), "{page}");
+
+    let mut report = read(&prefix.json());
+    report.runs[0].proven = 3;
+    report.runs[0].failures.push(Failure {
+        phase: Phase::Login,
+        reason: "<img src=x onerror=alert(1)>".into(),
+        log: Some("ERROR:\t\"&<b>".into()),
+        count: 1,
+        sessions: vec![3],
+    });
+    fs::write(prefix.json(), serde_json::to_vec(&report).unwrap()).unwrap();
+    let show = |flags: &[&str]| guac_stress().arg("report").arg(prefix.json()).args(flags).output().unwrap();
+    assert!(text(&show(&[]).stdout).contains("3 of 4"));
+    assert!(show(&["--html", html.to_str().unwrap()]).status.success());
+    let page = fs::read_to_string(&html).unwrap();
+    assert!(
+        page.contains("&lt;img src=x onerror=alert(1)&gt;") && page.contains("ERROR: &quot;&amp;&lt;b&gt;"),
+        "{page}"
+    );
+    assert!(!page.contains("<img"), "{page}");
+
+    fs::write(prefix.json(), "{}").unwrap();
+    let refused = show(&[]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("not a stress report"), "{}", text(&refused.stderr));
+}
+
 #[test]
 fn a_pipe_or_a_link_is_written_to_and_not_replaced() {
     let prefix = Prefix::new();
@@ -538,9 +574,8 @@ async fn a_plan_is_read_from_standard_input_and_its_paths_are_relative_to_the_di
     let dir = TempDir::new().unwrap();
     let flags =
         ["guac-stress", "--count=2", "--hold=100ms", "--rate=50", "--json=report.json", "--release=9.9.9"];
-    let cli =
-        Cli::parse_from(flags.into_iter().map(str::to_owned).chain([format!("--guacd={}", fake.address)]));
-    let plan = serde_json::to_value(cli.into_plan().unwrap()).unwrap();
+    let words = flags.into_iter().map(str::to_owned).chain([format!("--guacd={}", fake.address)]);
+    let plan = serde_json::to_value(plan(words)).unwrap();
     let (from, run) = (dir.path().to_owned(), plan.clone());
     let output = tokio::task::spawn_blocking(move || run_plan(&run, &from)).await.unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));

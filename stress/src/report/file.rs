@@ -1,4 +1,4 @@
-//! Where does the JSON report go? To a file, which is replaced as a whole; or into what already has that name, such as a pipe.
+//! Where does a report go? To a file, which is replaced as a whole; or into what already has that name, such as a pipe.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -13,9 +13,23 @@ use tempfile::NamedTempFile;
 use super::model::StressReport;
 use crate::preflight::Preflight;
 
-/// A file for the report, which can be written to.
-pub struct JsonFile {
+/// What a report is written as.
+#[derive(Clone, Copy)]
+pub struct Format {
+    /// The flag that asks for it.
+    pub flag: &'static str,
+    /// The contents of the file.
+    pub render: fn(&StressReport) -> Result<Vec<u8>>,
+}
+
+/// As JSON.
+pub const JSON: Format =
+    Format { flag: "--json", render: |report| Ok([&serde_json::to_vec_pretty(report)?[..], b"\n"].concat()) };
+
+/// A file for a report, which can be written to.
+pub struct ReportFile {
     path: PathBuf,
+    format: Format,
     kind: Kind,
 }
 
@@ -26,36 +40,37 @@ enum Kind {
     Open { file: File, is_regular: bool },
 }
 
-impl JsonFile {
+impl ReportFile {
     /// Checks that the file can be written to, before there is anything to lose. Removes an older report, so that nobody
     /// mistakes it for the new one.
     ///
     /// # Errors
     ///
     /// When the file cannot be written to.
-    pub fn prepare(path: &Path) -> Result<Self> {
+    pub fn prepare(path: &Path, format: Format) -> Result<Self> {
+        let impossible = |error: &std::io::Error| impossible(path, format, error);
         let there = match fs::symlink_metadata(path) {
             Ok(there) => Some(there.file_type()),
             Err(error) if error.kind() == ErrorKind::NotFound => None,
-            Err(error) => bail!(impossible(path, &error)),
+            Err(error) => bail!(impossible(&error)),
         };
         let kind = match there {
             Some(there) if !there.is_file() => {
                 // Opening a pipe waits for a reader.
                 let file = OpenOptions::new().write(true).create(true).truncate(true).open(path);
-                let file = file.map_err(|error| impossible(path, &error))?;
+                let file = file.map_err(|error| impossible(&error))?;
                 let is_regular = file.metadata().is_ok_and(|metadata| metadata.is_file());
                 Kind::Open { file, is_regular }
             }
             _ => {
-                NamedTempFile::new_in(dir(path)).map_err(|error| impossible(path, &error))?;
+                NamedTempFile::new_in(dir(path)).map_err(|error| impossible(&error))?;
                 if there.is_some() {
-                    fs::remove_file(path).map_err(|error| impossible(path, &error))?;
+                    fs::remove_file(path).map_err(|error| impossible(&error))?;
                 }
                 Kind::Replaced
             }
         };
-        Ok(Self { path: path.into(), kind })
+        Ok(Self { path: path.into(), format, kind })
     }
 
     /// Writes a report that a longer one may follow. A pipe or a device, which cannot be rewound, is left alone.
@@ -80,12 +95,11 @@ impl JsonFile {
     }
 
     fn try_write(&mut self, report: &StressReport) -> Result<()> {
-        let mut json = serde_json::to_vec_pretty(report)?;
-        json.push(b'\n');
+        let bytes = (self.format.render)(report)?;
         match &mut self.kind {
             Kind::Replaced => {
                 let mut temporary = NamedTempFile::new_in(dir(&self.path))?;
-                temporary.write_all(&json)?;
+                temporary.write_all(&bytes)?;
                 fs::set_permissions(temporary.path(), Permissions::from_mode(0o644))?;
                 temporary.persist(&self.path)?;
             }
@@ -94,7 +108,7 @@ impl JsonFile {
                     file.rewind()?;
                     file.set_len(0)?;
                 }
-                file.write_all(&json)?;
+                file.write_all(&bytes)?;
             }
         }
         Ok(())
@@ -105,10 +119,10 @@ fn dir(file: &Path) -> &Path {
     file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn impossible(path: &Path, error: &std::io::Error) -> Preflight {
+fn impossible(path: &Path, format: Format, error: &std::io::Error) -> Preflight {
     Preflight(format!(
-        "the report cannot be written to {}: {error}; give --json a file in a directory that is there and can be \
-         written to",
-        path.display()
+        "the report cannot be written to {}: {error}; give {} a file in a directory that is there and can be written to",
+        path.display(),
+        format.flag
     ))
 }
