@@ -27,4 +27,6 @@ pub mod program;
 #[cfg(feature = "engine")]
 pub mod reaper;
 #[cfg(feature = "engine")]
+pub mod reports;
+#[cfg(feature = "engine")]
 pub mod target;

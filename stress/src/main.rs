@@ -10,13 +10,15 @@ use guac_stress::{
     plan::Plan,
     program, reaper,
     report::console,
+    reports,
 };
 
 fn main() -> ExitCode {
     let done = match Cli::parse().into_task() {
         Task::Run(plan) => run(Plan { command: std::env::args().collect(), ..*plan }),
         Task::ReadPlan => read_plan().and_then(run),
-        Task::Show(show) => program::show(&show),
+        Task::Show(show) => reports::show(&show),
+        Task::Compare(compare) => reports::compare(&compare),
     };
     done.unwrap_or_else(|error| {
         console::error(&error);

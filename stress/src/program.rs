@@ -9,7 +9,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -17,7 +17,6 @@ use tokio::{
 };
 
 use crate::{
-    cli::report::Show,
     guacd::{
         cores::Cores,
         processes,
@@ -31,9 +30,9 @@ use crate::{
     report::{
         Run, SCHEMA_VERSION, StressReport,
         console::{self, ProgressDisplay},
-        file::{self, Format, ReportFile},
-        html,
+        file::{self, ReportFile},
     },
+    reports::HTML,
     scenario::{self, Scenario, results::Context, run::measure},
     target::Targets,
     values::{HostPort, Prefix, Target},
@@ -75,30 +74,6 @@ fn start_and_load(plan: &Plan, scratch: &Path) -> Result<StressReport> {
     runtime.shutdown_background();
     Ok(report)
 }
-
-/// Shows a report that was written before.
-///
-/// # Errors
-///
-/// When it cannot be read, is none, or cannot be written.
-pub fn show(show: &Show) -> Result<ExitCode> {
-    let report = read(&show.report)?;
-    match &show.html {
-        Some(path) => ReportFile::prepare(path, HTML)?.write(&report)?,
-        None => console::report(&report, scenario::section),
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn read(path: &Path) -> Result<StressReport> {
-    let json = fs_err::read(path)?;
-    StressReport::parse(&mut serde_json::Deserializer::from_slice(&json))
-        .map_err(|wrong| anyhow!("{}: {wrong}", path.display()))
-}
-
-/// A page to look at.
-pub const HTML: Format =
-    Format { flag: "--html", render: |report| Ok(html::page(report, scenario::section).into_bytes()) };
 
 /// The files that the report goes to. All of them can be written to.
 fn outputs(plan: &Plan) -> Result<Vec<ReportFile>> {

@@ -42,6 +42,14 @@ enum Command {
     #[command(after_help = report::AFTER_HELP)]
     Report(report::Show),
 
+    /// Compare the reports of two builds of guacd, and find what got worse
+    ///
+    /// A figure got better or worse if the runs of the two builds differ by more than those of the same build do, and by more than
+    /// the threshold. For that, each build needs several reports of the same load: at least three, better ten, and best made in
+    /// turns. Variants are compared by name.
+    #[command(after_help = report::COMPARE_AFTER_HELP)]
+    Compare(report::Compare),
+
     /// Read a plan as JSON from standard input, and run it. For `cargo xtask stress`.
     #[command(hide = true)]
     Plan,
@@ -56,6 +64,8 @@ pub enum Task {
     ReadPlan,
     /// To show a report.
     Show(report::Show),
+    /// To compare reports.
+    Compare(report::Compare),
 }
 
 impl Cli {
@@ -64,6 +74,7 @@ impl Cli {
         let (scenario, load, guacds) = match self.command {
             Some(Command::Plan) => return Task::ReadPlan,
             Some(Command::Report(show)) => return Task::Show(show),
+            Some(Command::Compare(compare)) => return Task::Compare(compare),
             Some(Command::Scenario(scenario)) => scenario.into_parts(),
             None => self.hold.into_parts(Scenario::Hold),
         };

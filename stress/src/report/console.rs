@@ -11,10 +11,11 @@ use anstream::{eprintln, println};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
+    compare::{Comparison, Verdict},
     model::{Limit, Run, StressReport},
     progress::{Progress, Step},
     table,
-    text::{BAD, FAINT, Section},
+    text::{BAD, FAINT, GOOD, STRONG, Section},
 };
 use crate::guacd::pid_max::RaisedPidMax;
 
@@ -61,6 +62,38 @@ pub fn machine(limits: &[Limit], sessions: u32) {
 pub fn report(report: &StressReport, sections: fn(&Run) -> Option<Section>) {
     for line in table::lines(report, sections) {
         println!("{line}");
+    }
+}
+
+/// Prints a comparison.
+pub fn comparison(comparison: &Comparison) {
+    for variant in &comparison.variants {
+        println!("\n{STRONG}{}{STRONG:#}, {} and {} runs", variant.name, variant.runs.0, variant.runs.1);
+        for figure in &variant.figures {
+            let interval =
+                figure.interval.map_or_else(String::new, |(least, most)| format!("{least:.2} to {most:.2}"));
+            let (style, verdict) = match figure.verdict {
+                Verdict::Better => (GOOD, "better"),
+                Verdict::Worse => (BAD, "worse"),
+                Verdict::Same => (FAINT, "no change"),
+                Verdict::Unknown => (FAINT, "too few runs to tell"),
+            };
+            println!(
+                "{FAINT}{:>20}{FAINT:#}  {:>12.4} -> {:<12.4} {:<12} times {:.2}  {interval:14}  {style}{verdict}{style:#}",
+                figure.name, figure.old, figure.new, figure.unit, figure.ratio
+            );
+        }
+    }
+    println!();
+    let percent = comparison.threshold * 100.0;
+    match (comparison.has_regression(), comparison.is_sure()) {
+        (true, _) => println!(
+            "{BAD}worse{BAD:#}: at least one figure, by more than {percent} % and by more than the noise."
+        ),
+        (false, true) => println!("{GOOD}no regression{GOOD:#} of more than {percent} %."),
+        (false, false) => println!(
+            "{BAD}unknown{BAD:#}: the noise is known only from several runs of each build. Give directories with several reports."
+        ),
     }
 }
 

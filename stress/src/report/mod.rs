@@ -3,6 +3,8 @@
 pub mod model;
 
 #[cfg(feature = "engine")]
+pub mod compare;
+#[cfg(feature = "engine")]
 pub mod console;
 #[cfg(feature = "engine")]
 pub mod file;

@@ -42,8 +42,11 @@ pub enum Grade {
     Plain,
 }
 
+/// A row, with a cell for each run.
+pub type Cells = (&'static str, Vec<Option<(String, Grade)>>);
+
 /// The rows of the table that any of the runs has a value for, each with its name and a cell for each run.
-pub fn cells(runs: &[Run]) -> Vec<(&'static str, Vec<Option<(String, Grade)>>)> {
+pub fn cells(runs: &[Run]) -> Vec<Cells> {
     let grade = |(text, style): (String, Style)| match style {
         GOOD => (text, Grade::Good),
         BAD => (text, Grade::Bad),
