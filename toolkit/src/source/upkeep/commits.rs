@@ -8,18 +8,12 @@ use anyhow::{Context, Result, bail, ensure};
 use fs_err as fs;
 
 use super::check;
-use super::git::Git;
+use super::git::{BASE, Git, SINCE};
 use crate::host::{files, run};
 use crate::source::fetch::{self, Access};
 use crate::source::release::Release;
 use crate::source::series::{self, GROUP, Patch};
 use crate::ui;
-
-/// The tag of the commit that has upstream's source, in a work tree.
-pub(super) const BASE: &str = "upstream";
-
-/// The setting of a work tree that has the ID of upstream's commit which its series is for.
-pub(super) const SINCE: &str = "xtask.since";
 
 /// The line of a commit's message that names the patch's group.
 const GROUP_LINE: &str = "Group: ";

@@ -4,9 +4,9 @@ use anyhow::Result;
 use serde::Serialize;
 use tempfile::TempDir;
 
-use super::commits::{self, BASE};
+use super::commits;
 use super::conflict::{self, Conflict};
-use super::git::Git;
+use super::git::{BASE, Git};
 use super::rebase;
 use crate::host::{layout, run};
 use crate::source::fetch::Access;

@@ -7,6 +7,12 @@ use duct::Expression;
 
 use crate::host::run;
 
+/// The tag of the commit that has upstream's source, in a work tree.
+pub(super) const BASE: &str = "upstream";
+
+/// The setting of a work tree that has the ID of upstream's commit which its series is for.
+pub(super) const SINCE: &str = "xtask.since";
+
 /// In whose name commits are made: nobody's in particular.
 const NAME: &str = "guacd-uncapped";
 const EMAIL: &str = "guacd-uncapped@localhost";

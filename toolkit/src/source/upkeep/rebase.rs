@@ -6,9 +6,8 @@ use std::path::Path;
 use anyhow::{Result, bail, ensure};
 use fs_err as fs;
 
-use super::commits::{BASE, SINCE};
 use super::conflict::{self, Conflict};
-use super::git::Git;
+use super::git::{BASE, Git, SINCE};
 use crate::source::release::Release;
 
 /// The setting of a work tree that has the commit which its series is being carried over to.
