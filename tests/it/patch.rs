@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::support::checkout::Checkout;
-use crate::support::{self, xtask};
+use crate::support::{self, release, root, xtask};
 
 crate::tests! {
     Source:
@@ -195,6 +195,18 @@ fn break_the_first_patch(checkout: &Checkout, upstream: &Path) -> Result<(String
     Ok((first, file.to_owned()))
 }
 
+/// Pins the commit that the series was carried over to. Until then, it is not written to a release that is another commit.
+fn pin(checkout: &Checkout, tree: &Path) -> Result<()> {
+    checkout.xtask(["patch", "refresh"]).run()?.expect(1, &["is for upstream's commit", "--release"])?;
+    let output = Command::new("git").args(["rev-parse", "upstream^{commit}"]).current_dir(tree).output()?;
+    let commit = String::from_utf8(output.stdout)?;
+    let text = fs::read_to_string(root().join("upstream.toml"))?;
+    let upstream = checkout.path().join("upstream.toml");
+    fs::remove_file(&upstream)?;
+    fs::write(upstream, text.replace(&release().commit, commit.trim()))?;
+    Ok(())
+}
+
 fn a_series_is_carried_over_but_for_what_upstream_has_already() -> Result<()> {
     let checkout = Checkout::new()?;
     let tree = edit(&checkout)?;
@@ -206,7 +218,8 @@ fn a_series_is_carried_over_but_for_what_upstream_has_already() -> Result<()> {
     let from = upstream.path().to_string_lossy();
     let rebase = |to: &str| checkout.xtask(["patch", "rebase", "--from", &from, "--to", to]).run();
     rebase("nowhere")?.expect(1, &["has no commit, tag or branch called nowhere"])?;
-    rebase("main")?.expect(0, &[&format!("upstream has all that {first} does")])?;
+    rebase("main")?.expect(0, &[&format!("upstream has all that {first} does"), "patch refresh"])?;
+    pin(&checkout, &tree)?;
     let output = checkout.xtask(["patch", "refresh"]).run()?;
     output.expect(0, &[])?;
     ensure!(output.stdout.lines().collect::<Vec<_>>() == ["series", &first], "{}", output.stdout);
@@ -238,6 +251,7 @@ fn a_conflict_names_the_commit_of_upstream_that_caused_it() -> Result<()> {
     checkout.xtask(["patch", "refresh"]).run()?.expect(1, &["a rebase that has not ended"])?;
     git(&tree, &["checkout", "--theirs", "."])?;
     go_on()?.expect(0, &[])?;
+    pin(&checkout, &tree)?;
     let output = checkout.xtask(["patch", "refresh"]).run()?;
     output.expect(0, &[])?;
     ensure!(output.stdout.trim() == first, "{}", output.stdout);

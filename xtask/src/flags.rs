@@ -423,7 +423,7 @@ pub enum PatchCommand {
     /// Nothing is written if a commit is not that of a patch, or the work tree has changes that are not committed. Where
     /// nothing was edited, no file changes. Prints the names of the files that did.
     #[command(after_help = examples!("cargo xtask patch refresh", "cargo xtask patch refresh --dir /tmp/guacamole"))]
-    Refresh(PatchTree),
+    Refresh(PatchRefresh),
 
     /// Carry the series in the work tree over to another release or commit of upstream.
     ///
@@ -535,7 +535,19 @@ pub struct PatchTree {
     pub source: Source,
 }
 
-/// Try the series on upstream's newest commit: does it apply, does it build, and do its sessions live?
+/// Whose series is written, and from where?
+#[derive(Args)]
+pub struct PatchRefresh {
+    /// The release to whose series the commits are written.
+    #[command(flatten)]
+    pub release: Release,
+
+    /// The directory of the work tree [default: target/guacd/RELEASE/series].
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+/// Apply the series to upstream's newest commit, build it, and hold 80 sessions through it.
 ///
 /// Made to be run every night. Prints a line for each patch. If all of them apply, builds the patched guacd, and holds 80
 /// sessions with 128 pthread keys. If one conflicts, exits with 4, with the lines in question and the commits of upstream that

@@ -60,7 +60,9 @@ pub fn run(flags: &flags::Doctor) -> Result<()> {
         let missing = Missing::of(&of_needs(), wanted);
         ui::result(match missing.command() {
             Some(command) => command,
-            None if missing.packages.is_empty() => "nothing is missing".to_owned(),
+            None if missing.packages.is_empty() => {
+                "nothing is missing that guacd and what is required of it need".to_owned()
+            }
             None => missing.advice(false),
         });
         return Ok(());
@@ -142,6 +144,7 @@ fn print_features(features: &[Built], require: &[&Feature], ssh_keys: Option<&Ss
         let required = require.iter().any(|feature| feature.name == *name);
         let remark = match lacks.is_empty() {
             true => String::new(),
+            false if required => format!("for want of {}", lacks.join(", ")),
             false => format!("for want of {}; --require {name} makes this an error", lacks.join(", ")),
         };
         ui::check(lacks.is_empty(), required, title, remark);

@@ -14,7 +14,7 @@ use toolkit::source::upkeep::upstream::Offers;
 use toolkit::source::upkeep::{check, commits, export};
 use toolkit::ui;
 
-use crate::flags::{PatchCheck, PatchCommand, PatchExport, PatchRebase, PatchTree};
+use crate::flags::{PatchCheck, PatchCommand, PatchExport, PatchRebase, PatchRefresh, PatchTree};
 
 /// Runs the subcommand.
 pub fn run(command: &PatchCommand) -> Result<()> {
@@ -126,7 +126,7 @@ fn edit(flags: &PatchTree) -> Result<()> {
 }
 
 /// Writes the commits back, and prints the names of the files that have changed.
-fn refresh(flags: &PatchTree) -> Result<()> {
+fn refresh(flags: &PatchRefresh) -> Result<()> {
     let release = flags.release.load()?;
     let refreshed = commits::refresh(&release, &dir(flags.dir.as_ref(), &release))?;
     refreshed.changed.iter().for_each(ui::result);
@@ -144,6 +144,10 @@ fn rebase(flags: &PatchRebase) -> Result<()> {
     match outcome {
         Outcome::Done { dropped } => {
             dropped.iter().for_each(|name| ui::note(format!("upstream has all that {name} does")));
+            ui::note(format!(
+                "carried over; to write it to the series of its release: cargo xtask patch refresh --release RELEASE --dir {}",
+                dir.display()
+            ));
             Ok(())
         }
         Outcome::Stopped(conflict) => bail!(Failure::Patch(format!(

@@ -78,11 +78,21 @@ pub struct Refreshed {
 ///
 /// # Errors
 ///
-/// When the work tree has changes that were not committed, or a commit is not that of a patch: nothing is written then.
+/// When the work tree has changes that were not committed or is for another commit of upstream, or a commit is not that of a
+/// patch: nothing is written then.
 pub fn refresh(release: &Release, dir: &Path) -> Result<Refreshed> {
     let git = Git::open(dir)?;
     git.ensure_clean()?;
     super::rebase::settle(&git)?;
+    let since = git.read(&["config", SINCE])?;
+    ensure!(
+        since == release.commit,
+        "the series in {} is for upstream's commit {since}, and release {} is {}: give the release that it is for, as in \
+         --release RELEASE, or pin that commit in upstream.toml",
+        dir.display(),
+        release.version,
+        release.commit
+    );
     write(&git, BASE, &release.patches_dir())
 }
 
