@@ -663,11 +663,11 @@ fn a_session_connects_again_once_for_a_size() -> Result<()> {
 fn all_of_the_clipboard_is_passed_on() -> Result<()> {
     // Line breaks take two or four bytes, and what is kept of text is 262,144 bytes of UTF-8.
     let patched = rdp_desktop("patched", "clipboard")?;
-    let expected = "to the server: 524288 bytes\nto the server: 1048576 bytes\n\
+    let expected = "to the server: D83D DE00\nto the server: 524288 bytes\nto the server: 1048576 bytes\n\
                     from the server: 262144 bytes\nfrom the server: 262143 bytes\n";
     ensure!(patched.ends_with(expected), "{patched}");
     let stock = rdp_desktop("stock", "clipboard")?;
-    let expected = "to the server: 262144 bytes\nto the server: 262144 bytes\n\
+    let expected = "to the server: D83D DE00\nto the server: 262144 bytes\nto the server: 262144 bytes\n\
                     from the server: 0 bytes\nfrom the server: 262143 bytes\n";
     ensure!(stock.ends_with(expected), "stock: {stock}");
     Ok(())

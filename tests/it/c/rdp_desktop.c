@@ -223,7 +223,11 @@ static UINT respond(CliprdrClientContext* cliprdr, const CLIPRDR_FORMAT_DATA_RES
 #else
     int size = response->dataLen;
 #endif
-    printf("to the server: %i bytes\n", size);
+    const uint16_t* units = (const uint16_t*) response->requestedFormatData;
+    if (size < 16)
+        printf("to the server: %04X %04X\n", units[0], units[1]);
+    else
+        printf("to the server: %i bytes\n", size);
     return CHANNEL_RC_OK;
 }
 
@@ -235,13 +239,19 @@ static void clipboard(void) {
     connect_channel(CLIPRDR_SVC_CHANNEL_NAME, &cliprdr);
 
     guac_common_clipboard* text = rdp_client.clipboard->clipboard;
+
+    /* A character beyond U+FFFF, which clients send as two surrogates */
+    CLIPRDR_FORMAT_DATA_REQUEST request = { .requestedFormatId = CF_UNICODETEXT };
+    guac_common_clipboard_reset(text, "text/plain");
+    guac_common_clipboard_append(text, "\xED\xA0\xBD\xED\xB8\x80", 6);
+    cliprdr.ServerFormatDataRequest(&cliprdr, &request);
+
     static char lines[GUAC_COMMON_CLIPBOARD_MAX_LENGTH];
     memset(lines, '\n', sizeof(lines));
     for (int crlf = 0; crlf < 2; crlf++) {
         settings.clipboard_crlf = crlf;
         guac_common_clipboard_reset(text, "text/plain");
         guac_common_clipboard_append(text, lines, sizeof(lines));
-        CLIPRDR_FORMAT_DATA_REQUEST request = { .requestedFormatId = CF_UNICODETEXT };
         cliprdr.ServerFormatDataRequest(&cliprdr, &request);
     }
 
