@@ -379,7 +379,7 @@ fn users_can_join_while_a_desktop_is_drawn() -> Result<()> {
     let vnc = a_vnc_desktop_that_never_rests(true, 100)?;
     join("patched", &vnc, 60)?;
     let should_fail = stock_lacks("0060")? || stock_crashes()?;
-    // It takes one join of about fifty, and now and then many more.
+    // Stock freezes after about fifty joins, and now and then after many more.
     let attempts = if should_fail { 4 } else { 1 };
     let freezes = (0..attempts).any(|_| join("stock", &vnc, 300).is_err());
     ensure!(freezes == should_fail, "stock: whether it freezes or crashes is {freezes}");
